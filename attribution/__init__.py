@@ -1,0 +1,1 @@
+"""Attribution by unlearning: which training images is this generated picture made of?"""

@@ -1,0 +1,261 @@
+"""Build an index, resumably: each step goes on where it was interrupted, and other settings are refused."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet as parquet
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from attribution.data import (
+    SCENES,
+    DataSettings,
+    EncodedSet,
+    TrainingSet,
+    batches,
+    open_training_set,
+    to_pixels,
+    to_square,
+)
+from attribution.errors import IndexMismatch, InputError
+from attribution.fisher import FisherSettings, add_squares, per_image_gradients
+from attribution.index import FORMAT_VERSION, STEPS, THUMBNAIL_SIDE, read_manifest
+from attribution.model import Model
+from attribution.noise import NoiseBank, NoiseSettings
+from attribution.score import training_losses
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """All that an index depends on, save for the model; written whole into the manifest."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    noise: NoiseSettings = field(default_factory=NoiseSettings)
+    fisher: FisherSettings = field(default_factory=FisherSettings)
+    batch: int = 64
+
+
+@dataclass(frozen=True)
+class BuildProgress:
+    """A step of the build, and how much of it is done."""
+
+    step: str
+    done: int
+    total: int
+
+
+@dataclass
+class Builder:
+    """One build: where to, from what, and the manifest that says how far it is."""
+
+    out: Path
+    model: Model
+    training: TrainingSet
+    settings: BuildSettings
+    manifest: dict[str, Any]
+
+    def finish(self, step: str) -> None:
+        """Record that a step is done."""
+        self.manifest["finished"].append(step)
+        self.manifest["progress"].pop(step, None)
+        self.save()
+
+    def advance(self, step: str, done: int) -> None:
+        """Record how far a step is."""
+        self.manifest["progress"][step] = done
+        self.save()
+
+    def save(self) -> None:
+        """Write the manifest, whole or not at all."""
+        partial = self.out / "manifest.json.partial"
+        partial.write_text(json.dumps(self.manifest, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, self.out / "manifest.json")
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: type[np.floating]) -> NDArray[np.floating]:
+        """A file of `shape`, opened for writing; what an interrupted build wrote is kept."""
+        path = self.out / f"{name}.npy"
+        if name in self.manifest["progress"] and path.is_file():
+            return np.load(path, mmap_mode="r+")  # type: ignore[no-any-return]
+        self.manifest["progress"].pop(name, None)
+        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def build(out: Path, model: Model, settings: BuildSettings) -> Iterator[BuildProgress]:
+    """Build or go on building an index.
+
+    Raises:
+        InputError: the training data cannot be read, or are empty.
+        IndexMismatch: the folder holds an index of another model, other data or other settings.
+    """
+    training = open_training_set(settings.data)
+    if not len(training):
+        raise InputError("the training data are empty; at least one captioned image is needed")
+    out.mkdir(parents=True, exist_ok=True)
+    wanted = _manifest(out, model, training, settings)
+    if (out / "manifest.json").exists():
+        manifest = read_manifest(out)
+        _refuse_mismatch(manifest, wanted, out)
+    else:
+        manifest = wanted
+    builder = Builder(out, model, training, settings, manifest)
+    for step in STEPS:
+        if step not in manifest["finished"]:
+            yield from BUILD_STEPS[step](builder)
+            builder.finish(step)
+
+
+def _manifest(out: Path, model: Model, training: TrainingSet, settings: BuildSettings) -> dict[str, Any]:
+    source = settings.data.dataset_name or str(settings.data.train_data_dir)
+    recorded: dict[str, Any] = json.loads(json.dumps(asdict(settings), default=str))
+    recorded.pop("batch")  # changes nothing
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": {
+            "id": _portable(model.source, out),
+            "sha256": model.sha256,
+            "latent_shape": list(model.latent_shape),
+            "train_timesteps": model.train_timesteps,
+            "prediction_type": model.prediction_type,
+        },
+        "data": {"source": source, "count": len(training), "sha256": training.sha256()},
+        "settings": recorded,
+        "finished": [],
+        "progress": {},
+    }
+
+
+def _portable(source: str, out: Path) -> str:
+    """A model folder beside the index is named relative to it, so that both can be moved together."""
+    folder = Path(source).resolve()
+    if folder.is_dir() and folder.parent == out.resolve().parent:
+        return os.path.join("..", folder.name)
+    return str(folder) if folder.is_dir() else source
+
+
+def _refuse_mismatch(found: dict[str, Any], wanted: dict[str, Any], out: Path) -> None:
+    for part in ("model", "data", "settings"):
+        for key in wanted[part].keys() | found[part].keys():
+            if (was := found[part].get(key)) != (now := wanted[part].get(key)):
+                raise IndexMismatch(
+                    f"{out} was built with {part} {key} = {was!r}, now it is {now!r}; name another --out folder,"
+                    " or the same settings to go on with this one"
+                )
+
+
+def _captions(builder: Builder) -> Iterator[BuildProgress]:
+    training = builder.training
+    table = pyarrow.table({"id": training.ids, "caption": training.captions})
+    parquet.write_table(table, builder.out / "captions.parquet", compression="zstd")
+    yield BuildProgress("captions", len(training), len(training))
+
+
+def _thumbnails(builder: Builder) -> Iterator[BuildProgress]:
+    if builder.settings.data.dataset_name == SCENES:
+        return  # composed at first start
+    folder, count = builder.out / "thumbnails", len(builder.training)
+    folder.mkdir(exist_ok=True)
+    for rows in batches(count, builder.settings.batch, builder.manifest["progress"].get("thumbnails", 0)):
+        for row in rows:
+            picture = builder.training.image(row)
+            picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+            picture.save(folder / f"{row:08d}.png")
+        builder.advance("thumbnails", rows.stop)
+        yield BuildProgress("thumbnails", rows.stop, count)
+
+
+def _latents(builder: Builder) -> Iterator[BuildProgress]:
+    model, data, count = builder.model, builder.settings.data, len(builder.training)
+    array = builder.array("latents", (count, 2, *model.latent_shape), np.float16)
+    for rows in batches(count, builder.settings.batch, builder.manifest["progress"].get("latents", 0)):
+        images = [builder.training.image(row) for row in rows]
+        pixels = to_pixels([to_square(image, model.resolution, data.center_crop)[0] for image in images])
+        both = torch.stack([model.encode_images(pixels), model.encode_images(pixels.flip(-1))], 1)
+        array[rows.start : rows.stop] = both.cpu().numpy()
+        array.flush()  # type: ignore[attr-defined]
+        builder.advance("latents", rows.stop)
+        yield BuildProgress("latents", rows.stop, count)
+
+
+def _encoded(builder: Builder) -> EncodedSet:
+    latents = np.load(builder.out / "latents.npy", mmap_mode="r")
+    return EncodedSet(latents, builder.training.captions)
+
+
+def _bank(builder: Builder, settings: NoiseSettings) -> NoiseBank:
+    return NoiseBank.draw(settings, builder.model.latent_shape, builder.model.train_timesteps)
+
+
+def _base_losses(builder: Builder) -> Iterator[BuildProgress]:
+    count, bank = len(builder.training), _bank(builder, builder.settings.noise)
+    array = builder.array("base_losses", (count, 2, len(bank)), np.float32)
+    start = builder.manifest["progress"].get("base_losses", 0)
+    rows, columns = list(range(start, count)), range(len(bank))
+    for which, losses in training_losses(
+        builder.model, _encoded(builder), bank, rows, columns, batch=builder.settings.batch
+    ):
+        array[start + which.start : start + which.stop] = losses
+        array.flush()  # type: ignore[attr-defined]
+        builder.advance("base_losses", start + which.stop)
+        yield BuildProgress("base_losses", start + which.stop, count)
+
+
+def _fisher(builder: Builder) -> Iterator[BuildProgress]:
+    settings, encoded = builder.settings.fisher, _encoded(builder)
+    bank = _bank(builder, NoiseSettings(settings.timesteps, 1, settings.seed))
+    views = 2 if builder.settings.data.random_flip else 1
+    partial = builder.out / "fisher.partial.safetensors"
+    sums, start = _resume_sums(partial)
+    for number, samples in enumerate(batches(settings.samples, builder.settings.batch, start), start=1):
+        sums = add_squares(sums, fisher_sample(builder.model, encoded, bank, settings, samples, views))
+        if number % 16 == 0:
+            _save_sums(partial, sums, samples.stop)
+        yield BuildProgress("fisher", samples.stop, settings.samples)
+    save_file(
+        {name: (total / settings.samples).cpu() for name, total in sums.items()}, builder.out / "fisher.safetensors"
+    )
+    partial.unlink(missing_ok=True)
+
+
+def fisher_sample(
+    model: Model, encoded: EncodedSet, bank: NoiseBank, settings: FisherSettings, samples: range, views: int
+) -> dict[str, Tensor]:
+    """Per-image gradients of samples: s is image s mod N, its mirror on odd passes, at column s x 97 mod S."""
+    count = len(encoded)
+    rows = [s % count for s in samples]
+    latents = torch.stack(
+        [encoded.view([row], [s // count % views])[0, 0] for s, row in zip(samples, rows, strict=True)]
+    )
+    text = model.encode_text([encoded.captions[row] for row in rows])
+    columns = [s * 97 % len(bank) for s in samples]
+    return per_image_gradients(model, settings.weights, latents, text, bank.select(columns))
+
+
+def _save_sums(path: Path, sums: dict[str, Tensor], done: int) -> None:
+    save_file({name: total.cpu() for name, total in sums.items()}, f"{path}.new", metadata={"done": str(done)})
+    os.replace(f"{path}.new", path)
+
+
+def _resume_sums(path: Path) -> tuple[dict[str, Tensor], int]:
+    if not path.is_file():
+        return {}, 0
+    with safe_open(path, framework="pt") as file:
+        names = file.keys()
+        return {name: file.get_tensor(name) for name in names}, int(file.metadata()["done"])
+
+
+BUILD_STEPS: dict[str, Callable[[Builder], Iterator[BuildProgress]]] = {
+    "captions": _captions,
+    "thumbnails": _thumbnails,
+    "latents": _latents,
+    "base_losses": _base_losses,
+    "fisher": _fisher,
+}

@@ -1,0 +1,223 @@
+"""The command line: `python -m attribution scenes | index | generate | attribute | evaluate`."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import tyro
+
+from attribution.errors import AttributionError, InputError
+
+Boxes = tuple[tuple[float, float, float, float], ...]
+Step = TypeVar("Step")
+
+
+def scenes(out: Path, split: Literal["train", "heldout"] = "train") -> None:
+    """Compose EmojiScenes, the embedded training set, as an imagefolder with metadata.jsonl.
+
+    Args:
+        out: a folder that does not exist yet.
+        split: which scenes.
+    """
+    from attribution.scenes.compose import write_imagefolder
+
+    try:
+        print(write_imagefolder(out, split))
+    except FileExistsError as error:
+        raise InputError(str(error)) from error
+
+
+def index(
+    out: Path,
+    pretrained_model_name_or_path: str,
+    dataset_name: str | None = None,
+    train_data_dir: Path | None = None,
+    image_column: str = "image",
+    caption_column: str = "text",
+    resolution: int = 512,
+    center_crop: bool = True,
+    random_flip: bool = True,
+    max_train_samples: int | None = None,
+    timesteps: int = 10,
+    noises: int = 1,
+    fisher_samples: int = 16_384,
+    batch: int = 64,
+) -> None:
+    """Build, or go on building, the index of a training set and a model.
+
+    Args:
+        out: the index folder.
+        pretrained_model_name_or_path: a StableDiffusionPipeline folder or hub id.
+        dataset_name: a hub id for `datasets`, or "emoji-scenes".
+        train_data_dir: an imagefolder with metadata.jsonl, instead.
+        image_column: column of the images.
+        caption_column: column of the captions.
+        resolution: px; the model's own resolution is used, and another value is refused.
+        center_crop: cut the middle square of each image; otherwise squeeze it.
+        random_flip: the model was trained with mirrored images.
+        max_train_samples: only the first so many images.
+        timesteps: of the noise bank that scores are measured with.
+        noises: per timestep.
+        fisher_samples: gradients that the Fisher information is estimated from.
+        batch: predictions in one call of the U-Net.
+    """
+    from attribution.build import BuildSettings, build
+    from attribution.data import DataSettings
+    from attribution.fisher import FisherSettings
+    from attribution.model import Model
+    from attribution.noise import NoiseSettings
+
+    model = Model.load(pretrained_model_name_or_path)
+    data = DataSettings(
+        dataset_name=dataset_name,
+        train_data_dir=train_data_dir,
+        image_column=image_column,
+        caption_column=caption_column,
+        resolution=model.resolution,
+        center_crop=center_crop,
+        random_flip=random_flip,
+        max_train_samples=max_train_samples,
+    )
+    settings = BuildSettings(data, NoiseSettings(timesteps, noises), FisherSettings(samples=fisher_samples), batch)
+    for step in _watch(build(out, model, settings), lambda step: f"{step.step} {step.done}/{step.total}"):
+        del step
+    print(out)
+
+
+def generate(prompt: str, out: Path, seed: int = 0, index: Path | None = None) -> None:
+    """Generate a picture with the index's model.
+
+    Args:
+        prompt: what to draw.
+        out: a PNG file.
+        seed: 0 to 2**63 - 1.
+        index: an index folder; the embedded one by default.
+    """
+    from attribution.attribute import open_index
+
+    model, _ = open_index(index)
+    model.generate(prompt, seed).save(out)
+    print(out)
+
+
+def attribute(
+    prompt: str,
+    seed: int | None = None,
+    image: Path | None = None,
+    box: Boxes = (),
+    method: str = "unlearning",
+    exhaustive: bool = False,
+    top_k: int = 10,
+    index: Path | None = None,
+    out: Path | None = None,
+) -> None:
+    """Find the training images that a picture is made of.
+
+    Args:
+        prompt: that the picture was, or is to be, generated from.
+        seed: generates the picture; not with --image.
+        image: a picture that exists already.
+        box: x0 y0 x1 y1 in pixels; several boxes are joined.
+        method: one of the methods; "list" prints them.
+        exhaustive: score every image on all noises, instead of halving.
+        top_k: how many training images to report.
+        index: an index folder; the embedded one by default.
+        out: a JSON file.
+    """
+    from attribution.attribute import METHODS, AttributeSettings, Attribution, Progress, Query, open_index
+    from attribution.attribute import attribute as answer
+    from attribution.data import open_upload
+    from attribution.report import write_json
+
+    if method == "list":
+        print("\n".join(f"{name:12} {entry.line} ({entry.source})" for name, entry in METHODS.items()))
+        return
+    if image is not None and seed is not None:
+        raise InputError("name either --image or --seed: a picture that exists is not generated")
+    upload = None if image is None else open_upload(image)
+    model, opened = open_index(index)
+    tokens = model.count_tokens(prompt)
+    if tokens.count > tokens.limit:
+        print(f"the prompt has {tokens.count} tokens, {tokens.limit} are read: {tokens.kept!r}", file=sys.stderr)
+    picture = upload or model.generate(prompt, seed or 0)
+    query = Query(prompt, picture, None if upload else seed or 0, box)
+    settings = replace(AttributeSettings(), method=method, exhaustive=exhaustive, top_k=top_k)
+
+    def describe(step: Progress | Attribution) -> str:
+        if isinstance(step, Attribution):
+            return "done"
+        eta = "" if step.eta is None else f", {step.eta:.0f} s left"
+        return f"{step.stage} {step.evaluations}/{step.total} evaluations{eta}"
+
+    for step in _watch(answer(model, opened, query, settings), describe):
+        if isinstance(step, Attribution):
+            for result in step.results:
+                mirrored = " (mirrored)" if result.flip else ""
+                print(f"{result.rank:3} {result.score:+.5f} {result.id}{mirrored}  {result.caption}")
+            if out is not None:
+                write_json(step, out)
+
+
+def evaluate(
+    what: tyro.conf.Positional[Literal["locality"]],
+    out: Path,
+    pictures: int = 40,
+    seed: int = 1,
+    index: Path | None = None,
+) -> None:
+    """Measure how well methods find the objects of generated pictures; resumable.
+
+    Args:
+        what: locality: precision@10 of boxed objects by the scenes' own metadata.
+        out: a JSON-lines file; what it holds already is not measured again.
+        pictures: generated pictures, two objects each.
+        seed: of the prompts and pictures.
+        index: an index folder; the embedded one by default.
+    """
+    from attribution.attribute import open_index
+    from attribution.evaluate.locality import LocalitySettings, measure, summary
+
+    model, opened = open_index(index)
+    settings = LocalitySettings(pictures=pictures, seed=seed)
+    for step in _watch(measure(model, opened, settings, out), str):
+        del step
+    print(summary(out))
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "scenes": scenes,
+    "index": index,
+    "generate": generate,
+    "attribute": attribute,
+    "evaluate": evaluate,
+}
+
+
+def _watch(steps: Iterable[Step], describe: Callable[[Step], str]) -> Iterator[Step]:
+    """Show each step on standard error: rewritten in place on a terminal, else now and then a line."""
+    terminal = sys.stderr.isatty()
+    last = ""
+    for number, step in enumerate(steps):
+        last = describe(step)
+        if terminal:
+            print(f"\r\033[K{last}", end="", file=sys.stderr, flush=True)
+        elif number % 50 == 0:
+            print(last, file=sys.stderr, flush=True)
+        yield step
+    print("\r\033[K" if terminal else last, file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; 0, or 2 with one line on standard error for what a person can mend."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m attribution", args=arguments)
+    except AttributionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0

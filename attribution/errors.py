@@ -1,0 +1,28 @@
+"""Every error that a person can act on. Messages name the value, what is accepted and what to do.
+
+AttributionError
+  InputError          a value from outside is wrong: exit status 2, a toast on the page
+  IndexMismatch       an index that is missing, foreign, truncated or made with other settings
+  WeightsUnavailable  a model whose weights cannot be had here
+  Stopped             the work was stopped on request
+"""
+
+
+class AttributionError(Exception):
+    """Base of this package's errors."""
+
+
+class InputError(AttributionError):
+    """A prompt, image, box, seed or number that is not acceptable."""
+
+
+class IndexMismatch(AttributionError):
+    """An index folder that cannot be used as it is."""
+
+
+class WeightsUnavailable(AttributionError):
+    """Weights that are neither on disk nor reachable."""
+
+
+class Stopped(AttributionError):
+    """The work was stopped on request; nothing was changed."""

