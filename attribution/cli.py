@@ -1,6 +1,5 @@
 """The command line: `python -m attribution scenes | index | generate | attribute | evaluate`."""
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -212,7 +211,6 @@ def _watch(steps: Iterable[Step], describe: Callable[[Step], str]) -> Iterator[S
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; 0, or 2 with one line on standard error for what a person can mend."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m attribution", args=arguments)
     except AttributionError as error:

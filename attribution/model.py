@@ -14,8 +14,10 @@ from typing import Any, Literal
 
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from attribution.errors import InputError, WeightsUnavailable
 
@@ -83,9 +85,11 @@ class Model:
         Raises:
             WeightsUnavailable: it is not a folder in Stable Diffusion's layout, nor could the hub provide it.
         """
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
         try:
             pipe = StableDiffusionPipeline.from_pretrained(
-                str(source), torch_dtype=dtype, safety_checker=None, requires_safety_checker=False
+                str(source), dtype=dtype, safety_checker=None, requires_safety_checker=False
             )
         except Exception as error:  # diffusers and the hub raise a dozen kinds
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -132,7 +136,7 @@ class Model:
                 digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] to scaled latents (B, C, h, w), the posterior's mode: no noise is added."""
         encoded = self.vae.encode(pixels.to(self.device, self.dtype))
@@ -140,7 +144,7 @@ class Model:
         latents: Tensor = encoded.latents if posterior is None else posterior.mode()
         return latents * self.vae.config.scaling_factor
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode_text(self, prompts: list[str]) -> Tensor:
         """Prompts to the text encoder's hidden states (B, L, D), truncated and padded to its length."""
         limit = self.tokenizer.model_max_length
