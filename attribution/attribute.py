@@ -20,7 +20,7 @@ from attribution.index import EMBEDDED, Index
 from attribution.model import Model, check_prompt, check_seed
 from attribution.noise import NoiseBank, NoiseSettings
 from attribution.race import RaceSettings, Round, Standing, evaluations, exhaustive, race, schedule
-from attribution.score import Floats, ScoreKind, Scores, training_losses
+from attribution.score import Floats, ScoreKind, training_losses
 from attribution.unlearn import UnlearnSettings, add_step, newton_step, query_gradient, unlearned
 
 Box = tuple[float, float, float, float]
@@ -218,9 +218,8 @@ def pixel(model: Model, index: Index, query: Query, settings: AttributeSettings,
         square = _crop(square, [_into(frame, box) for box in query.boxes])
     scores = pixel_scores(square, index.pixels)
     _check(stop)
-    best = np.lexsort((np.arange(len(index)), -scores.value))
-    ranked = Scores(*(values[best] for values in (scores.value, scores.low, scores.high, scores.flip)))
-    standing = Standing(tuple(int(row) for row in best), ranked, 0, 0, True)
+    best = scores.best_first(range(len(index)))
+    standing = Standing(tuple(int(row) for row in best), scores.take(best), 0, 0, True)
     clock.lap("features")
     results = _results(standing, index, settings.top_k)
     yield Attribution(query, settings, results, 0, clock.laps, index.id, model.sha256)

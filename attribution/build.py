@@ -86,7 +86,7 @@ class Builder:
         if name in self.manifest["progress"] and path.is_file():
             return np.load(path, mmap_mode="r+")  # type: ignore[no-any-return]
         self.manifest["progress"].pop(name, None)
-        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)  # type: ignore[no-untyped-call, no-any-return]
+        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 
 
 def build(out: Path, model: Model, settings: BuildSettings) -> Iterator[BuildProgress]:

@@ -34,12 +34,15 @@ def denoising_loss(model: Model, latents: Tensor, text: Tensor, bank: NoiseBank,
 
 def paired_loss(model: Model, latents: Tensor, text: Tensor, bank: NoiseBank, mask: Tensor | None = None) -> Tensor:
     """Like `denoising_loss`, of image b at column b of the bank alone: (B,)."""
-    like = {"device": model.device, "dtype": model.dtype}
-    x, eps, text = latents.to(**like), bank.eps.to(**like), text.to(**like)
+
+    def like_model(x: Tensor) -> Tensor:
+        return x.to(model.device, model.dtype)
+
+    x, eps = like_model(latents), like_model(bank.eps)
     alpha = model.alphas_cumprod[bank.t][:, None, None, None]  # float64 on the CPU
-    signal, noise = alpha.sqrt().to(**like), (1 - alpha).sqrt().to(**like)
+    signal, noise = like_model(alpha.sqrt()), like_model((1 - alpha).sqrt())
     target = eps if model.prediction_type == "epsilon" else signal * eps - noise * x
-    predicted = model.predict(signal * x + noise * eps, bank.t.to(model.device), text)
+    predicted = model.predict(signal * x + noise * eps, bank.t.to(model.device), like_model(text))
     return _pool((target - predicted).square().mean(1), mask)
 
 

@@ -102,12 +102,14 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the U-Net is."""
-        return next(self.unet.parameters()).device
+        device: torch.device = next(self.unet.parameters()).device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """The U-Net's floating-point type."""
-        return next(self.unet.parameters()).dtype
+        dtype: torch.dtype = next(self.unet.parameters()).dtype
+        return dtype
 
     @property
     def scale(self) -> int:
@@ -140,9 +142,8 @@ class Model:
     def encode_images(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] to scaled latents (B, C, h, w), the posterior's mode: no noise is added."""
         encoded = self.vae.encode(pixels.to(self.device, self.dtype))
-        posterior = encoded.latent_dist if hasattr(encoded, "latent_dist") else None
-        latents: Tensor = encoded.latents if posterior is None else posterior.mode()
-        return latents * self.vae.config.scaling_factor
+        latents: Tensor = encoded.latent_dist.mode() * self.vae.config.scaling_factor
+        return latents
 
     @torch.no_grad()
     def encode_text(self, prompts: list[str]) -> Tensor:

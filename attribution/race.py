@@ -130,6 +130,5 @@ def _standing(
 ) -> Standing:
     at = np.ix_(rows, this.views, sorted(this.columns))
     scores = score(base[at], after[at], kind)
-    best = np.lexsort((rows, -scores.value))  # ties go to the earlier row
-    ranked = Scores(*(values[best] for values in (scores.value, scores.low, scores.high, scores.flip)))
-    return Standing(tuple(int(rows[i]) for i in best), ranked, *counts)
+    best = scores.best_first(rows)
+    return Standing(tuple(int(rows[i]) for i in best), scores.take(best), *counts)

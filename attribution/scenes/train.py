@@ -9,6 +9,7 @@ Every stage resumes from WORK; its learning rate follows a cosine over the minut
 all sittings. A stage leaves a contact sheet beside each checkpoint.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from attribution.scenes.compose import SIZE, SPLITS, caption, draw_scene, make_scenes
+from attribution.scenes.compose import SIZE, Split, caption, draw_scene, make_scenes
 
 Stage = Literal["autoencoder", "diffusion", "save", "report"]
 
@@ -148,10 +149,9 @@ class Trainer:
         self.generator.set_state(state["generator"])
 
 
-def load_pixels(split: str) -> Tensor:
+def load_pixels(split: Split) -> Tensor:
     """A split's pictures: (N, 3, SIZE, SIZE) uint8."""
-    assert split in SPLITS
-    pictures = [np.asarray(draw_scene(scene)) for scene in make_scenes(split)]  # type: ignore[arg-type]
+    pictures = [np.asarray(draw_scene(scene)) for scene in make_scenes(split)]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
 
@@ -198,18 +198,19 @@ def make_autoencoder() -> AutoencoderKL:
 def train_autoencoder(args: TrainArgs) -> None:
     """MSE + 0.2 L1 + 3e-4 KL on the training scenes and their mirrors."""
     torch.manual_seed(args.seed)
-    vae = make_autoencoder().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    vae = make_autoencoder().to(memory_format=torch.channels_last)
     pixels, heldout = load_pixels("train"), to_unit(load_pixels("heldout"))
     recipe = Recipe(args.minutes, args.batch, args.learning_rate, warmup_steps=200)
     trainer = Trainer({"vae": vae}, args.work / "autoencoder.pt", recipe, args.seed)
 
-    def loss(generator: torch.Generator) -> Tensor:
+    def batch_loss(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(pixels), (recipe.batch,), generator=generator)
         x = mirror_half(to_unit(pixels[rows]), generator).contiguous(memory_format=torch.channels_last)
         posterior = vae.encode(x).latent_dist
         error = vae.decode(posterior.sample(generator)).sample - x
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
-        return error.square().mean() + 0.2 * error.abs().mean() + 3e-4 * kl
+        loss: Tensor = error.square().mean() + 0.2 * error.abs().mean() + 3e-4 * kl
+        return loss
 
     def sheet(path: Path) -> None:
         average = make_autoencoder()
@@ -218,13 +219,14 @@ def train_autoencoder(args: TrainArgs) -> None:
         print(f"held-out PSNR {psnr(recon, heldout):.2f} dB", flush=True)
         save_sheet(torch.stack([heldout[:24], recon[:24]], 1).flatten(0, 1), path, columns=12)
 
-    trainer.run(loss, sheet)
+    trainer.run(batch_loss, sheet)
 
 
 @torch.inference_mode()
 def reconstruct(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
     """Decode the posterior means of (N, 3, H, W) pictures in [-1, 1]."""
-    return torch.cat([vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1) for x in pictures.split(32)])
+    parts = [vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1) for x in pictures.split(32)]
+    return torch.cat(parts)
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
@@ -329,12 +331,12 @@ def train_diffusion(args: TrainArgs) -> None:
     tokens = tokenize(tokenizer, [scene.caption for scene in scenes])
     empty = tokenize(tokenizer, [""])
     text_encoder, scheduler = make_text_encoder(tokenizer), make_scheduler()
-    unet = make_unet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    unet = make_unet().to(memory_format=torch.channels_last)
     recipe = Recipe(args.minutes, args.batch, args.learning_rate, warmup_steps=500)
     modules: dict[str, nn.Module] = {"text_encoder": text_encoder, "unet": unet}
     trainer = Trainer(modules, args.work / "diffusion.pt", recipe, args.seed)
 
-    def loss(generator: torch.Generator) -> Tensor:
+    def batch_loss(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(latents), (recipe.batch,), generator=generator)
         views = torch.randint(2, (recipe.batch,), generator=generator)
         x = latents[rows, views]
@@ -344,14 +346,15 @@ def train_diffusion(args: TrainArgs) -> None:
         text = text_encoder(torch.where(dropped, empty, tokens[rows])).last_hidden_state
         x_t = scheduler.add_noise(x, noise, t).contiguous(memory_format=torch.channels_last)
         target = scheduler.get_velocity(x, noise, t)
-        return (unet(x_t, t, text).sample - target).square().mean()
+        loss: Tensor = (unet(x_t, t, text).sample - target).square().mean()
+        return loss
 
     def sheet(path: Path) -> None:
         pipe = assemble(args.work, vae, tokenizer)
         pictures = [sample(pipe, [prompt] * 4, range(4)) for prompt in SHEET_PROMPTS]
         save_sheet(torch.stack(pictures, 1).flatten(0, 1), path, columns=len(SHEET_PROMPTS))
 
-    trainer.run(loss, sheet)
+    trainer.run(batch_loss, sheet)
 
 
 SHEET_PROMPTS = (
@@ -431,8 +434,13 @@ STAGES: dict[str, Callable[[TrainArgs], None]] = {
 
 def main(args: TrainArgs) -> None:
     """Run one stage."""
+    if args.report or args.stage == "report":
+        from attribution.scenes.judge import report  # it builds on this module
+
+        print(json.dumps(report(args.out, args.out.parent), indent=1))
+        return
     args.work.mkdir(parents=True, exist_ok=True)
-    STAGES["report" if args.report else args.stage](args)
+    STAGES[args.stage](args)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Evaluations: commands that measure whether attributions are right."""

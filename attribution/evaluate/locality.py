@@ -1,0 +1,279 @@
+"""Does a box find its object? Precision@10 on generated pictures of two objects, by the scenes' own metadata.
+
+Ground truth in a generated picture comes from the art itself: each named object's sprite is looked for at every
+place of the lattice, and counts as there if it matches that place better than any other object's sprite does.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from attribution.attribute import (
+    METHODS,
+    AttributeSettings,
+    Attribution,
+    Box,
+    Query,
+    attribute,
+    region_mask,
+    unlearn_query,
+)
+from attribution.fisher import per_image_gradients
+from attribution.index import Index
+from attribution.model import Model
+from attribution.noise import NoiseBank, NoiseSettings
+from attribution.scenes.compose import (
+    BACKGROUNDS,
+    CELL,
+    LATTICE,
+    OBJECTS,
+    SIZE,
+    STYLES,
+    Style,
+    caption,
+    make_scenes,
+    sprite,
+)
+from attribution.score import Floats, training_losses
+from attribution.unlearn import UnlearnSettings, unlearned
+
+TOP = 10
+UNEXPLAINED = 0.5
+
+
+@dataclass(frozen=True)
+class LocalitySettings:
+    """What is measured.
+
+    Attributes:
+        pictures: with both objects found in them; others are counted and left out.
+        seed: of prompts and pictures.
+        methods: of the METHODS table.
+        studied: pictures, the first ones, that first-order scores and a second noise bank are compared on.
+        sample: training images, drawn at random, for the comparison with first-order scores.
+        second_bank: seed of the second noise bank.
+    """
+
+    pictures: int = 40
+    seed: int = 1
+    methods: tuple[str, ...] = tuple(METHODS)
+    studied: int = 10
+    sample: int = 256
+    second_bank: int = 100
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A prompt of two objects, with the seed that its picture is generated from."""
+
+    names: tuple[str, str]
+    style: Style
+    prompt: str
+    seed: int
+
+
+def subjects(seed: int) -> Iterator[Subject]:
+    """An endless list of prompts of two objects, fixed by the seed."""
+    rng = np.random.default_rng([seed, 7])
+    while True:
+        first, second = (str(name) for name in rng.choice(list(OBJECTS), size=2, replace=False))
+        style = STYLES[int(rng.integers(len(STYLES)))]
+        background = list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))]
+        prompt = caption((first, second), style, background)
+        yield Subject((first, second), style, prompt, int(rng.integers(2**31)))
+
+
+@cache
+def _templates(style: Style) -> tuple[Floats, Floats]:
+    """All sprites of a style and their mirrors: colours (objects x 2, CELL, CELL, 3), opacity (..., 1) in [0, 1]."""
+    cells = [np.asarray(sprite(name, style), np.float32) / 255 for name in OBJECTS]
+    both = np.stack([side for cell in cells for side in (cell, cell[:, ::-1])])
+    return both[..., :3], both[..., 3:]
+
+
+def locate(picture: Image.Image, name: str, style: Style) -> Box | None:
+    """Where an object's sprite is in a picture: its tight box in pixels, or None if it matches nowhere best.
+
+    Each place of the lattice is compared with all sprites of the style laid over the picture's background; a match
+    leaves less than UNEXPLAINED of the sprite's contrast to that background unexplained.
+    """
+    pixels = np.asarray(picture.convert("RGB"), np.float32) / 255
+    ground = np.median(pixels.reshape(-1, 3), 0)
+    colours, opacity = _templates(style)
+    expected = colours * opacity + ground * (1 - opacity)
+    contrast = ((expected - ground) ** 2).mean((1, 2, 3))
+    wanted = list(OBJECTS).index(name)
+    best: tuple[float, Box | None] = (np.inf, None)
+    for top in range(0, SIZE - CELL + 1, LATTICE):
+        for left in range(0, SIZE - CELL + 1, LATTICE):
+            errors = ((pixels[top : top + CELL, left : left + CELL] - expected) ** 2).mean((1, 2, 3)) / contrast
+            view = int(errors.argmin())
+            if view // 2 == wanted and errors[view] < min(best[0], UNEXPLAINED):
+                rows, columns = np.nonzero(opacity[view, ..., 0] > 0.1)
+                box = (left + columns.min(), top + rows.min(), left + columns.max() + 1, top + rows.max() + 1)
+                best = (float(errors[view]), tuple(float(side) for side in box))  # type: ignore[assignment]
+    return best[1]
+
+
+def measure(model: Model, index: Index, settings: LocalitySettings, out: Path) -> Iterator[str]:
+    """Append one JSON line a picture to `out`, going on where an earlier run stopped; yields what it is doing."""
+    header = {"settings": asdict(settings), "index": index.id}
+    rows = _resume(out, header)
+    found = sum(row["found"] for row in rows)
+    names = [frozenset(placed.name for placed in scene.objects) for scene in make_scenes("train", len(index))]
+    for number, subject in enumerate(subjects(settings.seed)):
+        if found == settings.pictures:
+            return
+        if number < len(rows):
+            continue
+        picture = model.generate(subject.prompt, subject.seed)
+        boxes = [locate(picture, name, subject.style) for name in subject.names]
+        row: dict[str, Any] = {"prompt": subject.prompt, "seed": subject.seed, "found": None not in boxes}
+        if row["found"]:
+            boxed = number % 2
+            row |= _measure_one(model, index, settings, subject, picture, boxes[boxed], boxed, names)  # type: ignore[arg-type]
+            if found < settings.studied:
+                row |= _study(model, index, settings, subject, picture, out)
+            found += 1
+        with out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        yield f"{found}/{settings.pictures} pictures, {number + 1 - found} without both objects"
+
+
+def _resume(out: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
+    wanted = json.dumps(header)
+    if not out.exists():
+        out.write_text(wanted + "\n", encoding="utf-8")
+        return []
+    first, *rows = out.read_text(encoding="utf-8").splitlines()
+    if first != wanted:
+        raise ValueError(f"{out} was measured with other settings or another index; name another file")
+    return [json.loads(row) for row in rows]
+
+
+def _measure_one(
+    model: Model,
+    index: Index,
+    settings: LocalitySettings,
+    subject: Subject,
+    picture: Image.Image,
+    box: Box,
+    boxed: int,
+    names: list[frozenset[str]],
+) -> dict[str, Any]:
+    """Hits among the top of each method: of the boxed object, of the other one, and for the whole picture."""
+    this, other = subject.names[boxed], subject.names[1 - boxed]
+    measured: dict[str, Any] = {"box": box, "boxed": this, "chance": float(np.mean([this in have for have in names]))}
+    for method in settings.methods:
+        asked = replace(AttributeSettings(), method=method, top_k=TOP)
+        began = time.monotonic()
+        local = [names[row] for row in _top(model, index, Query(subject.prompt, picture, subject.seed, (box,)), asked)]
+        seconds = time.monotonic() - began
+        whole = [names[row] for row in _top(model, index, Query(subject.prompt, picture, subject.seed), asked)]
+        measured[method] = {
+            "box": float(np.mean([this in have for have in local])),
+            "box_other": float(np.mean([other in have for have in local])),
+            "whole_either": float(np.mean([this in have or other in have for have in whole])),
+            "whole_both": float(np.mean([this in have and other in have for have in whole])),
+            "seconds": seconds,
+        }
+    return measured
+
+
+def _top(model: Model, index: Index, query: Query, settings: AttributeSettings) -> list[int]:
+    *_, last = attribute(model, index, query, settings)
+    assert isinstance(last, Attribution)
+    return [result.row for result in last.results]
+
+
+def _study(
+    model: Model, index: Index, settings: LocalitySettings, subject: Subject, picture: Image.Image, out: Path
+) -> dict[str, Any]:
+    query = Query(subject.prompt, picture, subject.seed)
+    asked = replace(AttributeSettings(), top_k=TOP)
+    other = _with_second_bank(model, index, settings, out.with_suffix(".bank.npy"))
+    moved = replace(asked, unlearn=replace(asked.unlearn, seed=settings.second_bank + 1))
+    here, there = (set(_top(model, each, query, how)) for each, how in ((index, asked), (other, moved)))
+    rows = np.random.default_rng(settings.seed).choice(len(index), min(settings.sample, len(index)), replace=False)
+    exact, first_order = first_order_scores(model, index, query, asked.unlearn, [int(row) for row in rows])
+    return {"bank_overlap": len(here & there) / TOP, "spearman": spearman(exact, first_order)}
+
+
+def _with_second_bank(model: Model, index: Index, settings: LocalitySettings, cached: Path) -> Index:
+    """The index as it would be with another noise bank; its base losses are measured once."""
+    noise = {**index.manifest["settings"]["noise"], "seed": settings.second_bank}
+    manifest = {**index.manifest, "settings": {**index.manifest["settings"], "noise": noise}}
+    if not cached.exists():
+        bank = NoiseBank.draw(NoiseSettings(**noise), model.latent_shape, model.train_timesteps)
+        chunks = training_losses(model, index.encoded, bank, range(len(index)), range(len(bank)))
+        np.save(cached, np.concatenate([losses for _, losses in chunks]))
+    return replace(index, manifest=manifest, base_losses=np.load(cached))
+
+
+def first_order_scores(
+    model: Model, index: Index, query: Query, settings: UnlearnSettings, rows: list[int]
+) -> tuple[Floats, Floats]:
+    """Exact loss changes (Eq. 6, unmirrored) and their first-order estimates (paper, Appendix A.3), for some rows."""
+    bank = index.bank(model)
+    region_mask(query, model, index.center_crop)
+    with unlearned(model, index.weights) as weights:
+        before = {name: weight.clone() for name, weight in weights.items()}
+        for _ in unlearn_query(model, index, query, settings, weights):
+            pass
+        step = {name: weight - before[name] for name, weight in weights.items()}
+        chunks = training_losses(model, index.encoded, bank, rows, range(len(bank)), (0,))
+        after = np.concatenate([losses for _, losses in chunks])
+    exact = (after - index.base_losses[rows][:, :1]).mean((1, 2))
+    return exact, _directional(model, index, bank, step, rows)
+
+
+def _directional(model: Model, index: Index, bank: NoiseBank, step: dict[str, torch.Tensor], rows: list[int]) -> Floats:
+    """Derivative of each row's mean loss along `step`: the dot product with its gradient."""
+    slopes = np.zeros(len(rows))
+    for place, row in enumerate(rows):
+        latents = index.encoded.view([row], [0])[0].expand(len(bank), -1, -1, -1)
+        text = model.encode_text([index.captions[row]]).expand(len(bank), -1, -1)
+        gradients = per_image_gradients(model, index.weights, latents, text, bank)
+        slopes[place] = sum(float((gradients[name].mean(0) * change).sum()) for name, change in step.items())
+    return slopes
+
+
+def spearman(a: Floats, b: Floats) -> float:
+    """Spearman's rank correlation; no ties expected."""
+    ranks = [np.argsort(np.argsort(values)).astype(float) for values in (a, b)]
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def summary(out: Path) -> str:
+    """A Markdown table of what a file of `measure` holds."""
+    header, *lines = out.read_text(encoding="utf-8").splitlines()
+    methods, rows = json.loads(header)["settings"]["methods"], [json.loads(line) for line in lines]
+    good = [row for row in rows if row["found"]]
+
+    def mean(method: str, key: str) -> float:
+        return float(np.mean([row[method][key] for row in good]))
+
+    table = [
+        "| method | boxed object | the other object | whole: either | whole: both | median s |",
+        "|---|" + "---|" * 5,
+    ]
+    for method in methods:
+        figures = " | ".join(f"{mean(method, key):.2f}" for key in ("box", "box_other", "whole_either", "whole_both"))
+        seconds = float(np.median([row[method]["seconds"] for row in good]))
+        table.append(f"| {method} | {figures} | {seconds:.1f} |")
+    chance = float(np.mean([row["chance"] for row in good]))
+    table.append(f"| chance | {chance:.2f} | | | | |")
+    studied = [row for row in good if "spearman" in row]
+    notes = [f"{len(good)} pictures; {len(rows) - len(good)} others lacked an object."]
+    if studied:
+        rho, overlap = (float(np.mean([row[key] for row in studied])) for key in ("spearman", "bank_overlap"))
+        notes.append(f"First-order against exact score: Spearman's rho {rho:.3f}; two noise banks share {overlap:.0%}.")
+    return "\n".join([*table, "", *notes])
