@@ -1,0 +1,185 @@
+"""A tiny random pipeline, a folder of eight captioned pictures, and an index of the two."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from attribution.attribute import Query
+from attribution.build import BuildSettings, build
+from attribution.data import DataSettings
+from attribution.fisher import FisherSettings
+from attribution.index import Index
+from attribution.model import Model
+from attribution.noise import NoiseSettings
+
+SIDE = 32  # px, of the tiny world's pictures: 8x8 latent cells of 4 px
+CAPTIONS = [
+    "a red apple on a blue ground",
+    "a green bus",
+    "two birds above a red bus",
+    "an apple and a bird",
+    "a blue bird",
+    "a key on a green ground",
+    "a red key beside a green apple",
+    "nothing but blue",
+]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _caches_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes a cache of the machine, or asks a hub."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
+        patch.setenv("ATTRIBUTION_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def save_tiny_pipeline(folder: Path, prediction_type: str, seed: int = 0) -> Path:
+    """A random StableDiffusionPipeline: 32 px, 4x8x8 latents, cross-attention at 8x8 and 4x4."""
+    torch.manual_seed(seed)
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    untrained = CLIPTokenizer(vocab={token: number for number, token in enumerate(tokens)}, merges=[])
+    tokenizer = untrained.train_new_from_iterator(CAPTIONS, vocab_size=600)
+    tokenizer.model_max_length = 12
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            projection_dim=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=SIDE,
+        mid_block_add_attention=False,
+        scaling_factor=1.7,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        mid_block_type=None,
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+    schedule = "scaled_linear" if prediction_type == "epsilon" else "squaredcos_cap_v2"
+    pipe = StableDiffusionPipeline(
+        vae=vae.eval(),
+        text_encoder=text_encoder.eval(),
+        tokenizer=tokenizer,
+        unet=unet.eval(),
+        scheduler=DDIMScheduler(
+            num_train_timesteps=100,
+            beta_schedule=schedule,
+            prediction_type=prediction_type,
+            timestep_spacing="trailing",
+            clip_sample=False,
+            steps_offset=1,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def random_picture(seed: int, size: tuple[int, int] = (SIDE, SIDE)) -> Image.Image:
+    """Smooth coloured noise, RGB."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def build_all(out: Path, model: Model, settings: BuildSettings) -> Path:
+    """Build an index to its end."""
+    for _ in build(out, model, settings):
+        pass
+    return out
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An imagefolder of eight captioned pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rows = [{"file_name": f"p{number}.png", "text": text} for number, text in enumerate(CAPTIONS)]
+    for number, row in enumerate(rows):
+        random_picture(number).save(folder / row["file_name"])
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(pictures: Path) -> BuildSettings:
+    """How the tiny indexes are built: 4 timesteps x 2 noises, 37 Fisher samples (more than two passes)."""
+    data = DataSettings(train_data_dir=pictures, resolution=SIDE)
+    return BuildSettings(data, NoiseSettings(4, 2, 5), FisherSettings(samples=37, timesteps=7, seed=6), batch=6)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny v-prediction pipeline."""
+    return save_tiny_pipeline(tmp_path_factory.mktemp("tiny") / "model", "v_prediction")
+
+
+@pytest.fixture(scope="session", params=["epsilon", "v_prediction"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A tiny model in float64, of each prediction type in turn."""
+    folder = save_tiny_pipeline(tmp_path_factory.mktemp(request.param) / "model", request.param)
+    return Model.load(folder, torch.device("cpu"), torch.float64)
+
+
+@pytest.fixture(scope="session")
+def index(model: Model, tiny_settings: BuildSettings, tmp_path_factory: pytest.TempPathFactory) -> Index:
+    """The index of the eight pictures and the float64 model."""
+    return Index.open(build_all(tmp_path_factory.mktemp("index") / "index", model, tiny_settings))
+
+
+@pytest.fixture(scope="session")
+def model32(tiny_folder: Path) -> Model:
+    """The tiny v-prediction model in float32, as the application loads it."""
+    return Model.load(tiny_folder, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def index_folder(model32: Model, tiny_settings: BuildSettings, tiny_folder: Path) -> Path:
+    """The folder of the float32 model's index, beside it. Do not change it."""
+    return build_all(tiny_folder.parent / "index", model32, tiny_settings)
+
+
+@pytest.fixture(scope="session")
+def index32(index_folder: Path) -> Index:
+    """The float32 model's index, opened."""
+    return Index.open(index_folder)
+
+
+@pytest.fixture
+def query() -> Query:
+    """A picture that is none of the eight."""
+    return Query("a red bird and a blue key", random_picture(99))
