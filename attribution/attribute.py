@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
@@ -109,7 +109,7 @@ class Attribution:
     model_sha256: str
 
 
-Answer = Iterator[Progress | Attribution]
+Answer = Generator[Progress | Attribution, None, None]  # close it to stop early
 
 
 def open_index(path: Path | None = None) -> tuple[Model, Index]:

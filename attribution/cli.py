@@ -1,5 +1,6 @@
-"""The command line: `python -m attribution scenes | index | generate | attribute | evaluate`."""
+"""The command line: `python -m attribution scenes | index | generate | attribute | evaluate | bench`."""
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -186,12 +187,33 @@ def evaluate(
     print(summary(out))
 
 
+def bench(queries: int = 10, out: Path | None = None, index: Path | None = None) -> None:
+    """Measure seconds and resident memory of generating and attributing pictures on this machine.
+
+    Args:
+        queries: pictures generated and attributed.
+        out: a JSON file.
+        index: an index folder; the embedded one by default.
+    """
+    from attribution.attribute import open_index
+    from attribution.evaluate.bench import BenchSettings
+    from attribution.evaluate.bench import bench as measure
+
+    model, opened = open_index(index)
+    *_, summary = _watch(measure(model, opened, BenchSettings(queries)), str)
+    text = json.dumps(summary, indent=1)
+    print(text)
+    if out is not None:
+        out.write_text(text + "\n", encoding="utf-8")
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "scenes": scenes,
     "index": index,
     "generate": generate,
     "attribute": attribute,
     "evaluate": evaluate,
+    "bench": bench,
 }
 
 
