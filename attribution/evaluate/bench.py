@@ -18,6 +18,9 @@ from attribution.index import Index
 from attribution.model import Model
 
 
+TIMED = ("generate", "first_top_k", "attribute")
+
+
 @dataclass(frozen=True)
 class BenchSettings:
     """How much is measured: pictures generated and attributed by halving, and the seed of their prompts."""
