@@ -59,12 +59,15 @@ const isBox = ([x0, y0, x1, y1]) =>
 """
 
 # (annotator, frame, x0, y0, x1, y1) -> x0, y0, x1, y1. A box that came from the numbers leaves them as they are,
-# and so does its absence while the numbers make no box.
+# and so does its absence while the numbers make no box. Without a box, the annotator is made ready to draw one.
 NUMBERS_FOLLOW = f"""(drawn, frame, ...numbers) => {{
   if (!drawn || !frame) return numbers;
   {_VALID}
   const box = drawn.boxes?.[0];
-  if (!box) return isBox(numbers) ? [null, null, null, null] : numbers;
+  if (!box) {{
+    document.querySelector('#picture [aria-label="Create box"]')?.click();
+    return isBox(numbers) ? [null, null, null, null] : numbers;
+  }}
   const scale = frame.factor * (box.scaleFactor || 1);
   const sides = [box.xmin, box.ymin, box.xmax, box.ymax].map((side) => side / scale);
   if (isBox(numbers) && sides.every((side, i) => Math.abs(side - numbers[i]) < 0.5)) return numbers;

@@ -68,13 +68,12 @@ class Studio:
         Raises:
             Stopped: `stop` was set while waiting.
         """
-        with closing(work):
-            while not self._device.acquire(timeout=WAIT):
-                if stop.is_set():
-                    raise Stopped("stopped before its turn; nothing was changed")
-                yield None
-            try:
+        while not self._device.acquire(timeout=WAIT):
+            if stop.is_set():
+                raise Stopped("stopped before its turn; nothing was changed")
+            yield None
+        try:
+            with closing(work):  # the weights are restored before the next visitor's turn
                 yield from work
-            finally:
-                work.close()  # the weights are restored before the next visitor's turn
-                self._device.release()
+        finally:
+            self._device.release()

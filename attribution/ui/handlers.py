@@ -1,0 +1,197 @@
+"""What happens when something on the page is used. Layout and wiring are in `page.py`."""
+
+import random
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from attribution.attribute import AttributeSettings, Attribution, Progress, Query, attribute
+from attribution.data import open_upload
+from attribution.errors import AttributionError, InputError, Stopped
+from attribution.model import check_prompt, check_seed
+from attribution.ui import words
+from attribution.ui.box import read_box, shown_copy
+from attribution.ui.studio import Picture, Studio
+
+LARGEST_K = 100
+DICE = 2**31 - 1  # the largest seed that the dice throw
+EVERY = 0.2  # seconds between updates of the status line
+STEPS = gr.Progress()
+
+Updates = Iterator[tuple[Any, ...]]
+
+
+class Handlers:
+    """The page's handlers over one studio."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+
+    def generate(self, prompt: str, seed: float, request: gr.Request, progress: gr.Progress = STEPS) -> Updates:
+        """Generate a picture from a prompt.
+
+        Args:
+            prompt: what to draw, not empty.
+            seed: a whole number of at least 0.
+            request: of the visitor; Gradio fills it in.
+            progress: likewise.
+
+        Yields:
+            The picture (kept in the session), an enlarged copy, its size and factor, and a note.
+        """
+        try:
+            check_prompt(prompt)
+            number = check_seed(whole(seed, "seed"))
+            with self.studio.run(str(request.session_hash)) as stop:
+
+                def report(step: int, steps: int) -> None:
+                    if stop.is_set():
+                        raise Stopped("stopped; the picture before is kept")
+                    progress((step, steps), desc="Generating", unit="steps")
+
+                def work() -> Generator[Image.Image, None, None]:
+                    yield self.studio.model.generate(prompt, number, on_step=report)
+
+                for image in self.studio.alone(work(), stop):
+                    if image is None:
+                        progress(None, desc="Waiting for another visitor's run to end")
+                        continue
+                    picture = Picture(image, prompt.strip(), number)
+                    yield (picture, *_shown(picture), words.generated(picture))
+        except Stopped as stopped:
+            yield (*_unchanged(3), words.note(sentence(stopped)))
+        except AttributionError as error:
+            yield (*_unchanged(3), words.note(sentence(error), "error"))
+            raise refusal(error) from error
+
+    def upload(self, path: str) -> Updates:
+        """Take a file as the picture: yields the picture, an enlarged copy, its size and factor, and a note."""
+        try:
+            picture = Picture(open_upload(Path(path)))
+            yield (picture, *_shown(picture), words.uploaded(picture, Path(path).name))
+        except AttributionError as error:
+            yield (*_unchanged(3), words.note(sentence(error), "error"))
+            raise refusal(error) from error
+
+    def attribute(
+        self,
+        prompt: str,
+        picture: Picture | None,
+        x0: float | None,
+        y0: float | None,
+        x1: float | None,
+        y1: float | None,
+        top_k: float,
+        exhaustive: bool,
+        request: gr.Request,
+    ) -> Updates:
+        """Find the training images that the session's picture, or a box on it, is made of.
+
+        Args:
+            prompt: of an uploaded picture; a generated one keeps the prompt that made it.
+            picture: the session's, from /generate or an upload.
+            x0: left end of the box in pixels of the picture; all four empty means the whole picture.
+            y0: top end.
+            x1: right end.
+            y1: bottom end.
+            top_k: how many training images to show.
+            exhaustive: score every training image on all noises.
+            request: of the visitor; Gradio fills it in.
+
+        Yields:
+            A status line, the most influential training images so far, and the most similar ones by pixels.
+        """
+        try:
+            if picture is None:
+                raise InputError("there is no picture yet; generate one, or upload one with its prompt")
+            query = Query(picture.prompt or prompt, picture.image, picture.seed, read_box((x0, y0, x1, y1)))
+            count = whole(top_k, "K")
+            if not 1 <= count <= min(LARGEST_K, len(self.studio.index)):
+                raise InputError(
+                    f"K = {count} is not possible; accepted are 1 to {min(LARGEST_K, len(self.studio.index))}"
+                )
+            settings = AttributeSettings(top_k=count, exhaustive=exhaustive)
+            with self.studio.run(str(request.session_hash)) as stop:
+                yield from self._answer(query, settings, stop)
+        except Stopped:
+            detail = "The ranking below, if any, is unfinished."
+            yield (words.status("stopped", "Stopped.", detail), *_unchanged(2))
+        except AttributionError as error:
+            yield (words.status("error", "Not possible:", sentence(error)), *_unchanged(2))
+            raise refusal(error) from error
+
+    def _answer(self, query: Query, settings: AttributeSettings, stop: Event) -> Updates:
+        model, index = self.studio.model, self.studio.index
+        baseline = attribute(model, index, query, replace(settings, method="pixel"), stop)
+        for answer in baseline:
+            if isinstance(answer, Attribution):
+                yield words.status("waiting", "Starting"), [], words.gallery(answer.results, index)
+        shown: tuple[int, ...] = ()
+        last = 0.0
+        for step in self.studio.alone(attribute(model, index, query, settings, stop), stop):
+            if step is None:
+                yield (words.status("waiting", "Waiting", "for another visitor's run to end"), *_unchanged(2))
+            elif isinstance(step, Attribution):
+                finished = words.done(step, words.region(query.boxes))
+                yield finished, words.gallery(step.results, index), gr.skip()
+            elif time.monotonic() - last >= EVERY or _first(step, shown):
+                last, rows = time.monotonic(), tuple(result.row for result in step.results)
+                ranking = words.gallery(step.results, index) if rows != shown else gr.skip()
+                shown = rows
+                yield words.progress(step), ranking, gr.skip()
+
+    def stop(self, request: gr.Request) -> None:
+        """Stop the visitor's run, if there is one."""
+        self.studio.stop(str(request.session_hash))
+
+    def tokens(self, prompt: str) -> str:
+        """Say how much of the prompt the model reads."""
+        return words.tokens(self.studio.model.count_tokens(prompt))
+
+
+def throw_dice() -> int:
+    """A seed by chance."""
+    return random.randint(0, DICE)
+
+
+def whole(value: float | None, name: str) -> int:
+    """A field's number as an integer.
+
+    Raises:
+        InputError: it is empty or has a fraction.
+    """
+    if value is None or value != int(value):
+        given = "empty" if value is None else f"{value:g}"
+        raise InputError(f"{name} is {given}; accepted are whole numbers")
+    return int(value)
+
+
+def sentence(error: AttributionError) -> str:
+    """An error's message as a sentence."""
+    message = str(error)
+    return message[:1].upper() + message[1:] + ("" if message.endswith((".", "!", "?")) else ".")
+
+
+def refusal(error: AttributionError) -> gr.Error:
+    """An error as a toast."""
+    return gr.Error(escape(sentence(error)), duration=10, print_exception=False)
+
+
+def _first(step: Progress, shown: tuple[int, ...]) -> bool:
+    return bool(step.results) and not shown
+
+
+def _shown(picture: Picture) -> tuple[dict[str, Any], Any]:
+    copy, frame = shown_copy(picture.image)
+    return {"image": copy, "boxes": []}, frame
+
+
+def _unchanged(count: int) -> tuple[Any, ...]:
+    return tuple(gr.skip() for _ in range(count))

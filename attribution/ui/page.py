@@ -1,0 +1,189 @@
+"""The page: its layout, and below it the wiring."""
+
+from typing import NamedTuple
+
+import gradio as gr
+from gradio_image_annotation import image_annotator
+
+from attribution.attribute import AttributeSettings
+from attribution.ui import words
+from attribution.ui.box import BOX_FOLLOWS, CLEAR, NAMES, NUMBERS_FOLLOW
+from attribution.ui.handlers import Handlers, throw_dice
+from attribution.ui.studio import Studio
+
+KEEP = (600, 7200)  # seconds: look every ten minutes, delete temporary files that are two hours old
+VISITORS = 20  # runs that may wait for the device at once
+EDGE = 8  # px, the least side of a drawn box on the screen
+
+
+class Asking(NamedTuple):
+    """Where a picture comes from."""
+
+    prompt: gr.Textbox
+    tokens: gr.HTML
+    seed: gr.Number
+    dice: gr.Button
+    generate: gr.Button
+    upload: gr.UploadButton
+
+
+class Looking(NamedTuple):
+    """The picture and the box on it."""
+
+    picture: gr.State
+    annotator: image_annotator
+    frame: gr.JSON
+    note: gr.HTML
+    numbers: list[gr.Number]
+    clear: gr.Button
+
+
+class Answering(NamedTuple):
+    """The question and its answer."""
+
+    attribute: gr.Button
+    stop: gr.Button
+    top_k: gr.Number
+    exhaustive: gr.Checkbox
+    status: gr.HTML
+    influential: gr.Gallery
+    similar: gr.Gallery
+
+
+def build_page(studio: Studio) -> gr.Blocks:
+    """The page over a studio."""
+    handlers = Handlers(studio)
+    page = gr.Blocks(title="Attribution by unlearning", analytics_enabled=False, delete_cache=KEEP)
+    with page:
+        gr.HTML(f"<h1>Which training images is this picture made of?</h1><p>{words.INTRO}</p>", elem_id="intro")
+        with gr.Row(equal_height=False, elem_id="studio"):
+            with gr.Column(scale=5, min_width=300):
+                asking = _lay_asking(handlers)
+            with gr.Column(scale=6, min_width=300):
+                looking = _lay_looking()
+        answering = _lay_answering()
+        gr.HTML(f"<p>{words.CREDITS}</p><p>{words.STORED}</p>", elem_id="credits")
+        _wire_picture(handlers, asking, looking, answering)
+        _wire_box(looking)
+        _wire_answer(handlers, asking, looking, answering)
+        page.unload(handlers.stop)
+    page.queue(default_concurrency_limit=VISITORS, max_size=4 * VISITORS)
+    return page
+
+
+def _lay_asking(handlers: Handlers) -> Asking:
+    prompt = gr.Textbox(words.PROMPT, label="Prompt", lines=2, max_lines=5, elem_id="prompt")
+    tokens = gr.HTML(handlers.tokens(words.PROMPT), elem_id="tokens")
+    with gr.Row(equal_height=True, elem_id="seeding"):
+        seed = gr.Number(7, label="Seed", elem_id="seed", scale=2, min_width=120)
+        dice = gr.Button("Roll the dice", elem_id="dice", scale=1, min_width=120)
+    generate = gr.Button("Generate", variant="primary", elem_id="generate")
+    upload = gr.UploadButton("Upload a picture instead", file_types=["image"], type="filepath", elem_id="upload")
+    gr.HTML(words.note(words.UPLOAD), elem_id="upload-note")
+    return Asking(prompt, tokens, seed, dice, generate, upload)
+
+
+def _lay_looking() -> Looking:
+    annotator = image_annotator(
+        label="Picture",
+        single_box=True,
+        disable_edit_boxes=True,
+        box_min_size=EDGE,
+        boxes_alpha=0.15,
+        sources=[],
+        show_clear_button=False,
+        show_download_button=False,
+        show_share_button=False,
+        show_remove_button=True,
+        elem_id="picture",
+    )
+    note = gr.HTML(words.note(words.NO_PICTURE), elem_id="picture-note")
+    with gr.Row(equal_height=True, elem_id="box"):
+        numbers = [gr.Number(label=name, elem_id=f"box-{name}", min_width=60) for name in NAMES]
+        clear = gr.Button("Clear box", elem_id="clear-box", min_width=90)
+    gr.HTML(words.note(words.BOX), elem_id="box-note")
+    return Looking(gr.State(), annotator, gr.JSON(visible=False), note, numbers, clear)
+
+
+def _lay_answering() -> Answering:
+    defaults = AttributeSettings()
+    with gr.Row(elem_id="acts"):
+        attribute = gr.Button("Attribute", variant="primary", elem_id="attribute", scale=3, min_width=140)
+        stop = gr.Button("Stop", elem_id="stop", scale=1, min_width=100, interactive=False)
+    with gr.Accordion("Settings", open=False, elem_id="settings"), gr.Row():
+        top_k = gr.Number(defaults.top_k, label="K, training images shown", elem_id="top-k", min_width=140)
+        exhaustive = gr.Checkbox(defaults.exhaustive, label="Exhaustive", info=words.EXHAUSTIVE, elem_id="exhaustive")
+    status = gr.HTML(words.IDLE, elem_id="run-status")
+    with gr.Row(equal_height=False, elem_id="answers"):
+        influential = _lay_gallery("Most influential, by unlearning", "influential")
+        similar = _lay_gallery("Baseline: most similar pixels", "similar")
+    return Answering(attribute, stop, top_k, exhaustive, status, influential, similar)
+
+
+def _lay_gallery(label: str, name: str) -> gr.Gallery:
+    with gr.Column(min_width=300):
+        gr.HTML(f"<h2>{label}</h2>")
+        return gr.Gallery(
+            label=label,
+            show_label=False,
+            columns=5,
+            height="auto",
+            object_fit="contain",
+            buttons=[],
+            interactive=False,
+            elem_id=name,
+            elem_classes=["ranking"],
+        )
+
+
+def _wire_picture(handlers: Handlers, asking: Asking, looking: Looking, answering: Answering) -> None:
+    shown = [looking.picture, looking.annotator, looking.frame, looking.note]
+    answers = [answering.status, answering.influential, answering.similar]
+    asking.prompt.change(
+        handlers.tokens, asking.prompt, asking.tokens, queue=False, show_progress="hidden", api_visibility="private"
+    )
+    asking.dice.click(throw_dice, None, asking.seed, queue=False, show_progress="hidden", api_visibility="private")
+    gr.on(
+        [asking.generate.click, asking.prompt.submit, asking.seed.submit],
+        handlers.generate,
+        [asking.prompt, asking.seed],
+        shown,
+        show_progress="full",
+        show_progress_on=looking.annotator,
+        api_name="generate",
+    ).success(lambda: (words.IDLE, [], []), None, answers, queue=False, api_visibility="private")
+    asking.upload.upload(
+        handlers.upload, asking.upload, shown, show_progress="hidden", api_visibility="private"
+    ).success(lambda: (words.IDLE, [], []), None, answers, queue=False, api_visibility="private")
+
+
+def _wire_box(looking: Looking) -> None:
+    """Keep the drawn and the typed box in step, in the browser alone."""
+    both = [looking.annotator, looking.frame, *looking.numbers]
+    looking.annotator.change(None, both, looking.numbers, js=NUMBERS_FOLLOW)
+    gr.on(
+        [event for number in looking.numbers for event in (number.blur, number.submit)],
+        None,
+        both,
+        looking.annotator,
+        js=BOX_FOLLOWS,
+    )
+    looking.clear.click(None, looking.annotator, [looking.annotator, *looking.numbers], js=CLEAR)
+
+
+def _wire_answer(handlers: Handlers, asking: Asking, looking: Looking, answering: Answering) -> None:
+    buttons = [asking.generate, answering.attribute, answering.stop]
+    answering.attribute.click(
+        lambda: _interactive(False, False, True), None, buttons, queue=False, api_visibility="private"
+    ).then(
+        handlers.attribute,
+        [asking.prompt, looking.picture, *looking.numbers, answering.top_k, answering.exhaustive],
+        [answering.status, answering.influential, answering.similar],
+        show_progress="hidden",
+        api_name="attribute",
+    ).then(lambda: _interactive(True, True, False), None, buttons, queue=False, api_visibility="private")
+    answering.stop.click(handlers.stop, queue=False, show_progress="hidden", api_visibility="private")
+
+
+def _interactive(*states: bool) -> list[gr.Button]:
+    return [gr.Button(interactive=state) for state in states]
