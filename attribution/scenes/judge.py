@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from attribution.model import GenerateSettings
 from attribution.scenes.compose import BACKGROUNDS, OBJECTS, STYLES, Scene, caption, make_scenes
-from attribution.scenes.train import load_pixels, mirror_half, psnr, reconstruct, sample, save_sheet, to_unit
+from attribution.scenes.pictures import load_pixels, mirror_half, psnr, reconstruct, sample, save_sheet, to_unit
 
 PROMPTS = 200
 STEPS = 1200

@@ -11,7 +11,7 @@ all sittings. A stage leaves a contact sheet beside each checkpoint.
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,21 +19,26 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from PIL import Image
-from tokenizers.pre_tokenizers import ByteLevel
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
-from attribution.scenes.compose import SIZE, Split, caption, draw_scene, make_scenes
+from attribution.scenes.compose import caption, make_scenes
+from attribution.scenes.judge import report
+from attribution.scenes.networks import (
+    LATENT_CHANNELS,
+    TRAIN_TIMESTEPS,
+    make_autoencoder,
+    make_scheduler,
+    make_text_encoder,
+    make_tokenizer,
+    make_unet,
+    tokenize,
+)
+from attribution.scenes.pictures import encode, load_pixels, mirror_half, psnr, reconstruct, sample, save_sheet, to_unit
 
 Stage = Literal["autoencoder", "diffusion", "save", "report"]
 
-LATENT_CHANNELS = 16
-LATENT_SIDE = 8
-MAX_TOKENS = 32
-TEXT_WIDTH = 128
-TRAIN_TIMESTEPS = 1000
 EMA_DECAY = 0.999
 DROPPED_CAPTIONS = 0.1
 
@@ -149,50 +154,7 @@ class Trainer:
         self.generator.set_state(state["generator"])
 
 
-def load_pixels(split: Split) -> Tensor:
-    """A split's pictures: (N, 3, SIZE, SIZE) uint8."""
-    pictures = [np.asarray(draw_scene(scene)) for scene in make_scenes(split)]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
-
-
-def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 pixels to float32 in [-1, 1]."""
-    return pixels.float() / 127.5 - 1
-
-
-def mirror_half(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Flip each image left to right with probability one half; (B, C, H, W)."""
-    flip = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
-    return torch.where(flip, x.flip(-1), x)
-
-
-def save_sheet(pictures: Tensor, path: Path, columns: int, zoom: int = 3) -> None:
-    """Write (N, 3, H, W) pictures in [-1, 1] as a grid."""
-    pixels = ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    side = pixels.shape[1] + 2
-    rows = -(-len(pixels) // columns)
-    sheet = Image.new("RGB", (columns * side, rows * side), "white")
-    for index, picture in enumerate(pixels):
-        sheet.paste(Image.fromarray(picture), (index % columns * side + 1, index // columns * side + 1))
-    sheet.resize((sheet.width * zoom, sheet.height * zoom), Image.Resampling.NEAREST).save(path)
-
-
 # --- stage 1: the autoencoder ---
-
-
-def make_autoencoder() -> AutoencoderKL:
-    """64 px to 8x8x16 latents, 2.6 M parameters."""
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 128),
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=LATENT_CHANNELS,
-        sample_size=SIZE,
-        mid_block_add_attention=False,
-        scaling_factor=1.0,
-    )
 
 
 def train_autoencoder(args: TrainArgs) -> None:
@@ -222,18 +184,6 @@ def train_autoencoder(args: TrainArgs) -> None:
     trainer.run(batch_loss, sheet)
 
 
-@torch.inference_mode()
-def reconstruct(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """Decode the posterior means of (N, 3, H, W) pictures in [-1, 1]."""
-    parts = [vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1) for x in pictures.split(32)]
-    return torch.cat(parts)
-
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of pictures in [-1, 1], from the mean squared error over all of them."""
-    return float(10 * torch.log10(4 / (a - b).square().mean()))
-
-
 def finished_autoencoder(work: Path, pictures: Tensor) -> AutoencoderKL:
     """The averaged autoencoder, its latents rescaled to mean 0 and deviation 1 per channel.
 
@@ -256,69 +206,7 @@ def finished_autoencoder(work: Path, pictures: Tensor) -> AutoencoderKL:
     return vae.requires_grad_(False).eval()
 
 
-@torch.inference_mode()
-def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """Posterior means (N, 16, 8, 8) of (N, 3, 64, 64) pictures in [-1, 1]."""
-    return torch.cat([vae.encode(x).latent_dist.mean for x in pictures.split(64)])
-
-
 # --- stage 2: tokenizer, text encoder and U-Net ---
-
-
-def make_tokenizer(captions: list[str]) -> CLIPTokenizer:
-    """CLIP's byte-level BPE with merges learned from the captions; MAX_TOKENS long."""
-    letters = sorted(ByteLevel.alphabet())
-    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    untrained = CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[])
-    tokenizer: CLIPTokenizer = untrained.train_new_from_iterator(captions, vocab_size=1024)
-    tokenizer.model_max_length = MAX_TOKENS
-    return tokenizer
-
-
-def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """A two-layer CLIP text encoder, 128 wide."""
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=4 * TEXT_WIDTH,
-        projection_dim=TEXT_WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=MAX_TOKENS,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return CLIPTextModel(config)
-
-
-def make_unet() -> UNet2DConditionModel:
-    """3.3 M parameters, cross-attention at 8x8 and 4x4."""
-    return UNet2DConditionModel(
-        sample_size=LATENT_SIDE,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        block_out_channels=(64, 128),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
-        mid_block_type=None,
-        cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=16,
-    )
-
-
-def make_scheduler() -> DDIMScheduler:
-    """V prediction on the cosine schedule, whose last step is all noise: backgrounds are flat colours."""
-    return DDIMScheduler(
-        num_train_timesteps=TRAIN_TIMESTEPS,
-        beta_schedule="squaredcos_cap_v2",
-        prediction_type="v_prediction",
-        timestep_spacing="trailing",
-        clip_sample=False,
-        steps_offset=1,
-    )
 
 
 def train_diffusion(args: TrainArgs) -> None:
@@ -373,13 +261,6 @@ SHEET_PROMPTS = (
 )
 
 
-def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    """(N, MAX_TOKENS) token ids, padded."""
-    batch = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
-    ids: Tensor = batch.input_ids
-    return ids
-
-
 def assemble(work: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
     """The pipeline with the averaged weights of the diffusion checkpoint."""
     state = torch.load(work / "diffusion.pt", weights_only=True)["ema"]
@@ -399,16 +280,6 @@ def assemble(work: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> Stable
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def sample(
-    pipe: StableDiffusionPipeline, prompts: list[str], seeds: Iterable[int], steps: int = 25, guidance: float = 3.0
-) -> Tensor:
-    """Pictures (N, 3, 64, 64) in [-1, 1] of the prompts, one seed each."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    made = pipe(prompts, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="pt")
-    pictures: Tensor = made.images
-    return pictures * 2 - 1
 
 
 # --- stage 3: the folder that ships ---
@@ -435,8 +306,6 @@ STAGES: dict[str, Callable[[TrainArgs], None]] = {
 def main(args: TrainArgs) -> None:
     """Run one stage."""
     if args.report or args.stage == "report":
-        from attribution.scenes.judge import report  # it builds on this module
-
         print(json.dumps(report(args.out, args.out.parent), indent=1))
         return
     args.work.mkdir(parents=True, exist_ok=True)
