@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet as parquet
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,7 +28,7 @@ from attribution.data import (
 )
 from attribution.errors import IndexMismatch, InputError
 from attribution.fisher import FisherSettings, add_squares, per_image_gradients
-from attribution.index import FORMAT_VERSION, STEPS, THUMBNAIL_SIDE, read_manifest
+from attribution.index import FORMAT_VERSION, STEPS, THUMBNAIL_SIDE, open_array, read_manifest
 from attribution.model import Model
 from attribution.noise import NoiseBank, NoiseSettings
 from attribution.score import training_losses
@@ -84,6 +84,7 @@ class Builder:
         """A file of `shape`, opened for writing; what an interrupted build wrote is kept."""
         path = self.out / f"{name}.npy"
         if name in self.manifest["progress"] and path.is_file():
+            open_array(path, shape)  # refuses a truncated file, which "r+" would silently fill up with zeros
             return np.load(path, mmap_mode="r+")  # type: ignore[no-any-return]
         self.manifest["progress"].pop(name, None)
         return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
@@ -93,9 +94,16 @@ def build(out: Path, model: Model, settings: BuildSettings) -> Iterator[BuildPro
     """Build or go on building an index.
 
     Raises:
-        InputError: the training data cannot be read, or are empty.
+        InputError: the training data cannot be read, or are empty; or a setting is not possible.
         IndexMismatch: the folder holds an index of another model, other data or other settings.
     """
+    if settings.batch < 1 or settings.fisher.samples < 1:
+        raise InputError(
+            f"a build with batch = {settings.batch} and {settings.fisher.samples} Fisher samples is not possible;"
+            " accepted are whole numbers from 1"
+        )
+    for noise in (settings.noise, NoiseSettings(settings.fisher.timesteps)):
+        NoiseBank.draw(noise, model.latent_shape, model.train_timesteps)  # refuses before any work
     training = open_training_set(settings.data)
     if not len(training):
         raise InputError("the training data are empty; at least one captioned image is needed")
@@ -186,8 +194,8 @@ def _latents(builder: Builder) -> Iterator[BuildProgress]:
 
 
 def _encoded(builder: Builder) -> EncodedSet:
-    latents = np.load(builder.out / "latents.npy", mmap_mode="r")
-    return EncodedSet(latents, builder.training.captions)
+    shape = (len(builder.training), 2, *builder.model.latent_shape)
+    return EncodedSet(open_array(builder.out / "latents.npy", shape), builder.training.captions)
 
 
 def _bank(builder: Builder, settings: NoiseSettings) -> NoiseBank:
@@ -247,9 +255,12 @@ def _save_sums(path: Path, sums: dict[str, Tensor], done: int) -> None:
 def _resume_sums(path: Path) -> tuple[dict[str, Tensor], int]:
     if not path.is_file():
         return {}, 0
-    with safe_open(path, framework="pt") as file:
-        names = file.keys()
-        return {name: file.get_tensor(name) for name in names}, int(file.metadata()["done"])
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, int(file.metadata()["done"])
+    except SafetensorError:  # damaged: the step begins anew
+        return {}, 0
 
 
 BUILD_STEPS: dict[str, Callable[[Builder], Iterator[BuildProgress]]] = {

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 from PIL import Image
@@ -36,6 +37,7 @@ from attribution.score import Floats
 FORMAT_VERSION = 1
 THUMBNAIL_SIDE = 128  # px, at most
 STEPS = ("captions", "thumbnails", "latents", "base_losses", "fisher")
+MANIFEST_PARTS = {"model": dict, "data": dict, "settings": dict, "finished": list, "progress": dict}
 EMBEDDED = Path(__file__).parent.parent / "assets" / "emoji-scenes" / "index"
 
 
@@ -68,6 +70,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise IndexMismatch(
             f"{path} has format version {version!r}, this program reads {FORMAT_VERSION}; build it anew"
         )
+    if not all(isinstance(manifest.get(part), kind) for part, kind in MANIFEST_PARTS.items()):
+        raise IndexMismatch(f"{path / 'manifest.json'} is damaged or of another program; {advice}")
     return dict(manifest)
 
 
@@ -106,14 +110,11 @@ class Index:
         unfinished = [step for step in STEPS if step not in manifest["finished"]]
         if unfinished:
             raise IndexMismatch(f"{path} is unfinished ({', '.join(unfinished)}); run the same index command again")
-        table = parquet.read_table(path / "captions.parquet") if (path / "captions.parquet").is_file() else None
-        if table is None:
-            raise IndexMismatch(f"{path} is truncated: captions.parquet is missing; build it anew")
-        ids, captions = table["id"].to_pylist(), table["caption"].to_pylist()
         count, columns = manifest["data"]["count"], manifest["settings"]["noise"]
+        ids, captions = _read_captions(path / "captions.parquet", count)
         shape = (count, 2, *manifest["model"]["latent_shape"])
-        latents = _open_array(path / "latents.npy", shape)
-        losses = _open_array(path / "base_losses.npy", (count, 2, columns["timesteps"] * columns["noises"]))
+        latents = open_array(path / "latents.npy", shape)
+        losses = open_array(path / "base_losses.npy", (count, 2, columns["timesteps"] * columns["noises"]))
         try:
             fisher = load_file(path / "fisher.safetensors")
         except (OSError, SafetensorError) as error:
@@ -166,13 +167,20 @@ class Index:
         """Refuse a model other than the one that the index was made with.
 
         Raises:
-            IndexMismatch: the weights' hashes differ; both are named.
+            IndexMismatch: the weights' hashes differ (both are named), or the Fisher information is of other weights.
         """
         made_with = self.manifest["model"]["sha256"]
         if model.sha256 != made_with:
             raise IndexMismatch(
                 f"the index was made with model {made_with[:12]}, but {model.source} has weights {model.sha256[:12]};"
                 " build an index for this model, or name the model of the index"
+            )
+        layers = model.tunable(self.weights).items()
+        shapes = {f"{name}.{key}": p.shape for name, layer in layers for key, p in layer.named_parameters()}
+        if shapes != {name: tensor.shape for name, tensor in self.fisher.items()}:
+            raise IndexMismatch(
+                f"the Fisher information in {self.path} is not of {model.source}'s {self.weights} weights;"
+                " build the index anew"
             )
 
     def thumbnail(self, row: int) -> Path:
@@ -185,20 +193,39 @@ class Index:
         return pixel_vectors(Image.open(self.thumbnail(row)) for row in range(len(self)))
 
 
-def _open_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.floating]:
+def open_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.floating]:
+    """An array on disk, memory-mapped.
+
+    Raises:
+        IndexMismatch: it is missing, truncated, pickled or of another shape.
+    """
     try:
         array: NDArray[np.floating] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise IndexMismatch(f"{path} is missing or truncated; build the index anew") from error
     if array.shape != shape:
         raise IndexMismatch(f"{path} has shape {array.shape}, the manifest says {shape}; build the index anew")
     return array
 
 
+def _read_captions(path: Path, count: int) -> tuple[list[str], list[str]]:
+    try:
+        table = parquet.read_table(path, columns=["id", "caption"])
+    except (OSError, pyarrow.ArrowException) as error:
+        raise IndexMismatch(f"{path} is missing or truncated; build the index anew") from error
+    if len(table) != count:
+        raise IndexMismatch(f"{path} has {len(table)} rows, the manifest says {count}; build the index anew")
+    return table["id"].to_pylist(), table["caption"].to_pylist()
+
+
 def _thumbnails(path: Path, manifest: dict[str, Any]) -> Path:
-    if manifest["data"]["source"] != SCENES:
-        return path / "thumbnails"
-    return compose_thumbnails(manifest["data"]["count"])
+    count = manifest["data"]["count"]
+    if manifest["data"]["source"] == SCENES:
+        return compose_thumbnails(count)
+    folder = path / "thumbnails"
+    if (found := len(list(folder.glob("*.png")))) != count:
+        raise IndexMismatch(f"{folder} has {found} pictures, the manifest says {count}; build the index anew")
+    return folder
 
 
 def compose_thumbnails(count: int) -> Path:
