@@ -10,6 +10,7 @@ from PIL import Image
 
 from attribution.attribute import Box
 from attribution.errors import InputError
+from attribution.ui.style import ACCENT
 
 SHOWN_SIDE = 512  # px: small pictures are enlarged to about this
 LARGEST_SHOWN = 1024  # px
@@ -52,6 +53,7 @@ def read_box(numbers: tuple[float | None, ...]) -> tuple[Box, ...]:
     return ((x0, y0, x1, y1),)
 
 
+_COLOR = [int(ACCENT[at : at + 2], 16) for at in (1, 3, 5)]
 _VALID = """
 const isBox = ([x0, y0, x1, y1]) =>
   [x0, y0, x1, y1].every((side) => typeof side === "number" && Number.isFinite(side)) &&
@@ -81,8 +83,11 @@ BOX_FOLLOWS = f"""(drawn, frame, ...numbers) => {{
   if (!drawn || !frame) return drawn;
   {_VALID}
   const [xmin, ymin, xmax, ymax] = numbers.map((side) => side * frame.factor);
-  return {{...drawn, boxes: isBox(numbers) ? [{{xmin, ymin, xmax, ymax, label: "", color: [224, 92, 42]}}] : []}};
+  return {{...drawn, boxes: isBox(numbers) ? [{{xmin, ymin, xmax, ymax, label: "", color: {_COLOR}}}] : []}};
 }}"""
+
+# Gradio's empty number field starts as 0: () -> x0, y0, x1, y1
+NO_NUMBERS = "() => [null, null, null, null]"
 
 # (annotator) -> annotator, x0, y0, x1, y1
 CLEAR = "(drawn) => [drawn && {...drawn, boxes: []}, null, null, null, null]"

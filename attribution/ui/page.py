@@ -1,18 +1,20 @@
 """The page: its layout, and below it the wiring."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gradio as gr
 from gradio_image_annotation import image_annotator
 
 from attribution.attribute import AttributeSettings
 from attribution.ui import words
-from attribution.ui.box import BOX_FOLLOWS, CLEAR, NAMES, NUMBERS_FOLLOW
+from attribution.ui.box import BOX_FOLLOWS, CLEAR, NAMES, NO_NUMBERS, NUMBERS_FOLLOW
 from attribution.ui.handlers import Handlers, throw_dice
 from attribution.ui.studio import Studio
+from attribution.ui.style import ACCENT
 
 KEEP = (600, 7200)  # seconds: look every ten minutes, delete temporary files that are two hours old
 VISITORS = 20  # runs that may wait for the device at once
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 EDGE = 8  # px, the least side of a drawn box on the screen
 
 
@@ -38,16 +40,14 @@ class Looking(NamedTuple):
     clear: gr.Button
 
 
-class Answering(NamedTuple):
-    """The question and its answer."""
+class Acting(NamedTuple):
+    """The question, and how far its answer is."""
 
     attribute: gr.Button
     stop: gr.Button
     top_k: gr.Number
     exhaustive: gr.Checkbox
     status: gr.HTML
-    influential: gr.Gallery
-    similar: gr.Gallery
 
 
 def build_page(studio: Studio) -> gr.Blocks:
@@ -56,16 +56,20 @@ def build_page(studio: Studio) -> gr.Blocks:
     page = gr.Blocks(title="Attribution by unlearning", analytics_enabled=False, delete_cache=KEEP)
     with page:
         gr.HTML(f"<h1>Which training images is this picture made of?</h1><p>{words.INTRO}</p>", elem_id="intro")
-        with gr.Row(equal_height=False, elem_id="studio"):
-            with gr.Column(scale=5, min_width=300):
+        with gr.Row(elem_id="studio"):
+            with gr.Column(elem_id="asking"):
                 asking = _lay_asking(handlers)
-            with gr.Column(scale=6, min_width=300):
+            with gr.Column(elem_id="looking"):
                 looking = _lay_looking()
-        answering = _lay_answering()
+            with gr.Column(elem_id="acting"):
+                acting = _lay_acting()
+        with gr.Row(elem_id="answers"):
+            galleries = [_lay_gallery(*ranking) for ranking in words.RANKINGS]
         gr.HTML(f"<p>{words.CREDITS}</p><p>{words.STORED}</p>", elem_id="credits")
-        _wire_picture(handlers, asking, looking, answering)
+        _wire_picture(handlers, asking, looking, acting, galleries)
         _wire_box(looking)
-        _wire_answer(handlers, asking, looking, answering)
+        _wire_acting(handlers, asking, looking, acting, galleries)
+        page.load(None, None, looking.numbers, js=NO_NUMBERS)
         page.unload(handlers.stop)
     page.queue(default_concurrency_limit=VISITORS, max_size=4 * VISITORS)
     return page
@@ -89,7 +93,9 @@ def _lay_looking() -> Looking:
         single_box=True,
         disable_edit_boxes=True,
         box_min_size=EDGE,
-        boxes_alpha=0.15,
+        boxes_alpha=0.1,
+        label_list=[""],
+        label_colors=[ACCENT],
         sources=[],
         show_clear_button=False,
         show_download_button=False,
@@ -99,36 +105,32 @@ def _lay_looking() -> Looking:
     )
     note = gr.HTML(words.note(words.NO_PICTURE), elem_id="picture-note")
     with gr.Row(equal_height=True, elem_id="box"):
-        numbers = [gr.Number(label=name, elem_id=f"box-{name}", min_width=60) for name in NAMES]
+        numbers = [gr.Number(label=words.SIDES[name], elem_id=f"box-{name}", min_width=60) for name in NAMES]
         clear = gr.Button("Clear box", elem_id="clear-box", min_width=90)
     gr.HTML(words.note(words.BOX), elem_id="box-note")
     return Looking(gr.State(), annotator, gr.JSON(visible=False), note, numbers, clear)
 
 
-def _lay_answering() -> Answering:
+def _lay_acting() -> Acting:
     defaults = AttributeSettings()
     with gr.Row(elem_id="acts"):
         attribute = gr.Button("Attribute", variant="primary", elem_id="attribute", scale=3, min_width=140)
-        stop = gr.Button("Stop", elem_id="stop", scale=1, min_width=100, interactive=False)
-    with gr.Accordion("Settings", open=False, elem_id="settings"), gr.Row():
-        top_k = gr.Number(defaults.top_k, label="K, training images shown", elem_id="top-k", min_width=140)
-        exhaustive = gr.Checkbox(defaults.exhaustive, label="Exhaustive", info=words.EXHAUSTIVE, elem_id="exhaustive")
+        stop = gr.Button("Stop", elem_id="stop", scale=1, min_width=80, interactive=False)
     status = gr.HTML(words.IDLE, elem_id="run-status")
-    with gr.Row(equal_height=False, elem_id="answers"):
-        influential = _lay_gallery("Most influential, by unlearning", "influential")
-        similar = _lay_gallery("Baseline: most similar pixels", "similar")
-    return Answering(attribute, stop, top_k, exhaustive, status, influential, similar)
+    with gr.Accordion("Settings", open=False, elem_id="settings"):
+        top_k = gr.Number(defaults.top_k, label="K, training images shown", elem_id="top-k")
+        exhaustive = gr.Checkbox(defaults.exhaustive, label="Exhaustive", info=words.EXHAUSTIVE, elem_id="exhaustive")
+    return Acting(attribute, stop, top_k, exhaustive, status)
 
 
-def _lay_gallery(label: str, name: str) -> gr.Gallery:
+def _lay_gallery(name: str, label: str, line: str) -> gr.Gallery:
     with gr.Column(min_width=300):
-        gr.HTML(f"<h2>{label}</h2>")
+        gr.HTML(f"<h2>{label}</h2>{words.note(line)}")
         return gr.Gallery(
             label=label,
             show_label=False,
             columns=5,
             height="auto",
-            object_fit="contain",
             buttons=[],
             interactive=False,
             elem_id=name,
@@ -136,53 +138,51 @@ def _lay_gallery(label: str, name: str) -> gr.Gallery:
         )
 
 
-def _wire_picture(handlers: Handlers, asking: Asking, looking: Looking, answering: Answering) -> None:
+def _wire_picture(
+    handlers: Handlers, asking: Asking, looking: Looking, acting: Acting, galleries: list[gr.Gallery]
+) -> None:
     shown = [looking.picture, looking.annotator, looking.frame, looking.note]
-    answers = [answering.status, answering.influential, answering.similar]
-    asking.prompt.change(
-        handlers.tokens, asking.prompt, asking.tokens, queue=False, show_progress="hidden", api_visibility="private"
-    )
-    asking.dice.click(throw_dice, None, asking.seed, queue=False, show_progress="hidden", api_visibility="private")
-    gr.on(
-        [asking.generate.click, asking.prompt.submit, asking.seed.submit],
+    prompt, seed = asking.prompt, asking.seed
+    prompt.change(handlers.tokens, prompt, asking.tokens, queue=False, **QUIET)
+    asking.dice.click(throw_dice, None, seed, queue=False, **QUIET)
+    generated = gr.on(
+        [asking.generate.click, prompt.submit, seed.submit],
         handlers.generate,
-        [asking.prompt, asking.seed],
+        [prompt, seed],
         shown,
         show_progress="full",
         show_progress_on=looking.annotator,
         api_name="generate",
-    ).success(lambda: (words.IDLE, [], []), None, answers, queue=False, api_visibility="private")
-    asking.upload.upload(
-        handlers.upload, asking.upload, shown, show_progress="hidden", api_visibility="private"
-    ).success(lambda: (words.IDLE, [], []), None, answers, queue=False, api_visibility="private")
+    )
+    uploaded = asking.upload.upload(handlers.upload, asking.upload, shown, **QUIET)
+    for new_picture in (generated, uploaded):
+        new_picture.success(lambda: (words.IDLE, [], []), None, [acting.status, *galleries], queue=False, **QUIET)
 
 
 def _wire_box(looking: Looking) -> None:
     """Keep the drawn and the typed box in step, in the browser alone."""
     both = [looking.annotator, looking.frame, *looking.numbers]
     looking.annotator.change(None, both, looking.numbers, js=NUMBERS_FOLLOW)
-    gr.on(
-        [event for number in looking.numbers for event in (number.blur, number.submit)],
-        None,
-        both,
-        looking.annotator,
-        js=BOX_FOLLOWS,
-    )
+    left = [event for number in looking.numbers for event in (number.blur, number.submit)]
+    gr.on(left, None, both, looking.annotator, js=BOX_FOLLOWS)
     looking.clear.click(None, looking.annotator, [looking.annotator, *looking.numbers], js=CLEAR)
 
 
-def _wire_answer(handlers: Handlers, asking: Asking, looking: Looking, answering: Answering) -> None:
-    buttons = [asking.generate, answering.attribute, answering.stop]
-    answering.attribute.click(
-        lambda: _interactive(False, False, True), None, buttons, queue=False, api_visibility="private"
-    ).then(
+def _wire_acting(
+    handlers: Handlers, asking: Asking, looking: Looking, acting: Acting, galleries: list[gr.Gallery]
+) -> None:
+    buttons = [asking.generate, acting.attribute, acting.stop]
+    asked = acting.attribute.click(lambda: _interactive(False, False, True), None, buttons, queue=False, **QUIET)
+    answered = asked.then(
         handlers.attribute,
-        [asking.prompt, looking.picture, *looking.numbers, answering.top_k, answering.exhaustive],
-        [answering.status, answering.influential, answering.similar],
+        [asking.prompt, looking.picture, *looking.numbers, acting.top_k, acting.exhaustive],
+        [acting.status, *galleries],
         show_progress="hidden",
         api_name="attribute",
-    ).then(lambda: _interactive(True, True, False), None, buttons, queue=False, api_visibility="private")
-    answering.stop.click(handlers.stop, queue=False, show_progress="hidden", api_visibility="private")
+    )
+    for ended in (answered.success, answered.failure):  # Gradio 6.31 runs `then` after a success only
+        ended(lambda: _interactive(True, True, False), None, buttons, queue=False, **QUIET)
+    acting.stop.click(handlers.stop, queue=False, **QUIET)
 
 
 def _interactive(*states: bool) -> list[gr.Button]:

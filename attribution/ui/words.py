@@ -18,6 +18,11 @@ UPLOAD = (
     " An upload that this model did not make has no influence to find."
 )
 BOX = "Draw a box on the picture, or type its corners in pixels. No box means the whole picture."
+RANKINGS = (
+    ("influential", "Most influential, by unlearning", "Score: how much the image's loss rises; higher is more."),
+    ("similar", "Baseline: most similar pixels", "Score: cosine similarity of pixel intensities, at most 1."),
+)
+SIDES = {"x0": "x0, left", "y0": "y0, top", "x1": "x1, right", "y1": "y1, bottom"}
 NO_PICTURE = "No picture yet: generate one, or upload one."
 EXHAUSTIVE = "Score every training image on all noises; slower, and the same ranking at the top."
 CREDITS = (
@@ -39,8 +44,8 @@ def gallery(results: tuple[Result, ...], index: Index) -> list[tuple[str, str]]:
 
 def caption(result: Result) -> str:
     """Rank, score, whether the mirror scored higher, and the training caption."""
-    mirrored = " · mirrored" if result.flip else ""
-    return f"{result.rank} · {result.score:+.4f}{mirrored}\n{result.caption}"
+    mirrored = "(mirrored) " if result.flip else ""
+    return f"{result.rank} · {result.score:+.4f}\n{mirrored}{result.caption}"
 
 
 def progress(step: Progress) -> str:
