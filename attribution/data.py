@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,8 @@ def open_training_set(settings: DataSettings) -> TrainingSet:
     if (settings.dataset_name is None) == (settings.train_data_dir is None):
         raise InputError("name the training data by either --dataset_name or --train_data_dir")
     if settings.dataset_name == SCENES:
-        scenes = compose.make_scenes("train", settings.max_train_samples)
+        wanted = settings.max_train_samples
+        scenes = compose.make_scenes("train", None if wanted is None else min(wanted, compose.TRAIN_SCENES))
         ids = [f"{row:05d}.png" for row in range(len(scenes))]
         return TrainingSet(ids, [scene.caption for scene in scenes], _Scenes(scenes))
     return _open_dataset(settings)
@@ -175,15 +177,11 @@ def to_square(image: Image.Image, side: int, center_crop: bool = True) -> tuple[
     """The model's square view of a picture, and the frame that maps boxes into it.
 
     Args:
-        image: any mode; transparency is put on white, EXIF rotation is undone.
+        image: any mode; see `upright`.
         side: px.
         center_crop: cut the middle square; otherwise squeeze.
     """
-    image = ImageOps.exif_transpose(image)
-    if "A" in image.getbands() or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    image = image.convert("RGB")
+    image = upright(image)
     width, height = image.size
     across, down = (min(width, height),) * 2 if center_crop else (width, height)
     left, top = (width - across) / 2, (height - down) / 2
@@ -193,6 +191,15 @@ def to_square(image: Image.Image, side: int, center_crop: bool = True) -> tuple[
     return image, Frame(left, top, side / across, side / down)
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """A picture as it is looked at, RGB: EXIF rotation is undone and transparency put on white."""
+    image = ImageOps.exif_transpose(image)
+    if "A" in image.getbands() or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
+
+
 def to_pixels(images: Sequence[Image.Image]) -> Tensor:
     """RGB pictures of one size to (B, 3, H, W) float32 in [-1, 1]."""
     stack = np.stack([np.asarray(image, np.float32) for image in images])
@@ -200,7 +207,7 @@ def to_pixels(images: Sequence[Image.Image]) -> Tensor:
 
 
 def open_upload(path: Path) -> Image.Image:
-    """Open a picture from outside, its size checked before it is decoded.
+    """Open a picture from outside, upright and RGB, its size checked before it is decoded.
 
     Raises:
         InputError: not a PNG, JPEG or WebP file, or over MAX_BYTES or MAX_SIDE, or damaged.
@@ -211,11 +218,12 @@ def open_upload(path: Path) -> Image.Image:
     if path.stat().st_size > MAX_BYTES:
         raise InputError(f"{path.name} has {path.stat().st_size / 1e6:.1f} MB; {accepted}")
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            if max(image.size) > MAX_SIDE:
-                raise InputError(f"{path.name} is {image.width} x {image.height} px; {accepted}")
-            image.load()
-            return image.copy()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of large pictures and of damaged EXIF data
+            with Image.open(path, formats=FORMATS) as image:
+                if max(image.size) > MAX_SIDE:
+                    raise InputError(f"{path.name} is {image.width} x {image.height} px; {accepted}")
+                return upright(image)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path.name} is not an image that can be read; {accepted}") from error
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import torch
@@ -67,6 +68,7 @@ class Model:
         self.vae: Any = pipe.vae.eval().requires_grad_(False)
         self.text_encoder: Any = pipe.text_encoder.eval().requires_grad_(False)
         self.tokenizer: Any = pipe.tokenizer
+        self._tokenizing = Lock()  # truncation is a state of the tokenizer, and the page counts while others encode
         schedule = DDPMScheduler.from_config(pipe.scheduler.config)
         self.alphas_cumprod: Tensor = schedule.alphas_cumprod.double()
         self.prediction_type: str = schedule.config.prediction_type
@@ -149,17 +151,18 @@ class Model:
     def encode_text(self, prompts: list[str]) -> Tensor:
         """Prompts to the text encoder's hidden states (B, L, D), truncated and padded to its length."""
         limit = self.tokenizer.model_max_length
-        batch = self.tokenizer(prompts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
+        how = {"padding": "max_length", "max_length": limit, "truncation": True, "return_tensors": "pt"}
+        with self._tokenizing:
+            batch = self.tokenizer(prompts, **how)
         hidden: Tensor = self.text_encoder(batch.input_ids.to(self.device)).last_hidden_state
         return hidden
 
     def count_tokens(self, prompt: str) -> TokenCount:
         """How much of a prompt the model reads."""
         limit = self.tokenizer.model_max_length
-        whole, kept = (
-            self.tokenizer(prompt).input_ids,
-            self.tokenizer(prompt, max_length=limit, truncation=True).input_ids,
-        )
+        with self._tokenizing:
+            whole = self.tokenizer(prompt).input_ids
+            kept = self.tokenizer(prompt, max_length=limit, truncation=True).input_ids
         text = prompt if len(whole) <= limit else self.tokenizer.decode(kept, skip_special_tokens=True)
         return TokenCount(len(whole), limit, text)
 

@@ -86,8 +86,13 @@ BOX_FOLLOWS = f"""(drawn, frame, ...numbers) => {{
   return {{...drawn, boxes: isBox(numbers) ? [{{xmin, ymin, xmax, ymax, label: "", color: {_COLOR}}}] : []}};
 }}"""
 
-# Gradio's empty number field starts as 0: () -> x0, y0, x1, y1
-NO_NUMBERS = "() => [null, null, null, null]"
+# At the start: () -> x0, y0, x1, y1. Gradio's empty number fields hold 0 until told otherwise, and the annotator
+# zooms with the wheel where a person wants to scroll the page: the wheel is kept from it unless Control is held.
+START = """() => {
+  const scroll = (event) => !event.ctrlKey && event.target.closest?.("#picture") && event.stopPropagation();
+  document.addEventListener("wheel", scroll, {capture: true, passive: true});
+  return [null, null, null, null];
+}"""
 
 # (annotator) -> annotator, x0, y0, x1, y1
 CLEAR = "(drawn) => [drawn && {...drawn, boxes: []}, null, null, null, null]"

@@ -71,10 +71,11 @@ class Handlers:
             yield (*_unchanged(3), words.note(sentence(error), "error"))
             raise refusal(error) from error
 
-    def upload(self, path: str) -> Updates:
+    def upload(self, path: str, request: gr.Request) -> Updates:
         """Take a file as the picture: yields the picture, an enlarged copy, its size and factor, and a note."""
         try:
             picture = Picture(open_upload(Path(path)))
+            self.stop(request)
             yield (picture, *_shown(picture), words.uploaded(picture, Path(path).name))
         except AttributionError as error:
             yield (*_unchanged(3), words.note(sentence(error), "error"))

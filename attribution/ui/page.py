@@ -7,7 +7,7 @@ from gradio_image_annotation import image_annotator
 
 from attribution.attribute import AttributeSettings
 from attribution.ui import words
-from attribution.ui.box import BOX_FOLLOWS, CLEAR, NAMES, NO_NUMBERS, NUMBERS_FOLLOW
+from attribution.ui.box import BOX_FOLLOWS, CLEAR, NAMES, NUMBERS_FOLLOW, START
 from attribution.ui.handlers import Handlers, throw_dice
 from attribution.ui.studio import Studio
 from attribution.ui.style import ACCENT
@@ -69,7 +69,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         _wire_picture(handlers, asking, looking, acting, galleries)
         _wire_box(looking)
         _wire_acting(handlers, asking, looking, acting, galleries)
-        page.load(None, None, looking.numbers, js=NO_NUMBERS)
+        page.load(None, None, looking.numbers, js=START)
         page.unload(handlers.stop)
     page.queue(default_concurrency_limit=VISITORS, max_size=4 * VISITORS)
     return page

@@ -62,8 +62,8 @@ CSS = """
 
 .status p { margin: 0 0 .4rem; min-height: 2.8em; line-height: 1.4; font-variant-numeric: tabular-nums; }
 .status .bar { display: block; height: 4px; border-radius: 2px; background: var(--border-color-primary); }
-.status .bar::after { content: ""; display: block; height: 100%; width: calc(var(--share) * 100%); border-radius: 2px;
-  background: ACCENT; transition: width .2s linear; }
+.status .bar div { height: 100%; border-radius: 2px; background: ACCENT; transition: width .2s linear; }
+.status[data-state=idle] p { color: var(--body-text-color-subdued); }
 .status[data-state=idle] .bar { visibility: hidden; }
 
 /* Rankings: five across, captions of a fixed height under the thumbnails, so that nothing moves while they settle. */
@@ -76,6 +76,9 @@ CSS = """
   box-shadow: none; background: none; display: block; text-align: left; }
 .ranking .thumbnail-item img { aspect-ratio: 1; width: 100%; height: auto; border-radius: var(--radius-md);
   border: 1px solid var(--border-color-primary); }
+.ranking .empty .icon { display: none; }
+.ranking .empty::after { content: "The training images appear here."; font-size: .8125rem;
+  color: var(--body-text-color-subdued); }
 .ranking img { image-rendering: pixelated; }
 .ranking .thumbnail-item .caption-label { position: static; display: block; max-width: none; width: 100%; height: 9.1em;
   padding: .35rem 0 0; border: 0; background: none; color: var(--body-text-color); font-size: .75rem; line-height: 1.25;
@@ -89,9 +92,11 @@ footer .divider:last-child { display: none; }
 
 @media (max-width: 760px) {
   #studio { grid-template: "asking" auto "looking" auto "acting" auto / minmax(0, 1fr); }
-  #picture { min-height: calc(100vw + 24px); }
-  #picture .image-container:has(.empty) { height: calc(100vw - 8px); }
+  #picture { min-height: calc(100vw - 12px); }
+  #picture .image-container:has(.empty) { height: calc(100vw - 40px); }
   #box { flex-wrap: wrap; }
+  #box span { font-size: .75rem; white-space: nowrap; }
+  #seeding button { white-space: nowrap; }
   .ranking .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
   .ranking { min-height: 960px; }
   .ranking .thumbnail-item .caption-label { height: 9.1em; }

@@ -79,10 +79,11 @@ def status(state: str, title: str, detail: str = "", share: float | None = None)
         detail: after it.
         share: of the work, 0 to 1; None leaves the bar empty.
     """
-    bar = f"<span class='bar' style='--share:{0 if share is None else min(1.0, share):.4f}'></span>"
-    return (
-        f"<div class='status' data-state='{state}'><p><strong>{escape(title)}</strong> {escape(detail)}</p>{bar}</div>"
-    )
+    percent = 0 if share is None else min(100.0, 100 * share)
+    bar = f"<div class='bar'><div style='width: {percent:.2f}%'></div></div>"
+    role = {"error": " role='alert'", "done": " role='status'", "stopped": " role='status'"}.get(state, "")
+    text = f"<p{role}><strong>{escape(title)}</strong> {escape(detail)}</p>"
+    return f"<div class='status' data-state='{state}'>{text}{bar}</div>"
 
 
 def seconds(value: float) -> str:
@@ -122,4 +123,4 @@ def note(text: str, kind: str = "plain") -> str:
     return f"<p class='note {kind}'>{escape(text)}</p>"
 
 
-IDLE = status("idle", "", "")
+IDLE = status("idle", "", "The ranking appears early, then settles.")
