@@ -3,9 +3,12 @@
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stderr
 from dataclasses import replace
+from functools import partial, wraps
+from io import StringIO
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tyro
 
@@ -26,8 +29,8 @@ def scenes(out: Path, split: Literal["train", "heldout"] = "train") -> None:
 
     try:
         print(write_imagefolder(out, split))
-    except FileExistsError as error:
-        raise InputError(str(error)) from error
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written ({error})") from error
 
 
 def index(
@@ -37,7 +40,7 @@ def index(
     train_data_dir: Path | None = None,
     image_column: str = "image",
     caption_column: str = "text",
-    resolution: int = 512,
+    resolution: int | None = None,
     center_crop: bool = True,
     random_flip: bool = True,
     max_train_samples: int | None = None,
@@ -55,7 +58,7 @@ def index(
         train_data_dir: an imagefolder with metadata.jsonl, instead.
         image_column: column of the images.
         caption_column: column of the captions.
-        resolution: px; the model's own resolution is used, and another value is refused.
+        resolution: px; the model's own by default, and another value is refused.
         center_crop: cut the middle square of each image; otherwise squeeze it.
         random_flip: the model was trained with mirrored images.
         max_train_samples: only the first so many images.
@@ -71,6 +74,11 @@ def index(
     from attribution.noise import NoiseSettings
 
     model = Model.load(pretrained_model_name_or_path)
+    if resolution not in (None, model.resolution):
+        raise InputError(
+            f"--resolution {resolution} is not possible; {model.source} was made for {model.resolution} px, which is"
+            " the default"
+        )
     data = DataSettings(
         dataset_name=dataset_name,
         train_data_dir=train_data_dir,
@@ -82,8 +90,8 @@ def index(
         max_train_samples=max_train_samples,
     )
     settings = BuildSettings(data, NoiseSettings(timesteps, noises), FisherSettings(samples=fisher_samples), batch)
-    for step in _watch(build(out, model, settings), lambda step: f"{step.step} {step.done}/{step.total}"):
-        del step
+    for _ in _watch(build(out, model, settings), lambda step: f"{step.step} {step.done}/{step.total}"):
+        pass
     print(out)
 
 
@@ -98,6 +106,7 @@ def generate(prompt: str, out: Path, seed: int = 0, index: Path | None = None) -
     """
     from attribution.attribute import open_index
 
+    _check_file(out)
     model, _ = open_index(index)
     model.generate(prompt, seed).save(out)
     print(out)
@@ -135,6 +144,7 @@ def attribute(
     if method == "list":
         print("\n".join(f"{name:12} {entry.line} ({entry.source})" for name, entry in METHODS.items()))
         return
+    _check_file(out)
     if image is not None and seed is not None:
         raise InputError("name either --image or --seed: a picture that exists is not generated")
     upload = None if image is None else open_upload(image)
@@ -162,29 +172,31 @@ def attribute(
 
 
 def evaluate(
-    what: tyro.conf.Positional[Literal["locality"]],
+    what: tyro.conf.Positional[Literal["locality", "tuning"]],
     out: Path,
     pictures: int = 40,
-    seed: int = 1,
     index: Path | None = None,
 ) -> None:
     """Measure how well methods find the objects of generated pictures; resumable.
 
     Args:
-        what: locality: precision@10 of boxed objects by the scenes' own metadata.
+        what: locality: precision@10 of boxed objects by the scenes' own metadata; tuning: the same over a grid of
+            settings, on other pictures.
         out: a JSON-lines file; what it holds already is not measured again.
         pictures: generated pictures, two objects each.
-        seed: of the prompts and pictures.
         index: an index folder; the embedded one by default.
     """
     from attribution.attribute import open_index
-    from attribution.evaluate.locality import LocalitySettings, measure, summary
+    from attribution.evaluate import locality, tuning
 
     model, opened = open_index(index)
-    settings = LocalitySettings(pictures=pictures, seed=seed)
-    for step in _watch(measure(model, opened, settings, out), str):
-        del step
-    print(summary(out))
+    if what == "tuning":
+        steps = tuning.tune(model, opened, tuning.TuningSettings(pictures=pictures), out)
+    else:
+        steps = locality.measure(model, opened, locality.LocalitySettings(pictures=pictures), out)
+    for _ in _watch(steps, str):
+        pass
+    print((tuning if what == "tuning" else locality).summary(out))
 
 
 def bench(queries: int = 10, out: Path | None = None, index: Path | None = None) -> None:
@@ -199,6 +211,7 @@ def bench(queries: int = 10, out: Path | None = None, index: Path | None = None)
     from attribution.evaluate.bench import BenchSettings
     from attribution.evaluate.bench import bench as measure
 
+    _check_file(out)
     model, opened = open_index(index)
     *_, summary = _watch(measure(model, opened, BenchSettings(queries)), str)
     text = json.dumps(summary, indent=1)
@@ -231,10 +244,46 @@ def _watch(steps: Iterable[Step], describe: Callable[[Step], str]) -> Iterator[S
     print("\r\033[K" if terminal else last, file=sys.stderr)
 
 
+def _check_file(out: Path | None) -> None:
+    """Refuse, before any work, a file that could not be written after it."""
+    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+        raise InputError(f"--out {out} cannot be written; name a file in a folder that exists")
+
+
+def _parse(arguments: list[str] | None) -> Callable[[], None]:
+    """The command that the arguments name, bound to their values, not yet run.
+
+    Raises:
+        InputError: they do not parse; tyro's panel in one line.
+    """
+
+    def bound(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+        @wraps(command)
+        def bind(*values: Any, **named: Any) -> Callable[[], None]:
+            return partial(command, *values, **named)
+
+        return bind
+
+    panel = StringIO()
+    try:
+        with redirect_stderr(panel):
+            command: Callable[[], None] = tyro.extras.subcommand_cli_from_dict(
+                {name: bound(command) for name, command in COMMANDS.items()},
+                prog="python -m attribution",
+                args=arguments,
+            )
+    except SystemExit as leaving:
+        if not leaving.code:  # --help
+            raise
+        lines = (line.strip("│╰╯─ ") for line in panel.getvalue().splitlines() if not line.startswith("╭"))
+        raise InputError(" ".join(filter(None, lines)).split(" For full helptext")[0]) from None
+    return command
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; 0, or 2 with one line on standard error for what a person can mend."""
     try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m attribution", args=arguments)
+        _parse(arguments)()
     except AttributionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

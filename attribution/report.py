@@ -1,6 +1,7 @@
 """An attribution as JSON."""
 
 import json
+import math
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,8 @@ from attribution.attribute import Attribution, image_sha256
 def to_json(attribution: Attribution) -> dict[str, Any]:
     """The contract of `attribute --out`: query, method, results, evaluations, seconds, settings, index.
 
-    Boxes are `x0, y0, x1, y1` in pixels of the query's picture; scores are `score`, `score_low`, `score_high`.
+    Boxes are `x0, y0, x1, y1` in pixels of the query's picture; scores are `score`, `score_low`, `score_high`,
+    the bounds null where there is one noise alone.
     """
     query = attribution.query
     return {
@@ -29,8 +31,8 @@ def to_json(attribution: Attribution) -> dict[str, Any]:
                 "rank": result.rank,
                 "id": result.id,
                 "score": result.score,
-                "score_low": result.low,
-                "score_high": result.high,
+                "score_low": _finite(result.low),
+                "score_high": _finite(result.high),
                 "caption": result.caption,
                 "flip": result.flip,
             }
@@ -41,6 +43,11 @@ def to_json(attribution: Attribution) -> dict[str, Any]:
         "settings": asdict(attribution.settings),
         "index": {"id": attribution.index_id, "model_sha256": attribution.model_sha256},
     }
+
+
+def _finite(bound: float) -> float | None:
+    """JSON knows no infinity."""
+    return bound if math.isfinite(bound) else None
 
 
 def write_json(attribution: Attribution, path: Path) -> None:

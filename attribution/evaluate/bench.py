@@ -17,7 +17,6 @@ from attribution.evaluate.locality import subjects
 from attribution.index import Index
 from attribution.model import Model
 
-
 TIMED = ("generate", "first_top_k", "attribute")
 
 
