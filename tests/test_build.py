@@ -129,7 +129,7 @@ def test_other_settings_are_refused_with_both_values(tiny_settings, index_folder
 
 def test_other_data_settings_are_refused(tiny_settings, index_folder, model32):
     settings = replace(tiny_settings, data=replace(tiny_settings.data, random_flip=False))
-    with pytest.raises(IndexMismatch, match="'random_flip': True.*'random_flip': False"):
+    with pytest.raises(IndexMismatch, match=r"'random_flip': True.*'random_flip': False"):
         next(build(index_folder, model32, settings))
 
 
@@ -153,7 +153,7 @@ def test_empty_data_and_unreadable_data_are_refused(tiny_settings, model32, tmp_
     [
         ({"batch": 0}, "batch = 0 and .* is not possible"),
         ({"fisher": FisherSettings(samples=0)}, "0 Fisher samples"),
-        ({"noise": NoiseSettings(timesteps=101)}, "101 timesteps x 1 noises"),
+        ({"noise": NoiseSettings(timesteps=1001)}, "1001 timesteps x 1 noises"),
     ],
 )
 def test_impossible_build_settings_are_refused_before_any_work(tiny_settings, model32, tmp_path, change, told):

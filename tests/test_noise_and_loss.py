@@ -1,5 +1,7 @@
 """The noise bank, the loss's mask, and the score, by hand."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -73,7 +75,7 @@ def test_every_beginning_of_spread_is_spread_over_the_schedule(size):
     assert order[0] == size // 2
     for length in range(4, size + 1):
         ends = [-1, *sorted(order[:length]), size]
-        assert max(b - a for a, b in zip(ends, ends[1:], strict=False)) <= 1 + 2 * size / length
+        assert max(b - a for a, b in pairwise(ends)) <= 1 + 2 * size / length
 
 
 # The loss

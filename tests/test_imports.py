@@ -1,0 +1,58 @@
+"""The import table: a file imports only from files above it; heavy libraries stay in their rooms."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+ROOMS = (
+    *("errors", "scenes.compose", "model", "noise", "loss", "data", "fisher", "unlearn", "score", "race", "features"),
+    *("index", "build", "attribute", "report", "evaluate.locality", "evaluate.tuning", "evaluate.bench"),
+    *("scenes.networks", "scenes.pictures", "scenes.judge", "scenes.train"),
+    *("ui.style", "ui.box", "ui.studio", "ui.words", "ui.handlers", "ui.page", "cli", "__main__", "app"),
+)
+PATHS = [*(ROOT / "attribution").rglob("*.py"), ROOT / "app.py"]
+FILES = {str(p.relative_to(ROOT)).removeprefix("attribution/")[:-3].replace("/", "."): p for p in PATHS}
+FILES = {name: path for name, path in FILES.items() if not name.endswith("__init__")}
+ONLY_IN = {"diffusers": ("model", "scenes."), "transformers": ("model", "scenes."), "gradio": ("app", "ui.")}
+
+
+def imports(name):
+    """Full names of what a file imports, inside functions too."""
+    for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} imports relatively"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_every_file_has_its_place_in_the_table():
+    assert set(FILES) == set(ROOMS)
+    assert not [name for name in FILES if name.split(".")[-1] == "utils"]
+
+
+def test_files_import_only_from_above():
+    for name in ROOMS:
+        above = [f"attribution.{room}" for room in ROOMS[: ROOMS.index(name)]]
+        for imported in imports(name):
+            own = imported.startswith(("attribution", "app"))
+            assert not own or any(f"{imported}.".startswith(f"{room}.") for room in above), f"{name}: {imported}"
+
+
+def test_heavy_libraries_stay_in_their_rooms():
+    for name in ROOMS:
+        for imported in imports(name):
+            library = imported.split(".")[0]
+            assert library not in ("pickle", "dill", "joblib", "cloudpickle"), f"{name}: {imported}"
+            for heavy, rooms in ONLY_IN.items():
+                assert not library.startswith(heavy) or name.startswith(rooms), f"{name}: {imported}"
+
+
+def test_nothing_is_unpickled():
+    for name, path in FILES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                if ast.unparse(node.func) == "torch.load":
+                    assert keywords.get("weights_only") == "True", name
+                assert keywords.get("allow_pickle", "False") == "False", name
