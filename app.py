@@ -18,13 +18,14 @@ def serve(index: Path | None = None, host: str | None = None, port: int | None =
         port: GRADIO_SERVER_PORT, or the first free one from 7860 on, by default.
         share: open a public tunnel through gradio.live.
     """
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
     from attribution.attribute import open_index
+
+    model, opened = open_index(index)
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
     from attribution.ui.page import build_page
     from attribution.ui.studio import Studio
     from attribution.ui.style import CSS, THEME
 
-    model, opened = open_index(index)
     build_page(Studio(model, opened)).launch(
         server_name=host,
         server_port=port,
@@ -44,7 +45,7 @@ def main() -> int:
     """Serve until interrupted; 2, and one line on standard error, for what a person can mend."""
     try:
         tyro.cli(serve)
-    except AttributionError as error:
+    except (AttributionError, OSError) as error:  # OSError: the port is taken
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

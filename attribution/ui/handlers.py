@@ -131,9 +131,8 @@ class Handlers:
     def _answer(self, query: Query, settings: AttributeSettings, stop: Event) -> Updates:
         model, index = self.studio.model, self.studio.index
         baseline = attribute(model, index, query, replace(settings, method="pixel"), stop)
-        for answer in baseline:
-            if isinstance(answer, Attribution):
-                yield words.status("waiting", "Starting"), [], words.gallery(answer.results, index)
+        similar = [words.gallery(step.results, index) for step in baseline][-1]
+        yield words.status("waiting", "Starting"), [], similar
         shown: tuple[int, ...] = ()
         last = 0.0
         for step in self.studio.alone(attribute(model, index, query, settings, stop), stop):
@@ -141,7 +140,7 @@ class Handlers:
                 yield (words.status("waiting", "Waiting", "for another visitor's run to end"), *_unchanged(2))
             elif isinstance(step, Attribution):
                 finished = words.done(step, words.region(query.boxes))
-                yield finished, words.gallery(step.results, index), gr.skip()
+                yield finished, words.gallery(step.results, index), similar
             elif time.monotonic() - last >= EVERY or _first(step, shown):
                 last, rows = time.monotonic(), tuple(result.row for result in step.results)
                 ranking = words.gallery(step.results, index) if rows != shown else gr.skip()
