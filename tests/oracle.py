@@ -40,25 +40,19 @@ def loss(pipe, x, text, t, eps, mask=None):
     signal, noise = math.sqrt(abar), math.sqrt(1 - abar)
     made = pipe.unet((signal * x + noise * eps)[None], torch.tensor([t]), encoder_hidden_states=text).sample[0]
     wanted = eps if pipe.scheduler.config.prediction_type == "epsilon" else signal * eps - noise * x
-    weight = torch.ones(x.shape[1:], dtype=torch.float64) if mask is None else mask
-    error, cells = 0.0, 0.0
-    for row in range(x.shape[1]):
-        for column in range(x.shape[2]):
-            square = sum((wanted[c, row, column] - made[c, row, column]) ** 2 for c in range(len(x)))
-            error = error + weight[row, column] * square / len(x)
-            cells += float(weight[row, column])
-    return error / cells
+    square = ((wanted - made) ** 2).sum(0) / len(x)
+    return square.mean() if mask is None else (mask * square).sum() / mask.sum()
 
 
 def losses(pipe, latents, captions, noises):
     """L(z, theta) of every image, view and noise: (N, views, S)."""
+    table = np.zeros((len(captions), latents.shape[1], len(noises)))
     with torch.no_grad():
-        return np.array(
-            [
-                [[float(loss(pipe, view, read(pipe, caption), t, eps)) for t, eps in noises] for view in views]
-                for views, caption in zip(latents, captions, strict=True)
-            ]
-        )
+        for row, caption in enumerate(captions):
+            text = read(pipe, caption)
+            for view, x in enumerate(latents[row]):
+                table[row, view] = [float(loss(pipe, x, text, t, eps)) for t, eps in noises]
+    return table
 
 
 def weights(pipe):
