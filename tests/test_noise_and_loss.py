@@ -1,6 +1,6 @@
 """The noise bank, the loss's mask, and the score, by hand."""
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -111,8 +111,11 @@ def test_the_loss_table_is_images_by_columns(model):
     latents, text, bank = make_pair(model)
     table = denoising_loss(model, latents, text, bank)
     assert table.shape == (2, 3)
-    alone = denoising_loss(model, latents[1:], text[1:], bank.select([2]))
-    assert_close(table[1, 2], alone[0, 0], rtol=1e-12, atol=0)
+    for image, column in product(range(2), range(3)):
+        one = slice(image, image + 1)
+        alone = denoising_loss(model, latents[one], text[one], bank.select([column]))
+        assert_close(table[image, column], alone[0, 0], rtol=1e-12, atol=0)
+    assert (table[0] - denoising_loss(model, latents[:1], text[1:], bank)).abs().min() > 1e-9  # texts matter
 
 
 def test_a_perfect_prediction_has_no_loss(model, monkeypatch):
