@@ -21,6 +21,8 @@ PROMPT = words.PROMPT
 LONG = 300_000  # ms, for an attribution
 SIDES = ("x0", "y0", "x1", "y1")
 
+expect.set_options(timeout=60_000)
+
 
 @pytest.fixture(scope="session")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
@@ -51,7 +53,7 @@ def visit(chromium: Browser, address: str, width: int = 1280) -> Iterator[Page]:
     """A visitor of their own; afterwards, nothing may have been asked of another machine."""
     context = chromium.new_context(viewport={"width": width, "height": 900})
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(120_000)
     hosts: set[str | None] = set()
     page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
     page.goto(address)
@@ -65,7 +67,7 @@ def generate(page: Page, prompt: str = PROMPT, seed: int = 7) -> None:
     page.fill("#prompt textarea", prompt)
     page.fill("#seed input", str(seed))
     page.click("#generate")
-    expect(page.locator("#picture-note")).to_contain_text(f"seed {seed}.", timeout=60_000)
+    expect(page.locator("#picture-note")).to_contain_text(f"seed {seed}.")
     expect(page.locator("#picture canvas")).to_be_visible()
 
 

@@ -61,7 +61,7 @@ class Handlers:
 
                 for image in self.studio.alone(work(), stop):
                     if image is None:
-                        progress(None, desc="Waiting for another visitor's run to end")
+                        yield (*_unchanged(3), words.note("Waiting for another visitor's run to end."))
                         continue
                     picture = Picture(image, prompt.strip(), number)
                     yield (picture, *_shown(picture), words.generated(picture))
@@ -76,7 +76,7 @@ class Handlers:
         try:
             picture = Picture(open_upload(Path(path)))
             self.stop(request)
-            yield (picture, *_shown(picture), words.uploaded(picture, Path(path).name))
+            yield (picture, *_shown(picture), words.uploaded(picture, Path(path).name, self.studio.index.center_crop))
         except AttributionError as error:
             yield (*_unchanged(3), words.note(sentence(error), "error"))
             raise refusal(error) from error

@@ -69,23 +69,28 @@ CSS = """
 /* Rankings: five across, captions of a fixed height under the thumbnails, so that nothing moves while they settle. */
 #answers { gap: 1.5rem; margin-top: .5rem; }
 #answers h2 { font-size: 1.0625rem; margin: 0; }
-.ranking { min-height: 460px; border: 0 !important; background: none !important; }
+.ranking { min-height: 516px; border: 0 !important; background: none !important; }
 .ranking .grid-wrap { padding: 0; max-height: none !important; min-height: 0 !important; overflow: visible; }
 .ranking .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)); gap: .9rem .6rem; }
-.ranking .thumbnail-item { aspect-ratio: auto; height: auto; width: 100%; overflow: visible; border: 0;
+.ranking .thumbnail-lg { aspect-ratio: auto; height: auto; width: 100%; overflow: visible; border: 0;
   box-shadow: none; background: none; display: block; text-align: left; }
-.ranking .thumbnail-item img { aspect-ratio: 1; width: 100%; height: auto; border-radius: var(--radius-md);
+.ranking .thumbnail-lg img { aspect-ratio: 1; width: 100%; height: auto; border-radius: var(--radius-md);
   border: 1px solid var(--border-color-primary); }
 .ranking .empty .icon { display: none; }
 .ranking .empty::after { content: "The training images appear here."; font-size: .8125rem;
   color: var(--body-text-color-subdued); }
 .ranking img { image-rendering: pixelated; }
-.ranking .thumbnail-item .caption-label { position: static; display: block; max-width: none; width: 100%; height: 9.1em;
+.ranking .thumbnail-lg .caption-label { position: static; display: block; max-width: none; width: 100%; height: 11.6em;
   padding: .35rem 0 0; border: 0; background: none; color: var(--body-text-color); font-size: .75rem; line-height: 1.25;
   white-space: pre-line; overflow: hidden; text-overflow: clip; font-variant-numeric: tabular-nums; }
 .ranking .caption-label::first-line { font-weight: 600; }
 
 footer .divider:last-child { display: none; }
+.ranking .preview { bottom: auto; height: 460px; }
+.ranking .preview .media-button { height: 320px !important; flex: none; }
+.ranking .preview .caption { display: block; flex: none; height: 4.5em; margin: 0; padding: .25rem .75rem 0;
+  white-space: normal; text-align: center; font-weight: 400; line-height: 1.35; }
+
 #credits { margin-top: 1rem; padding-top: .75rem; border-top: 1px solid var(--border-color-primary); }
 #credits p { margin: 0 0 .25rem; font-size: .8125rem; color: var(--body-text-color-subdued); }
 #credits a { margin: 0; padding: 0; color: inherit; text-decoration: underline; }
@@ -98,8 +103,7 @@ footer .divider:last-child { display: none; }
   #box span { font-size: .75rem; white-space: nowrap; }
   #seeding button { white-space: nowrap; }
   .ranking .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
-  .ranking { min-height: 960px; }
-  .ranking .thumbnail-item .caption-label { height: 9.1em; }
+  .ranking { min-height: 1052px; }
 }
 @media (prefers-reduced-motion: reduce) { * { transition: none !important; animation: none !important; } }
 """.replace("ACCENT", ACCENT)

@@ -24,7 +24,7 @@ RANKINGS = (
 )
 SIDES = {"x0": "x0, left", "y0": "y0, top", "x1": "x1, right", "y1": "y1, bottom"}
 NO_PICTURE = "No picture yet: generate one, or upload one."
-EXHAUSTIVE = "Score every training image on all noises; slower, and the same ranking at the top."
+EXHAUSTIVE = "Score every training image on all noises, instead of dropping unlikely ones early; slower."
 CREDITS = (
     "Emoji art: <a href='https://github.com/jdecked/twemoji'>Twemoji</a>"
     " (<a href='https://creativecommons.org/licenses/by/4.0/'>CC BY 4.0</a>) and"
@@ -108,10 +108,11 @@ def generated(picture: Picture) -> str:
     return note(f"Generated from “{picture.prompt}”, seed {picture.seed}.")
 
 
-def uploaded(picture: Picture, name: str) -> str:
+def uploaded(picture: Picture, name: str, center_crop: bool) -> str:
     """What to expect of an upload."""
     width, height = picture.image.size
-    square = "" if width == height else " The model sees its middle square."
+    seen = " The model sees its middle square." if center_crop else " The model sees it squeezed to a square."
+    square = "" if width == height else seen
     return note(
         f"{name}, {width} x {height} px, uploaded.{square} If this model did not make it, there is no influence to"
         " find: the ranking then only shows which training images are nearest for the model."
