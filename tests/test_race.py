@@ -89,6 +89,20 @@ def test_losses_do_not_depend_on_order_or_subset(model, index, rows, columns, vi
     assert_close(part, whole[np.ix_(rows, views, list(columns))], rtol=1e-11, atol=0)
 
 
+@pytest.mark.parametrize(("count", "views"), [(8, (0, 1)), (7, (0, 1)), (1, (0, 1)), (8, (0,)), (5, (1,))])
+def test_every_call_of_the_unet_holds_a_whole_batch(model32, index32, monkeypatch, count, views):
+    """Else the same image may get other last bits in another subset, by other kernels for other sizes."""
+    sizes, predict = set(), model32.predict
+
+    def record(x, t, text):
+        sizes.add((len(x), len(t), len(text)))
+        return predict(x, t, text)
+
+    monkeypatch.setattr(model32, "predict", record)
+    list(training_losses(model32, index32.encoded, index32.bank(model32), range(count), [2, 5], views, batch=6))
+    assert sizes == {(6, 6, 6)}
+
+
 def test_chunks_say_which_rows_they_hold(model, index):
     chunks = list(training_losses(model, index.encoded, index.bank(model), range(8), [0], batch=6))
     assert [which for which, _ in chunks] == [slice(0, 3), slice(3, 6), slice(6, 8)]
