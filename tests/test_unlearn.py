@@ -16,6 +16,7 @@ from attribution.model import Model
 from attribution.noise import NoiseBank, NoiseSettings
 from attribution.unlearn import UnlearnSettings, newton_step, query_gradient, unlearned
 
+STEP = 1e-5  # of the central differences
 SETTINGS = AttributeSettings(top_k=4, unlearn=UnlearnSettings(step_size=0.3, timesteps=4, noises=1, batch=2), batch=6)
 
 
@@ -47,7 +48,7 @@ def test_query_gradient_agrees_with_central_differences(model, index, boxed):
 
     for _ in range(3):
         direction = {name: torch.randn(g.shape, generator=generator, dtype=g.dtype) for name, g in gradient.items()}
-        slope = (loss_at(1e-4, direction) - loss_at(-1e-4, direction)) / 2e-4
+        slope = (loss_at(STEP, direction) - loss_at(-STEP, direction)) / (2 * STEP)
         expected = sum(float((gradient[name] * direction[name]).sum()) for name in gradient)
         assert_close(slope, expected, rtol=1e-5, atol=0)
 
