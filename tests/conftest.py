@@ -43,14 +43,22 @@ def _caches_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         yield
 
 
-def save_tiny_pipeline(folder: Path, prediction_type: str, seed: int = 0) -> Path:
-    """A random StableDiffusionPipeline: 32 px, 4x8x8 latents, cross-attention at 8x8 and 4x4."""
-    torch.manual_seed(seed)
+def make_tiny_tokenizer() -> CLIPTokenizer:
+    """Merges learned from the captions; ids by sorted letters and merges, as the trainer's own differ by process."""
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     untrained = CLIPTokenizer(vocab={token: number for number, token in enumerate(tokens)}, merges=[])
-    tokenizer = untrained.train_new_from_iterator(CAPTIONS, vocab_size=600)
-    tokenizer.model_max_length = 12
+    trained = untrained.train_new_from_iterator(CAPTIONS, vocab_size=600)
+    merges = [tuple(pair) for pair in json.loads(trained.backend_tokenizer.to_str())["model"]["merges"]]
+    tokens += dict.fromkeys("".join(pair) for pair in merges)
+    vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=12)
+
+
+def save_tiny_pipeline(folder: Path, prediction_type: str, seed: int = 0) -> Path:
+    """A random StableDiffusionPipeline: 32 px, 4x8x8 latents, cross-attention at 8x8 and 4x4."""
+    torch.manual_seed(seed)
+    tokenizer = make_tiny_tokenizer()
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
