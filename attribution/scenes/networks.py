@@ -1,5 +1,7 @@
 """The embedded model's networks: small members of the classes that Stable Diffusion is made of."""
 
+import json
+
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
@@ -30,13 +32,19 @@ def make_autoencoder() -> AutoencoderKL:
 
 
 def make_tokenizer(captions: list[str]) -> CLIPTokenizer:
-    """CLIP's byte-level BPE with merges learned from the captions; MAX_TOKENS long."""
+    """CLIP's byte-level BPE with merges learned from the captions; MAX_TOKENS long.
+
+    The trainer numbers the letters differently in every process, so the ids are given anew: the letters in their
+    own order, then the merged tokens in the order in which they were learned.
+    """
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     untrained = CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[])
-    tokenizer: CLIPTokenizer = untrained.train_new_from_iterator(captions, vocab_size=1024)
-    tokenizer.model_max_length = MAX_TOKENS
-    return tokenizer
+    learned = untrained.train_new_from_iterator(captions, vocab_size=1024)
+    merges = [tuple(pair) for pair in json.loads(learned.backend_tokenizer.to_str())["model"]["merges"]]
+    tokens += ["".join(pair) for pair in merges]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
 
 
 def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
