@@ -232,7 +232,7 @@ METHODS: dict[str, Method] = {
 
 
 def region_mask(query: Query, model: Model, center_crop: bool = True) -> Tensor | None:
-    """The share of each latent cell that the boxes cover: (h, w) in [0, 1]; None where there are no boxes.
+    """The share of each latent cell that the box covering most of it covers: (h, w) in [0, 1]; None without boxes.
 
     Raises:
         InputError: a box is not finite, reversed, outside, or smaller than one latent cell.

@@ -27,7 +27,7 @@ class UnlearnSettings:
         batch: predictions in one call of the U-Net.
     """
 
-    step_size: float = 100.0
+    step_size: float = 0.01
     steps: int = 1
     damping: float = 0.1
     timesteps: int = 100

@@ -40,7 +40,7 @@ class TuningSettings:
     pictures: int = 8
     seed: int = 0
     pool: int = 1024
-    step_sizes: tuple[float, ...] = (12.0, 40.0, 120.0, 400.0)
+    step_sizes: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)
     dampings: tuple[float, ...] = (0.1, 1.0)
     samples: tuple[tuple[int, int], ...] = ((100, 2),)
     columns: tuple[int, ...] = (3, 10)

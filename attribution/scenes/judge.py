@@ -112,7 +112,9 @@ def rates(found: Tensor, truth: Tensor) -> dict[str, float]:
 
 def report(model: Path, out: Path) -> dict[str, Any]:
     """Measure a pipeline folder; writes `report.json` and a contact sheet beside it."""
-    pipe = StableDiffusionPipeline.from_pretrained(str(model), safety_checker=None, requires_safety_checker=False)
+    pipe = StableDiffusionPipeline.from_pretrained(
+        str(model), dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+    )
     pipe.set_progress_bar_config(disable=True)
     train, heldout = (to_unit(load_pixels(split)) for split in ("train", "heldout"))
     recon = reconstruct(pipe.vae, heldout)

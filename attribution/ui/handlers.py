@@ -1,5 +1,6 @@
 """What happens when something on the page is used. Layout and wiring are in `page.py`."""
 
+import math
 import random
 import time
 from collections.abc import Generator, Iterator
@@ -167,7 +168,7 @@ def whole(value: float | None, name: str) -> int:
     Raises:
         InputError: it is empty or has a fraction.
     """
-    if value is None or value != int(value):
+    if value is None or not math.isfinite(value) or value != int(value):
         given = "empty" if value is None else f"{value:g}"
         raise InputError(f"{name} is {given}; accepted are whole numbers")
     return int(value)
