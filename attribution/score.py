@@ -29,8 +29,8 @@ def training_losses(
 ) -> Iterator[tuple[slice, Floats]]:
     """Losses of training images, a chunk at a time.
 
-    Every call of the U-Net holds exactly `batch` predictions (the last is filled up by repetition), so that an
-    image's loss has the same bits whatever subset it is measured in.
+    Every call of the U-Net holds as many predictions (the last is filled up by repetition): an image's loss depends
+    on the subset that it is measured in by no more than its place in a batch changes the rounding of a product.
 
     Yields:
         (which of `rows`, losses of shape (chunk, views, columns)).
