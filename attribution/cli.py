@@ -46,6 +46,8 @@ def index(
     max_train_samples: int | None = None,
     timesteps: int = 10,
     noises: int = 1,
+    start: float = 0.0,
+    end: float = 1.0,
     fisher_samples: int = 16_384,
     batch: int = 64,
 ) -> None:
@@ -64,6 +66,8 @@ def index(
         max_train_samples: only the first so many images.
         timesteps: of the noise bank that scores are measured with.
         noises: per timestep.
+        start: where the noise bank's timesteps begin, as a share of the schedule.
+        end: where they end.
         fisher_samples: gradients that the Fisher information is estimated from.
         batch: predictions in one call of the U-Net.
     """
@@ -89,7 +93,9 @@ def index(
         random_flip=random_flip,
         max_train_samples=max_train_samples,
     )
-    settings = BuildSettings(data, NoiseSettings(timesteps, noises), FisherSettings(samples=fisher_samples), batch)
+    settings = BuildSettings(
+        data, NoiseSettings(timesteps, noises, start=start, end=end), FisherSettings(samples=fisher_samples), batch
+    )
     for _ in _watch(build(out, model, settings), lambda step: f"{step.step} {step.done}/{step.total}"):
         pass
     print(out)

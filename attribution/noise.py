@@ -14,11 +14,21 @@ from attribution.errors import InputError
 
 @dataclass(frozen=True)
 class NoiseSettings:
-    """Size and seed of a bank: `timesteps` strided over the schedule, `noises` different noises for each."""
+    """Size and seed of a bank.
+
+    Attributes:
+        timesteps: strided over the part of the schedule from `start` to `end`.
+        noises: different noises for each timestep.
+        seed: of the noises.
+        start: share of the schedule, from 0 (clean) to 1 (all noise).
+        end: likewise; above `start`.
+    """
 
     timesteps: int = 10
     noises: int = 1
     seed: int = 0
+    start: float = 0.0
+    end: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -40,13 +50,19 @@ class NoiseBank:
         Raises:
             InputError: fewer than one or more timesteps than the schedule has, or no noise.
         """
+        if not 0 <= settings.start < settings.end <= 1:
+            raise InputError(
+                f"timesteps from {settings.start:g} to {settings.end:g} of the schedule are not possible;"
+                " accepted are 0 <= start < end <= 1"
+            )
         if not 1 <= settings.timesteps <= train_timesteps or settings.noises < 1:
             raise InputError(
                 f"a noise bank of {settings.timesteps} timesteps x {settings.noises} noises is not possible;"
                 f" accepted are 1 to {train_timesteps} timesteps and at least one noise"
             )
-        stride = train_timesteps / settings.timesteps
-        t = ((torch.arange(settings.timesteps) + 0.5) * stride).long().repeat_interleave(settings.noises)
+        stride = train_timesteps * (settings.end - settings.start) / settings.timesteps
+        first = train_timesteps * settings.start
+        t = (first + (torch.arange(settings.timesteps) + 0.5) * stride).long().repeat_interleave(settings.noises)
         generator = torch.Generator().manual_seed(settings.seed)
         return cls(t, torch.randn(len(t), *latent_shape, generator=generator))
 

@@ -173,7 +173,13 @@ def test_an_index_records_what_it_was_made_of(index32, model32, pictures):
     assert index32.manifest["model"]["sha256"] == model32.sha256
     assert index32.manifest["model"]["id"] == "../model"  # the two folders can be moved together
     assert index32.manifest["data"]["count"] == 8
-    assert index32.manifest["settings"]["noise"] == {"timesteps": 4, "noises": 2, "seed": 5}
+    assert index32.manifest["settings"]["noise"] == {
+        "timesteps": 4,
+        "noises": 2,
+        "seed": 5,
+        "start": 0.0,
+        "end": 1.0,
+    }
     assert index32.latents.shape == (8, 2, 4, 8, 8)
     assert index32.base_losses.shape == (8, 2, 8)
     assert len(index32.id) == 12

@@ -47,6 +47,17 @@ def test_timesteps_are_inside_the_schedule_and_evenly_spread(timesteps, length):
     assert (t[::2].diff() - length / timesteps).abs().le(1).all()
 
 
+def test_timesteps_stay_in_the_part_of_the_schedule_that_is_asked_for():
+    bank = NoiseBank.draw(NoiseSettings(4, 1, start=0.5, end=0.9), (1, 1, 1), 1000)
+    assert bank.t.tolist() == [550, 650, 750, 850]
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.5, 0.5), (0.9, 0.1), (-0.1, 1.0), (0.0, 1.1)])
+def test_a_part_outside_the_schedule_is_refused(start, end):
+    with pytest.raises(InputError, match="0 <= start < end <= 1"):
+        NoiseBank.draw(NoiseSettings(4, 1, start=start, end=end), (1, 1, 1), 1000)
+
+
 def test_timesteps_are_the_middles_of_equal_strides():
     assert NoiseBank.draw(NoiseSettings(4, 1), (1, 1, 1), 1000).t.tolist() == [125, 375, 625, 875]
 
