@@ -26,7 +26,7 @@ class RaceSettings:
         survivors: no round but the first has fewer images than this.
     """
 
-    keep: float = 0.25
+    keep: float = 0.125
     first_columns: int = 1
     growth: float = 3.0
     survivors: int = 64
