@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,13 @@ from attribution.data import (
     to_square,
 )
 from attribution.errors import IndexMismatch, InputError
-from attribution.fisher import FisherSettings, add_squares, per_image_gradients
+from attribution.fisher import FisherSettings, Trace, add_squares, per_image_gradients, trace
 from attribution.index import FORMAT_VERSION, STEPS, THUMBNAIL_SIDE, open_array, read_manifest
 from attribution.model import Model
 from attribution.noise import NoiseBank, NoiseSettings
 from attribution.score import training_losses
+
+Add = Callable[[dict[str, Tensor], range, NoiseBank], dict[str, Tensor]]  # adds samples to running sums
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,11 @@ class Builder:
         partial.write_text(json.dumps(self.manifest, indent=1) + "\n", encoding="utf-8")
         os.replace(partial, self.out / "manifest.json")
 
+    def encoded(self) -> EncodedSet:
+        """The latents, once they are there, with their captions."""
+        shape = (len(self.training), 2, *self.model.latent_shape)
+        return EncodedSet(open_array(self.out / "latents.npy", shape), self.training.captions)
+
     def array(self, name: str, shape: tuple[int, ...], dtype: type[np.floating]) -> NDArray[np.floating]:
         """A file of `shape`, opened for writing; what an interrupted build wrote is kept."""
         path = self.out / f"{name}.npy"
@@ -91,7 +98,16 @@ class Builder:
 
 
 def build(out: Path, model: Model, settings: BuildSettings) -> Iterator[BuildProgress]:
-    """Build or go on building an index.
+    """Build or go on building an index; raises what `prepare` raises."""
+    builder = prepare(out, model, settings)
+    for step in STEPS:
+        if step not in builder.manifest["finished"]:
+            yield from BUILD_STEPS[step](builder)
+            builder.finish(step)
+
+
+def prepare(out: Path, model: Model, settings: BuildSettings) -> Builder:
+    """A build, begun or to go on with.
 
     Raises:
         InputError: the training data cannot be read, or are empty; or a setting is not possible.
@@ -108,17 +124,11 @@ def build(out: Path, model: Model, settings: BuildSettings) -> Iterator[BuildPro
     if not len(training):
         raise InputError("the training data are empty; at least one captioned image is needed")
     out.mkdir(parents=True, exist_ok=True)
-    wanted = _manifest(out, model, training, settings)
+    manifest = wanted = _manifest(out, model, training, settings)
     if (out / "manifest.json").exists():
         manifest = read_manifest(out)
         _refuse_mismatch(manifest, wanted, out)
-    else:
-        manifest = wanted
-    builder = Builder(out, model, training, settings, manifest)
-    for step in STEPS:
-        if step not in manifest["finished"]:
-            yield from BUILD_STEPS[step](builder)
-            builder.finish(step)
+    return Builder(out, model, training, settings, manifest)
 
 
 def _manifest(out: Path, model: Model, training: TrainingSet, settings: BuildSettings) -> dict[str, Any]:
@@ -128,7 +138,7 @@ def _manifest(out: Path, model: Model, training: TrainingSet, settings: BuildSet
     return {
         "format_version": FORMAT_VERSION,
         "model": {
-            "id": _portable(model.source, out),
+            "id": portable(model.source, out),
             "sha256": model.sha256,
             "latent_shape": list(model.latent_shape),
             "train_timesteps": model.train_timesteps,
@@ -141,7 +151,7 @@ def _manifest(out: Path, model: Model, training: TrainingSet, settings: BuildSet
     }
 
 
-def _portable(source: str, out: Path) -> str:
+def portable(source: str, out: Path) -> str:
     """A model folder beside the index is named relative to it, so that both can be moved together."""
     folder = Path(source).resolve()
     if folder.is_dir() and folder.parent == out.resolve().parent:
@@ -193,11 +203,6 @@ def _latents(builder: Builder) -> Iterator[BuildProgress]:
         yield BuildProgress("latents", rows.stop, count)
 
 
-def _encoded(builder: Builder) -> EncodedSet:
-    shape = (len(builder.training), 2, *builder.model.latent_shape)
-    return EncodedSet(open_array(builder.out / "latents.npy", shape), builder.training.captions)
-
-
 def _bank(builder: Builder, settings: NoiseSettings) -> NoiseBank:
     return NoiseBank.draw(settings, builder.model.latent_shape, builder.model.train_timesteps)
 
@@ -208,7 +213,7 @@ def _base_losses(builder: Builder) -> Iterator[BuildProgress]:
     start = builder.manifest["progress"].get("base_losses", 0)
     rows, columns = list(range(start, count)), range(len(bank))
     for which, losses in training_losses(
-        builder.model, _encoded(builder), bank, rows, columns, batch=builder.settings.batch
+        builder.model, builder.encoded(), bank, rows, columns, batch=builder.settings.batch
     ):
         array[start + which.start : start + which.stop] = losses
         array.flush()  # type: ignore[attr-defined]
@@ -217,42 +222,71 @@ def _base_losses(builder: Builder) -> Iterator[BuildProgress]:
 
 
 def _fisher(builder: Builder) -> Iterator[BuildProgress]:
-    settings, encoded = builder.settings.fisher, _encoded(builder)
-    bank = _bank(builder, NoiseSettings(settings.timesteps, 1, settings.seed))
-    views = 2 if builder.settings.data.random_flip else 1
-    partial = builder.out / "fisher.partial.safetensors"
-    sums, start = _resume_sums(partial)
-    for number, samples in enumerate(batches(settings.samples, builder.settings.batch, start), start=1):
-        sums = add_squares(sums, fisher_sample(builder.model, encoded, bank, settings, samples, views))
-        if number % 16 == 0:
-            _save_sums(partial, sums, samples.stop)
-        yield BuildProgress("fisher", samples.stop, settings.samples)
+    settings = builder.settings.fisher
+
+    def add(sums: dict[str, Tensor], samples: range, bank: NoiseBank) -> dict[str, Tensor]:
+        return add_squares(sums, fisher_sample(builder, settings, samples, bank))
+
+    sums = yield from summed(builder, "fisher", settings, builder.settings.batch, add)
     save_file(
         {name: (total / settings.samples).cpu() for name, total in sums.items()}, builder.out / "fisher.safetensors"
     )
-    partial.unlink(missing_ok=True)
+    unfinished(builder, "fisher").unlink()
 
 
-def fisher_sample(
-    model: Model, encoded: EncodedSet, bank: NoiseBank, settings: FisherSettings, samples: range, views: int
-) -> dict[str, Tensor]:
-    """Per-image gradients of samples: s is image s mod N, its mirror on odd passes, at column s x 97 mod S."""
-    count = len(encoded)
+def summed(
+    builder: Builder, step: str, settings: FisherSettings, batch: int, add: Add
+) -> Generator[BuildProgress, None, dict[str, Tensor]]:
+    """Sum over all samples; sums are kept on disk now and then, and where it is interrupted, to go on from there."""
+    bank, path = _bank(builder, NoiseSettings(settings.timesteps, 1, settings.seed)), unfinished(builder, step)
+    sums, done = _resume_sums(path)
+    try:
+        for number, samples in enumerate(batches(settings.samples, batch, done), start=1):
+            sums, done = add(sums, samples, bank), samples.stop
+            if number % 16 == 0:
+                _save_sums(path, sums, done)
+            yield BuildProgress(step, done, settings.samples)
+    finally:
+        if sums:
+            _save_sums(path, sums, done)
+    return sums
+
+
+def unfinished(builder: Builder, step: str) -> Path:
+    """Where the sums of a step are kept until it is done."""
+    return builder.out / f"{step}.partial.safetensors"
+
+
+def fisher_sample(builder: Builder, settings: FisherSettings, samples: range, bank: NoiseBank) -> dict[str, Tensor]:
+    """Per-image gradients of samples; see `sample_batch`."""
+    return per_image_gradients(builder.model, settings.weights, *sample_batch(builder, samples, bank))
+
+
+def sample_traces(builder: Builder, settings: FisherSettings, samples: range, bank: NoiseBank) -> dict[str, Trace]:
+    """What the layers did on samples; see `sample_batch`."""
+    return trace(builder.model, settings.weights, *sample_batch(builder, samples, bank))
+
+
+def sample_batch(builder: Builder, samples: range, bank: NoiseBank) -> tuple[Tensor, Tensor, NoiseBank]:
+    """Latents, text and columns of samples: s is image s mod N, its mirror on odd passes, at column s x 97 mod S."""
+    encoded = builder.encoded()
+    count, views = len(encoded), 2 if builder.settings.data.random_flip else 1
     rows = [s % count for s in samples]
     latents = torch.stack(
         [encoded.view([row], [s // count % views])[0, 0] for s, row in zip(samples, rows, strict=True)]
     )
-    text = model.encode_text([encoded.captions[row] for row in rows])
-    columns = [s * 97 % len(bank) for s in samples]
-    return per_image_gradients(model, settings.weights, latents, text, bank.select(columns))
+    text = builder.model.encode_text([encoded.captions[row] for row in rows])
+    return latents, text, bank.select([s * 97 % len(bank) for s in samples])
 
 
 def _save_sums(path: Path, sums: dict[str, Tensor], done: int) -> None:
+    """Keep unfinished sums, whole or not at all, with how many samples they hold."""
     save_file({name: total.cpu() for name, total in sums.items()}, f"{path}.new", metadata={"done": str(done)})
     os.replace(f"{path}.new", path)
 
 
 def _resume_sums(path: Path) -> tuple[dict[str, Tensor], int]:
+    """Unfinished sums, and how many samples they hold."""
     if not path.is_file():
         return {}, 0
     try:

@@ -49,9 +49,16 @@ def index(
     start: float = 0.0,
     end: float = 1.0,
     fisher_samples: int = 16_384,
+    fisher_all: bool = False,
+    ekfac: bool = False,
+    features: tuple[str, ...] = (),
+    feature_weights: tuple[tuple[str, str], ...] = (),
+    gradients: tuple[str, ...] = (),
+    projection_dimension: int = 4096,
+    checkpoints: tuple[str, ...] = (),
     batch: int = 64,
 ) -> None:
-    """Build, or go on building, the index of a training set and a model.
+    """Build, or go on building, the index of a training set and a model; with the same settings, add to it.
 
     Args:
         out: the index folder.
@@ -69,11 +76,20 @@ def index(
         start: where the noise bank's timesteps begin, as a share of the schedule.
         end: where they end.
         fisher_samples: gradients that the Fisher information is estimated from.
+        fisher_all: add the Fisher information of all weights, to unlearn other subsets.
+        ekfac: add EK-FAC, for "unlearning+".
+        features: to add, for the methods of these names: clip, clip-text, dino, dinov2, clip-abc, dino-abc.
+        feature_weights: NAME FOLDER pairs; the published networks by default.
+        gradients: to add: loss (for trak, journey-trak, influence), d-trak.
+        projection_dimension: of the gradients.
+        checkpoints: pipelines whose U-Nets the gradients are averaged over.
         batch: predictions in one call of the U-Net.
     """
-    from attribution.build import BuildSettings, build
+    from attribution.build import BuildProgress, BuildSettings, build, prepare
     from attribution.data import DataSettings
+    from attribution.extend import ExtendSettings, extend
     from attribution.fisher import FisherSettings
+    from attribution.gradients import GradientSettings
     from attribution.model import Model
     from attribution.noise import NoiseSettings
 
@@ -96,7 +112,21 @@ def index(
     settings = BuildSettings(
         data, NoiseSettings(timesteps, noises, start=start, end=end), FisherSettings(samples=fisher_samples), batch
     )
-    for _ in _watch(build(out, model, settings), lambda step: f"{step.step} {step.done}/{step.total}"):
+    more = ExtendSettings(
+        fisher_all=fisher_all,
+        ekfac=ekfac,
+        features=features,
+        feature_weights=dict(feature_weights),
+        gradients=gradients,
+        projection=GradientSettings(dimension=projection_dimension),
+        checkpoints=checkpoints,
+    )
+
+    def steps() -> Iterator[BuildProgress]:
+        yield from build(out, model, settings)
+        yield from extend(prepare(out, model, settings), more)
+
+    for _ in _watch(steps(), lambda step: f"{step.step} {step.done}/{step.total}"):
         pass
     print(out)
 

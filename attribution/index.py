@@ -6,12 +6,20 @@ thumbnails/           one PNG a row (absent for the embedded scenes, which are c
 latents.npy           (N, 2, C, h, w) float16: image, mirror
 base_losses.npy       (N, 2, S) float32 under the pretrained weights
 fisher.safetensors    diagonal Fisher information by parameter name
+
+and, where they were asked for (`extend.py`):
+
+fisher-all.safetensors    diagonal Fisher information of all weights, in eight bits
+ekfac.safetensors         EK-FAC: <parameter>.inputs, .outputs, .information
+features/<name>.npy       (N, 2, D) float16: image, mirror; (N, 1, D) of captions
+gradients/<name>.npy      (checkpoints, N, 2 or 1, dimension) float16, projected, averaged over the noise bank
 """
 
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,12 +35,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from attribution.data import SCENES, EncodedSet
-from attribution.errors import IndexMismatch
+from attribution.errors import IndexMismatch, InputError
 from attribution.features import pixel_vectors
+from attribution.fisher import Eigenbasis, Information, decompress
 from attribution.model import Model, WeightSubset
 from attribution.noise import NoiseBank, NoiseSettings
 from attribution.scenes import compose
 from attribution.score import Floats
+from attribution.unlearn import Curvature
 
 FORMAT_VERSION = 1
 THUMBNAIL_SIDE = 128  # px, at most
@@ -115,10 +125,7 @@ class Index:
         shape = (count, 2, *manifest["model"]["latent_shape"])
         latents = open_array(path / "latents.npy", shape)
         losses = open_array(path / "base_losses.npy", (count, 2, columns["timesteps"] * columns["noises"]))
-        try:
-            fisher = load_file(path / "fisher.safetensors")
-        except (OSError, SafetensorError) as error:
-            raise IndexMismatch(f"{path / 'fisher.safetensors'} is missing or damaged; build the index anew") from error
+        fisher = _load_tensors(path / "fisher.safetensors")
         return cls(path, manifest, ids, captions, latents, losses, fisher, _thumbnails(path, manifest))
 
     def __len__(self) -> int:
@@ -133,9 +140,7 @@ class Index:
     @property
     def model_source(self) -> str:
         """The pipeline's folder or hub id; a relative path is looked for beside the index first."""
-        source = str(self.manifest["model"]["id"])
-        beside = (self.path / source).resolve()
-        return str(beside) if beside.is_dir() else source
+        return self._beside(str(self.manifest["model"]["id"]))
 
     @property
     def weights(self) -> WeightSubset:
@@ -157,6 +162,84 @@ class Index:
     def encoded(self) -> EncodedSet:
         """What scoring reads."""
         return EncodedSet(self.latents, self.captions)
+
+    @property
+    def artifacts(self) -> dict[str, dict[str, Any]]:
+        """Settings of what was added to the index, by file name without its ending."""
+        return dict(self.manifest.get("artifacts", {}))
+
+    def information(self, names: Iterable[str], curvature: Curvature) -> dict[str, Information] | None:
+        """The Fisher information of some parameters; None where none is wanted.
+
+        Raises:
+            InputError: the index holds it not for all of them.
+        """
+        if curvature == "none":
+            return None
+        held = {**self._eigenbases} if curvature == "ek-fac" else {**self._wide, **self.fisher}
+        if missing := [name for name in names if name not in held]:
+            flag = "--ekfac" if curvature == "ek-fac" else "--fisher_all"
+            raise InputError(
+                f"the index holds no {curvature} Fisher information of {len(missing)} of these weights"
+                f" ({missing[0]}, ...); it has that of {self.weights}; add more with"
+                f" `python -m attribution index ... {flag}`"
+            )
+        if curvature == "ek-fac":
+            return {name: self._eigenbases[name] for name in names}
+        return {name: self.fisher[name] if name in self.fisher else decompress(self._wide, name) for name in names}
+
+    @cached_property
+    def _wide(self) -> dict[str, Tensor]:
+        return self._tensors("fisher-all")
+
+    @cached_property
+    def _eigenbases(self) -> dict[str, Eigenbasis]:
+        tensors = self._tensors("ekfac")
+        names = {key.rpartition(".")[0] for key in tensors}
+        parts = ("inputs", "outputs", "information")
+        return {name: Eigenbasis(*(tensors[f"{name}.{part}"].float() for part in parts)) for name in sorted(names)}
+
+    def _tensors(self, artifact: str) -> dict[str, Tensor]:
+        return _load_tensors(self.path / f"{artifact}.safetensors") if artifact in self.artifacts else {}
+
+    def require(self, artifact: str) -> None:
+        """Refuse to go on without something that may be added to an index, such as "features/dino".
+
+        Raises:
+            InputError: it was not added; says how to.
+        """
+        if artifact not in self.artifacts:
+            kind, _, name = artifact.partition("/")
+            held = [key.partition("/")[2] for key in self.artifacts if key.startswith(f"{kind}/")]
+            raise InputError(
+                f"the index {self.path.name!r} holds no {artifact}; of {kind} it has {', '.join(held) or 'none'};"
+                f" add it with `python -m attribution index ... --{kind} {name}`".rstrip("` ")
+                + "`"
+            )
+
+    def array(self, artifact: str) -> NDArray[np.floating]:
+        """An array that was added to the index, memory-mapped.
+
+        Raises:
+            InputError: it was not added.
+            IndexMismatch: it is missing or truncated.
+        """
+        self.require(artifact)
+        return open_array(self.path / f"{artifact}.npy", tuple(self.artifacts[artifact]["shape"]))
+
+    def feature_weights(self, name: str) -> str:
+        """The folder, file or hub id of a feature's network; a relative path is looked for beside the index first."""
+        self.require(f"features/{name}")
+        return self._beside(str(self.artifacts[f"features/{name}"]["weights"]))
+
+    def checkpoints(self, gradients: str) -> list[str | None]:
+        """The pipelines whose U-Nets some gradients are of, in order; None is the index's own model."""
+        named = self.artifacts[f"gradients/{gradients}"]["checkpoints"]
+        return [None if source is None else self._beside(source) for source in named]
+
+    def _beside(self, source: str) -> str:
+        beside = (self.path / source).resolve()
+        return str(beside) if beside.exists() else source
 
     def bank(self, model: Model) -> NoiseBank:
         """The noise bank that the base losses were measured with."""
@@ -191,6 +274,13 @@ class Index:
     def pixels(self) -> NDArray[np.uint8]:
         """The pixel baseline's view of the training set, read from the thumbnails once."""
         return pixel_vectors(Image.open(self.thumbnail(row)) for row in range(len(self)))
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise IndexMismatch(f"{path} is missing or damaged; build the index anew") from error
 
 
 def open_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.floating]:

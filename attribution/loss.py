@@ -34,6 +34,18 @@ def denoising_loss(model: Model, latents: Tensor, text: Tensor, bank: NoiseBank,
 
 def paired_loss(model: Model, latents: Tensor, text: Tensor, bank: NoiseBank, mask: Tensor | None = None) -> Tensor:
     """Like `denoising_loss`, of image b at column b of the bank alone: (B,)."""
+    predicted, target = _predict(model, latents, text, bank)
+    return _pool((target - predicted).square().mean(1), mask)
+
+
+def prediction_norm(model: Model, latents: Tensor, text: Tensor, bank: NoiseBank, mask: Tensor | None = None) -> Tensor:
+    """The prediction's mean square, of image b at column b of the bank: (B,); D-TRAK's output (Zheng et al. 2024)."""
+    predicted, _ = _predict(model, latents, text, bank)
+    return _pool(predicted.square().mean(1), mask)
+
+
+def _predict(model: Model, latents: Tensor, text: Tensor, bank: NoiseBank) -> tuple[Tensor, Tensor]:
+    """What the model predicts and what it should have, (B, C, h, w) each."""
 
     def like_model(x: Tensor) -> Tensor:
         return x.to(model.device, model.dtype)
@@ -42,8 +54,7 @@ def paired_loss(model: Model, latents: Tensor, text: Tensor, bank: NoiseBank, ma
     alpha = model.alphas_cumprod[bank.t][:, None, None, None]  # float64 on the CPU
     signal, noise = like_model(alpha.sqrt()), like_model((1 - alpha).sqrt())
     target = eps if model.prediction_type == "epsilon" else signal * eps - noise * x
-    predicted = model.predict(signal * x + noise * eps, bank.t.to(model.device), like_model(text))
-    return _pool((target - predicted).square().mean(1), mask)
+    return model.predict(signal * x + noise * eps, bank.t.to(model.device), like_model(text)), target
 
 
 def _pool(error: Tensor, mask: Tensor | None) -> Tensor:

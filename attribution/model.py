@@ -6,7 +6,8 @@ encoder and the U-Net are used as they are, in float32 unless told otherwise.
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,13 +23,14 @@ from transformers.utils import logging as transformers_logging
 
 from attribution.errors import InputError, WeightsUnavailable
 
-WeightSubset = Literal["cross-attn-kv", "cross-attn", "attn"]
+WeightSubset = Literal["cross-attn-kv", "cross-attn", "attn", "all"]
 
-# Linear layers of the U-Net's transformer blocks, by diffusers' names: attn1 is self-, attn2 cross-attention.
+# Layers of the U-Net by diffusers' names: attn1 is self-, attn2 cross-attention.
 WEIGHT_PATTERNS: dict[WeightSubset, str] = {
     "cross-attn-kv": r"attn2\.to_[kv]$",
     "cross-attn": r"attn2\.(to_[qkv]|to_out\.0)$",
     "attn": r"attn[12]\.(to_[qkv]|to_out\.0)$",
+    "all": r"",
 }
 MAX_SEED = 2**63 - 1
 
@@ -212,10 +214,32 @@ class Model:
         predicted: Tensor = self.unet(x_t, t, encoder_hidden_states=text).sample
         return predicted
 
-    def tunable(self, subset: WeightSubset) -> dict[str, nn.Linear]:
-        """The linear layers of a subset of weights, by name."""
+    @contextmanager
+    def checkpoint(self, source: str | None) -> Iterator[None]:
+        """A context in which the U-Net has the weights of another pipeline of the same shape; None changes nothing.
+
+        Raises:
+            WeightsUnavailable: they cannot be had, or do not fit.
+        """
+        if source is None:
+            yield
+            return
+        before = {name: value.clone() for name, value in self.unet.state_dict().items()}
+        try:
+            other = type(self.unet).from_pretrained(source, subfolder="unet", torch_dtype=self.dtype)
+            self.unet.load_state_dict(other.state_dict())
+        except Exception as error:  # diffusers, torch and the hub raise a dozen kinds
+            raise WeightsUnavailable(f"no U-Net that fits {self.source!r} could be loaded from {source!r}") from error
+        try:
+            yield
+        finally:
+            self.unet.load_state_dict(before)
+
+    def tunable(self, subset: WeightSubset) -> dict[str, nn.Module]:
+        """The layers of a subset of weights, by name: those with parameters of their own."""
         pattern = re.compile(WEIGHT_PATTERNS[subset])
-        return {name: layer for name, layer in self.unet.named_modules() if pattern.search(name)}
+        layers = {name: layer for name, layer in self.unet.named_modules() if pattern.search(name)}
+        return {name: layer for name, layer in layers.items() if list(layer.parameters(recurse=False))}
 
 
 def check_prompt(prompt: str) -> str:

@@ -65,6 +65,12 @@ class Scores:
     high: Floats
     flip: NDArray[np.bool_]
 
+    @classmethod
+    def exact(cls, values: Floats) -> "Scores":
+        """Scores without an interval from values (n, views), the larger of the views."""
+        best = values.max(1)
+        return cls(best, best, best, values.argmax(1) == 1)
+
     def take(self, order: NDArray[np.intp]) -> "Scores":
         """The scores of some images, in the order given."""
         return Scores(self.value[order], self.low[order], self.high[order], self.flip[order])

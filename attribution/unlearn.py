@@ -1,16 +1,20 @@
 """Unlearning a picture: a Newton step on some weights, held back by the Fisher information (Eq. 4 and 5)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from attribution.fisher import tuned
+from attribution.fisher import Information, precondition, tuned
 from attribution.loss import denoising_loss
 from attribution.model import Model, WeightSubset
 from attribution.noise import NoiseBank
+
+Curvature = Literal["diagonal", "ek-fac", "none"]
+STEP_SIZES: dict[Curvature, float] = {"diagonal": 0.01, "ek-fac": 0.01, "none": 1.0}
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,9 @@ class UnlearnSettings:
     """How a query is unlearned.
 
     Attributes:
-        step_size: alpha of Eq. 5.
+        weights: the subset that changes; None is the index's own.
+        curvature: the Fisher information's form; "none" is the ablation by gradient ascent (SGD).
+        step_size: alpha of Eq. 5, of each step; without curvature, the learning rate. None is STEP_SIZES'.
         steps: Newton steps; the gradient is taken anew at each.
         damping: added to the Fisher information, as a share of its mean over each parameter tensor.
         timesteps: of the noise bank that the query's gradient is averaged over.
@@ -27,13 +33,20 @@ class UnlearnSettings:
         batch: predictions in one call of the U-Net.
     """
 
-    step_size: float = 0.01
+    weights: WeightSubset | None = None
+    curvature: Curvature = "diagonal"
+    step_size: float | None = None
     steps: int = 1
     damping: float = 0.1
     timesteps: int = 100
     noises: int = 2
     seed: int = 1
     batch: int = 32
+
+    @property
+    def alpha(self) -> float:
+        """The step size that holds."""
+        return STEP_SIZES[self.curvature] if self.step_size is None else self.step_size
 
 
 def query_gradient(
@@ -60,22 +73,22 @@ def query_gradient(
 
 
 def newton_step(
-    gradient: dict[str, Tensor], fisher: dict[str, Tensor], settings: UnlearnSettings, images: int
+    gradient: dict[str, Tensor], information: Mapping[str, Information] | None, settings: UnlearnSettings, images: int
 ) -> dict[str, Tensor]:
-    """The change of the weights that makes the query's loss rise: (alpha / N) F^-1 grad (Eq. 5), F diagonal.
+    """The change of the weights that makes the query's loss rise: (alpha / N) F^-1 grad (Eq. 5).
 
     Args:
         gradient: of the query's loss, by parameter name.
-        fisher: the diagonal Fisher information of the same parameters.
+        information: the Fisher information of the same parameters; None for gradient ascent, alpha grad.
         settings: step size and damping.
         images: N, the number of training images.
     """
-    step = {}
-    for name, grad in gradient.items():
-        information = fisher[name].to(grad)
-        damped = information + settings.damping * information.mean()
-        step[name] = settings.step_size / images * grad / damped  # Eq. 5
-    return step
+    if information is None:
+        return {name: settings.alpha * grad for name, grad in gradient.items()}
+    return {
+        name: settings.alpha / images * precondition(grad, information[name], settings.damping)  # Eq. 5
+        for name, grad in gradient.items()
+    }
 
 
 @contextmanager

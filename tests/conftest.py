@@ -1,21 +1,26 @@
 """A tiny random pipeline, a folder of eight captioned pictures, and an index of the two."""
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from networks import tiny_clip, tiny_dinov2, tiny_mappers, tiny_vit
 from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from attribution.attribute import Query
-from attribution.build import BuildSettings, build
+from attribution.build import BuildProgress, BuildSettings, build, prepare
 from attribution.data import DataSettings
+from attribution.extend import ExtendSettings, extend
 from attribution.fisher import FisherSettings
+from attribution.gradients import GradientSettings
 from attribution.index import Index
 from attribution.model import Model
 from attribution.noise import NoiseSettings
@@ -31,6 +36,7 @@ CAPTIONS = [
     "a red key beside a green apple",
     "nothing but blue",
 ]
+CHECKPOINTS = {"first": 11, "second": 12}  # seeds
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -191,3 +197,81 @@ def index32(index_folder: Path) -> Index:
 def query() -> Query:
     """A picture that is none of the eight."""
     return Query("a red bird and a blue key", random_picture(99))
+
+
+# Indexes that hold all they may hold
+
+
+@pytest.fixture(scope="session")
+def extend_all(tiny_settings: BuildSettings) -> Callable[..., Iterator[BuildProgress] | None]:
+    """Adds to an index folder, to the end or lazily."""
+
+    def add(
+        folder: Path, model: Model, dimension: int = 64, lazily: bool = False, **asked: Any
+    ) -> Iterator[BuildProgress] | None:
+        asked = asked or {"gradients": ("loss", "d-trak")}
+        settings = ExtendSettings(projection=GradientSettings(dimension=dimension), **asked)
+        steps = extend(prepare(folder, model, tiny_settings), settings)
+        if lazily:
+            return steps
+        for _ in steps:
+            pass
+        return None
+
+    return add
+
+
+@pytest.fixture(scope="session")
+def full_folder(index_folder: Path, model32: Model, extend_all: Callable[..., None]) -> Path:
+    """A copy of the float32 model's index with everything added; its networks lie beside it. Do not change it."""
+    base = index_folder.parent
+    folder = Path(shutil.copytree(index_folder, base / "full"))
+    clip, dino = tiny_clip(base / "clip", make_tiny_tokenizer()), tiny_vit(base / "dino")
+    weights = {"clip": clip, "clip-text": clip, "dino": dino, "dinov2": tiny_dinov2(base / "dinov2")}
+    weights |= tiny_mappers(base)
+    extend_all(
+        folder,
+        model32,
+        fisher_all=True,
+        ekfac=True,
+        features=tuple(weights),
+        feature_weights={name: str(path) for name, path in weights.items()},
+        gradients=("loss", "d-trak"),
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def full_index(full_folder: Path) -> Index:
+    """The index that holds everything, opened."""
+    return Index.open(full_folder)
+
+
+@pytest.fixture
+def plain_copy(index_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the float32 model's index that a test may change."""
+    return Path(shutil.copytree(index_folder, index_folder.parent / f"copy-of-{tmp_path.name}"))
+
+
+@pytest.fixture(scope="session")
+def exact_index(
+    index: Index, model: Model, extend_all: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+) -> Index:
+    """The float64 model's index with EK-FAC and unprojected gradients."""
+    folder = Path(shutil.copytree(index.path, tmp_path_factory.mktemp("exact") / "index"))
+    extend_all(folder, model, dimension=8192, ekfac=True, gradients=("loss", "d-trak"))
+    return Index.open(folder)
+
+
+@pytest.fixture(scope="session")
+def two_checkpoints(index_folder: Path, model32: Model, extend_all: Callable[..., None]) -> dict[str, Index]:
+    """Indexes with gradients of a first checkpoint, of a second one, and of both."""
+    base = index_folder.parent
+    named = {name: str(save_tiny_pipeline(base / name, "v_prediction", seed)) for name, seed in CHECKPOINTS.items()}
+    asked = {"first": (named["first"],), "second": (named["second"],), "both": tuple(named.values())}
+    opened = {}
+    for name, checkpoints in asked.items():
+        folder = Path(shutil.copytree(index_folder, base / f"index-{name}"))
+        extend_all(folder, model32, gradients=("loss", "d-trak"), checkpoints=checkpoints)
+        opened[name] = Index.open(folder)
+    return opened

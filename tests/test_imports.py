@@ -5,15 +5,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (
-    *("errors", "scenes.compose", "model", "noise", "loss", "data", "fisher", "unlearn", "score", "race", "features"),
-    *("index", "build", "attribute", "report", "evaluate.locality", "evaluate.tuning", "evaluate.bench"),
-    *("scenes.networks", "scenes.pictures", "scenes.judge", "scenes.train"),
+    *("errors", "scenes.compose", "model", "noise", "loss", "data", "fisher", "unlearn", "gradients"),
+    *("score", "race", "features", "index", "build", "extend", "query", "answer", "methods", "attribute", "report"),
+    *("evaluate.locality", "evaluate.tuning", "evaluate.bench"),
+    *("scenes.networks", "scenes.pictures", "scenes.judge", "scenes.train", "scenes.encoders"),
     *("ui.style", "ui.box", "ui.studio", "ui.words", "ui.handlers", "ui.page", "cli", "__main__", "app"),
 )
 PATHS = [*(ROOT / "attribution").rglob("*.py"), ROOT / "app.py"]
 FILES = {str(p.relative_to(ROOT)).removeprefix("attribution/")[:-3].replace("/", "."): p for p in PATHS}
 FILES = {name: path for name, path in FILES.items() if not name.endswith("__init__")}
-ONLY_IN = {"diffusers": ("model", "scenes."), "transformers": ("model", "scenes."), "gradio": ("app", "ui.")}
+ONLY_IN = {
+    "diffusers": ("model", "scenes."),
+    "transformers": ("model", "features", "scenes."),
+    "gradio": ("app", "ui."),
+}
 
 
 def imports(name):

@@ -130,7 +130,7 @@ def test_a_bad_query_is_refused_before_any_work(model32, index32, monkeypatch, c
     [
         (AttributeSettings(top_k=0), "top_k = 0 is not possible; accepted are 1 to 8"),
         (AttributeSettings(top_k=9), "top_k = 9 is not possible; accepted are 1 to 8"),
-        (AttributeSettings(method="magic"), "there is no method 'magic'; accepted are unlearning, pixel"),
+        (AttributeSettings(method="magic"), "there is no method 'magic'; accepted are unlearning, unlearning+"),
     ],
 )
 def test_bad_settings_are_refused_before_any_work(model32, index32, query, settings, told):

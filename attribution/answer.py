@@ -1,0 +1,129 @@
+"""What an answer is: its settings, its progress, and the attribution at the end."""
+
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from threading import Event
+
+from attribution.errors import Stopped
+from attribution.index import Index
+from attribution.query import Query
+from attribution.race import RaceSettings, Standing
+from attribution.score import ScoreKind
+from attribution.unlearn import UnlearnSettings
+
+
+@dataclass(frozen=True)
+class AttributeSettings:
+    """How a query is answered.
+
+    Attributes:
+        method: a key of METHODS.
+        top_k: how many results.
+        exhaustive: score every image on all noises, instead of halving.
+        score: kind of score.
+        unlearn: the Newton step.
+        race: the schedule of halving.
+        batch: predictions in one call of the U-Net.
+        seed: of the method "random".
+    """
+
+    method: str = "unlearning"
+    top_k: int = 10
+    exhaustive: bool = False
+    score: ScoreKind = "difference"
+    unlearn: UnlearnSettings = field(default_factory=UnlearnSettings)
+    race: RaceSettings = field(default_factory=RaceSettings)
+    batch: int = 64
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """One training image of an answer; `low` and `high` bound its score over the noises."""
+
+    rank: int
+    row: int
+    id: str
+    score: float
+    low: float
+    high: float
+    caption: str
+    flip: bool
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a query is: a stage, how much of all its predictions are made, seconds left, and the ranking so far."""
+
+    stage: str
+    evaluations: int
+    total: int
+    seconds: float
+    results: tuple[Result, ...] = ()
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds left at the pace so far."""
+        return self.seconds / self.evaluations * (self.total - self.evaluations) if self.evaluations else None
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """A finished answer."""
+
+    query: Query
+    settings: AttributeSettings
+    results: tuple[Result, ...]
+    evaluations: int
+    seconds: dict[str, float]
+    index_id: str
+    model_sha256: str
+
+
+Answer = Generator[Progress | Attribution, None, None]  # close it to stop early
+
+
+def to_results(standing: Standing, index: Index, top_k: int) -> tuple[Result, ...]:
+    """The first of a standing, with what the index knows of them."""
+    scores = standing.scores
+    return tuple(
+        Result(
+            rank=place + 1,
+            row=row,
+            id=index.ids[row],
+            score=float(scores.value[place]),
+            low=float(scores.low[place]),
+            high=float(scores.high[place]),
+            caption=index.captions[row],
+            flip=bool(scores.flip[place]),
+        )
+        for place, row in enumerate(standing.rows[:top_k])
+    )
+
+
+def check_stop(stop: Event) -> None:
+    """Leave the work that is under way.
+
+    Raises:
+        Stopped: `stop` was set.
+    """
+    if stop.is_set():
+        raise Stopped("stopped; the model is as it was")
+
+
+class Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.began = self.last = time.monotonic()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, stage: str) -> None:
+        """End a stage."""
+        now = time.monotonic()
+        self.laps[stage], self.last = now - self.last, now
+
+    def total(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self.began

@@ -1,0 +1,219 @@
+"""Gradient baselines: projected gradients of each image, TRAK's kernel over them, and first-order influence.
+
+TRAK (Park et al. 2023, arXiv 2303.14186), JourneyTRAK (Georgiev et al. 2023, arXiv 2312.06205) and D-TRAK
+(Zheng et al. 2024, arXiv 2311.00500) share one formula; they differ in what is differentiated, and at which timesteps.
+"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attribution.data import batches
+from attribution.errors import InputError
+from attribution.fisher import OutputFunction, per_image_gradients
+from attribution.loss import paired_loss, prediction_norm
+from attribution.model import Model, WeightSubset
+from attribution.noise import NoiseBank, NoiseSettings
+
+ROWS = 1024  # training images in one block of a streamed pass
+
+# What is differentiated: the loss for TRAK, JourneyTRAK and influence; its own output function for D-TRAK.
+GRADIENT_OUTPUTS: dict[str, OutputFunction] = {"loss": paired_loss, "d-trak": prediction_norm}
+
+
+@dataclass(frozen=True)
+class GradientSettings:
+    """How gradients are kept and compared.
+
+    Attributes:
+        dimension: of a projected gradient.
+        seed: of the projection, and of JourneyTRAK's noises.
+        damping: ridge of TRAK's kernel, as a share of the mean of its diagonal.
+        journey: where JourneyTRAK takes the query's gradient, a share of the schedule from 0 (clean) to 1 (all noise).
+        journey_noises: that this one gradient is averaged over.
+    """
+
+    dimension: int = 4096
+    seed: int = 3
+    damping: float = 0.1
+    journey: float = 0.7
+    journey_noises: int = 16
+
+
+def journey_bank(settings: GradientSettings, latent_shape: tuple[int, int, int], train_timesteps: int) -> NoiseBank:
+    """The one timestep at which JourneyTRAK takes the query's gradient, with its noises.
+
+    Raises:
+        InputError: the timestep is outside the schedule, or there is no noise.
+    """
+    if not 0 <= settings.journey <= 1:
+        raise InputError(f"a journey of {settings.journey:g} of the schedule is not possible; accepted are 0 to 1")
+    noises = NoiseSettings(timesteps=1, noises=settings.journey_noises, seed=settings.seed)
+    bank = NoiseBank.draw(noises, latent_shape, train_timesteps)
+    timestep = min(int(settings.journey * train_timesteps), train_timesteps - 1)
+    return replace(bank, t=torch.full_like(bank.t, timestep))
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A fixed random projection that keeps inner products: a count sketch (Charikar et al. 2002).
+
+    Each number of a gradient is added to one of the buckets, with a sign; both are drawn for its parameter's name.
+    E <Px, Py> = <x, y>, with a variance of at most 2 / dimension |x|^2 |y|^2. Gradients that fit are kept as they are:
+    concatenated by sorted name and filled up with zeros. No matrix is made: the tables hold 4 bytes for each parameter
+    (77 MB for the keys and values of SD 1.4) on each device, and stay in memory.
+
+    Attributes:
+        dimension: number of buckets.
+        seed: of the tables.
+
+    Raises:
+        InputError: there is no bucket, or the seed is negative.
+    """
+
+    dimension: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.dimension < 1 or self.seed < 0:
+            what = f"a projection to {self.dimension} numbers with seed {self.seed}"
+            raise InputError(f"{what} is not possible; accepted are at least one number, and seeds from 0")
+
+    def __call__(self, gradients: dict[str, Tensor]) -> Tensor:
+        """Project B gradients, each on its own.
+
+        Args:
+            gradients: (B, *parameter shape) by parameter name, in any order.
+
+        Returns:
+            (B, dimension) on the gradients' device, float32, or float64 if they are.
+        """
+        flat = {name: _precise(gradient.flatten(1)) for name, gradient in sorted(gradients.items())}
+        first = next(iter(flat.values()))
+        missing = self.dimension - sum(gradient.shape[1] for gradient in flat.values())
+        if missing >= 0:
+            return torch.cat([*flat.values(), first.new_zeros(len(first), missing)], 1)
+        sums = first.new_zeros(len(first), 2 * self.dimension)  # of what has a positive sign, then of the rest
+        for name, gradient in flat.items():
+            table = _table(self.seed, name, gradient.shape[1], self.dimension, gradient.device)
+            for buckets, values in zip(sums, gradient, strict=True):  # image by image: much faster on a CPU
+                buckets.index_add_(0, table, values)
+        return sums[:, : self.dimension] - sums[:, self.dimension :]
+
+
+@lru_cache(maxsize=1024)
+def _table(seed: int, name: str, numel: int, dimension: int, device: torch.device) -> Tensor:
+    """(numel,) int32 in [0, 2 dimension): the bucket, plus `dimension` if the sign is negative."""
+    # Stored gradients need the same table for ever: numpy promises that of the raw stream, not of distributions.
+    stream = np.random.PCG64([seed, *name.encode()]).random_raw(numel)
+    return torch.from_numpy((stream % (2 * dimension)).astype(np.int32)).to(device)
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def mean_gradients(
+    model: Model,
+    subset: WeightSubset,
+    latents: Tensor,
+    text: Tensor,
+    bank: NoiseBank,
+    project: Projection,
+    output: OutputFunction,
+    batch: int,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Projected gradient of each image, averaged over the bank.
+
+    Args:
+        model: at the weights of interest.
+        subset: the weights to differentiate by.
+        latents: (n, C, h, w).
+        text: (n, L, D).
+        bank: S columns.
+        project: to the numbers that are kept.
+        output: of `GRADIENT_OUTPUTS`.
+        batch: predictions in one pass; images and columns are cut to fit.
+        mask: (h, w), the region of a query; None is the whole picture.
+
+    Returns:
+        (n, dimension) on the model's device, float32, or float64 if the model is.
+    """
+    columns = len(bank)
+    means = _precise(torch.zeros(len(latents), project.dimension, dtype=model.dtype, device=model.device))
+    for pairs in batches(len(latents) * columns, batch):
+        image, column = torch.tensor(pairs) // columns, torch.tensor(pairs) % columns
+        noises = bank.select(column.tolist())
+        gradients = per_image_gradients(model, subset, latents[image], text[image], noises, output, mask)
+        means.index_add_(0, image.to(means.device), project(gradients) / columns)
+    return means
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """TRAK's kernel: scores are phi(q)^T (Phi^T Phi + lambda I)^-1 phi(i) (Park et al. 2023, Section 3.2).
+
+    Its weights 1 - p are of classifiers, and one model stands for its ensemble.
+
+    Attributes:
+        factor: (dimension, dimension) float64, lower Cholesky factor, 134 MB at dimension 4096.
+    """
+
+    factor: Tensor
+
+    @classmethod
+    def of(cls, phi: NDArray[np.floating], damping: float, rows: int = ROWS) -> "Kernel":
+        """Accumulate Phi^T Phi in float64 and factor it; N dimension^2 multiplications.
+
+        Args:
+            phi: (N, dimension) projected gradients, memory-mapped or not; the views of an image already averaged.
+            damping: lambda, as a share of the mean of the diagonal of Phi^T Phi; above 0.
+            rows: in memory at once.
+
+        Raises:
+            InputError: no damping, or gradients that are all zero or not finite.
+        """
+        gram = np.zeros((phi.shape[1], phi.shape[1]))
+        for block in batches(len(phi), rows):
+            part = np.asarray(phi[block.start : block.stop], np.float64)
+            gram += part.T @ part
+        ridge = damping * gram.trace() / len(gram)
+        if not 0 < ridge < np.inf:
+            what = f"damping {damping:g} of gradients whose mean square is {gram.trace() / phi.size:g}"
+            raise InputError(f"{what} is not possible; accepted are dampings above 0 and gradients finite and not zero")
+        gram[np.diag_indices_from(gram)] += ridge
+        return cls(torch.linalg.cholesky(torch.from_numpy(gram)))
+
+    def scores(self, phi: NDArray[np.floating], query: Tensor, rows: int = ROWS) -> NDArray[np.float64]:
+        """Scores of all training images, (N,); higher is more influential.
+
+        Args:
+            phi: (N, dimension), what the kernel was made of.
+            query: (dimension,) projected gradient of the query, of the same output function.
+            rows: in memory at once.
+        """
+        right = query.detach().to("cpu", torch.float64)[:, None]
+        return first_order(phi, torch.cholesky_solve(right, self.factor)[:, 0], rows)
+
+
+def first_order(phi: NDArray[np.floating], step: Tensor, rows: int = ROWS) -> NDArray[np.float64]:
+    """How much each training loss rises along a step, to first order: grad L(z_i) . step (Appendix A.3 of the paper).
+
+    Args:
+        phi: (N, dimension) or (N, views, dimension) projected gradients of the losses, memory-mapped or not.
+        step: (dimension,) the change of the weights, projected likewise as a batch of one.
+        rows: in memory at once.
+
+    Returns:
+        (N,) or (N, views).
+    """
+    vector = step.detach().to("cpu", torch.float64).numpy()
+    result = np.empty(phi.shape[:-1])
+    for block in batches(len(phi), rows):
+        result[block.start : block.stop] = np.asarray(phi[block.start : block.stop], np.float64) @ vector
+    return result
