@@ -1,5 +1,6 @@
 """The use case: a query goes in, progress comes out, and an attribution at the end."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -30,6 +31,8 @@ __all__ = [
     "region_mask",
     "unlearn_query",
 ]
+
+MAX_STEPS = 1000  # of unlearning
 
 
 def open_index(path: Path | None = None) -> tuple[Model, Index]:
@@ -62,6 +65,10 @@ def check_settings(model: Model, index: Index, settings: AttributeSettings) -> A
         index.require(artifact)
     if method.curvature is None:
         return settings
+    if not 1 <= settings.unlearn.steps <= MAX_STEPS:
+        raise InputError(f"{settings.unlearn.steps} steps are not possible; accepted are 1 to {MAX_STEPS}")
+    if not 0 < settings.unlearn.alpha < math.inf:
+        raise InputError(f"a step size of {settings.unlearn.alpha:g} is not possible; accepted are numbers above 0")
     unlearn = replace(settings.unlearn, curvature=method.curvature, weights=settings.unlearn.weights or index.weights)
     layers = model.tunable(unlearn.weights or index.weights)
     names = [f"{name}.{key}" for name, layer in layers.items() for key, _ in layer.named_parameters(recurse=False)]

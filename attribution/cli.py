@@ -149,13 +149,17 @@ def generate(prompt: str, out: Path, seed: int = 0, index: Path | None = None) -
 
 
 def attribute(
-    prompt: str,
+    prompt: str | None = None,
     seed: int | None = None,
     image: Path | None = None,
     box: Boxes = (),
     method: str = "unlearning",
     exhaustive: bool = False,
     top_k: int = 10,
+    score: Literal["difference", "skew"] = "difference",
+    weights: Literal["cross-attn-kv", "cross-attn", "attn", "all"] | None = None,
+    steps: int = 1,
+    step_size: float | None = None,
     index: Path | None = None,
     out: Path | None = None,
 ) -> None:
@@ -166,31 +170,45 @@ def attribute(
         seed: generates the picture; not with --image.
         image: a picture that exists already.
         box: x0 y0 x1 y1 in pixels; several boxes are joined.
-        method: one of the methods; "list" prints them.
+        method: one of the methods; "list" prints them with what each costs here.
         exhaustive: score every image on all noises, instead of halving.
         top_k: how many training images to report.
+        score: how losses before and after unlearning are compared.
+        weights: that unlearning changes; the index's own by default.
+        steps: of unlearning.
+        step_size: of each step; the method's own by default.
         index: an index folder; the embedded one by default.
         out: a JSON file.
     """
-    from attribution.attribute import METHODS, AttributeSettings, Attribution, Progress, Query, open_index
+    from attribution.answer import AttributeSettings, Attribution, Progress
     from attribution.attribute import attribute as answer
+    from attribution.attribute import check_settings, open_index
     from attribution.data import open_upload
+    from attribution.model import check_prompt
+    from attribution.query import Query
     from attribution.report import write_json
+    from attribution.unlearn import UnlearnSettings
 
     if method == "list":
-        print("\n".join(f"{name:12} {entry.line} ({entry.source})" for name, entry in METHODS.items()))
-        return
+        return _list_methods(index)
+    check_prompt(prompt or "")
     _check_file(out)
     if image is not None and seed is not None:
         raise InputError("name either --image or --seed: a picture that exists is not generated")
     upload = None if image is None else open_upload(image)
     model, opened = open_index(index)
+    unlearn = replace(UnlearnSettings(), weights=weights, steps=steps, step_size=step_size)
+    settings = check_settings(
+        model,
+        opened,
+        replace(AttributeSettings(), method=method, exhaustive=exhaustive, top_k=top_k, score=score, unlearn=unlearn),
+    )
+    assert prompt
     tokens = model.count_tokens(prompt)
     if tokens.count > tokens.limit:
         print(f"the prompt has {tokens.count} tokens, {tokens.limit} are read: {tokens.kept!r}", file=sys.stderr)
     picture = upload or model.generate(prompt, seed or 0)
     query = Query(prompt, picture, None if upload else seed or 0, box)
-    settings = replace(AttributeSettings(), method=method, exhaustive=exhaustive, top_k=top_k)
 
     def describe(step: Progress | Attribution) -> str:
         if isinstance(step, Attribution):
@@ -205,6 +223,23 @@ def attribute(
                 print(f"{result.rank:3} {result.score:+.5f} {result.id}{mirrored}  {result.caption}")
             if out is not None:
                 write_json(step, out)
+    return None
+
+
+def _list_methods(index: Path | None) -> None:
+    """Print every method: a line, its source, what it costs on this machine, or why it cannot be used."""
+    from attribution.attribute import METHODS, open_index
+    from attribution.evaluate.bench import Cost, costs
+
+    model, opened = open_index(index)
+
+    def describe(measured: tuple[str, Cost]) -> str:
+        return f"measuring {measured[0]}"
+
+    for name, cost in _watch(costs(model, opened), describe):
+        entry = METHODS[name]
+        spent = f"{cost.evaluations} evaluations, {cost.seconds:.2g} s, {cost.bytes / 1e6:.1f} MB"
+        print(f"{name:14} {entry.line} ({entry.source}): {cost.missing or spent}")
 
 
 def evaluate(

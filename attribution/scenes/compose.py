@@ -104,7 +104,12 @@ def sprite(name: str, style: Style) -> Image.Image:
     Raises:
         KeyError: the name is not one of `OBJECTS`.
     """
-    art = _twemoji(OBJECTS[name]) if style == "flat" else _openmoji(OBJECTS[name])
+    return draw_sprite(OBJECTS[name], style)
+
+
+def draw_sprite(emoji_name: str, style: Style) -> Image.Image:
+    """Any emoji's sprite, by its name in the `emoji` package; see `sprite`."""
+    art = _twemoji(emoji_name) if style == "flat" else _openmoji(emoji_name)
     visible = art.crop(art.getchannel("A").getbbox())
     room = CELL - 2 * MARGIN
     scale = room / max(visible.size)
