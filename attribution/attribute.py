@@ -8,7 +8,7 @@ from threading import Event
 from attribution.answer import Answer, AttributeSettings, Attribution, Progress, Result
 from attribution.errors import InputError
 from attribution.index import EMBEDDED, Index
-from attribution.methods import METHODS, Method, likely_first, unlearn_query
+from attribution.methods import METHODS, Method, bytes_read, likely_first, unlearn_query
 from attribution.model import Model
 from attribution.query import Box, Query, check_box, check_query, image_sha256, region_mask
 
@@ -23,6 +23,7 @@ __all__ = [
     "Query",
     "Result",
     "attribute",
+    "bytes_read",
     "check_box",
     "check_settings",
     "image_sha256",

@@ -180,30 +180,36 @@ def attribute(
         index: an index folder; the embedded one by default.
         out: a JSON file.
     """
+    from PIL import Image
+
     from attribution.answer import AttributeSettings, Attribution, Progress
     from attribution.attribute import attribute as answer
     from attribution.attribute import check_settings, open_index
     from attribution.data import open_upload
     from attribution.model import check_prompt
-    from attribution.query import Query
+    from attribution.query import Query, check_query
     from attribution.report import write_json
     from attribution.unlearn import UnlearnSettings
 
     if method == "list":
         return _list_methods(index)
-    check_prompt(prompt or "")
+    if prompt is None:
+        raise InputError("--prompt is missing; describe the picture in a few words")
+    check_prompt(prompt)
     _check_file(out)
     if image is not None and seed is not None:
         raise InputError("name either --image or --seed: a picture that exists is not generated")
     upload = None if image is None else open_upload(image)
     model, opened = open_index(index)
+    if upload is None:  # refused now, rather than after generating
+        blank = Image.new("RGB", (model.resolution, model.resolution))
+        check_query(Query(prompt, blank, seed or 0, box), model, opened.center_crop)
     unlearn = replace(UnlearnSettings(), weights=weights, steps=steps, step_size=step_size)
     settings = check_settings(
         model,
         opened,
         replace(AttributeSettings(), method=method, exhaustive=exhaustive, top_k=top_k, score=score, unlearn=unlearn),
     )
-    assert prompt
     tokens = model.count_tokens(prompt)
     if tokens.count > tokens.limit:
         print(f"the prompt has {tokens.count} tokens, {tokens.limit} are read: {tokens.kept!r}", file=sys.stderr)
@@ -245,7 +251,8 @@ def _list_methods(index: Path | None) -> None:
 def evaluate(
     what: tyro.conf.Positional[Literal["locality", "tuning"]],
     out: Path,
-    pictures: int = 40,
+    pictures: int = 60,
+    rows: tuple[str, ...] = (),
     index: Path | None = None,
 ) -> None:
     """Measure how well methods find the objects of generated pictures; resumable.
@@ -255,19 +262,24 @@ def evaluate(
             settings, on other pictures.
         out: a JSON-lines file; what it holds already is not measured again.
         pictures: generated pictures, two objects each.
+        rows: methods and their variants, such as "unlearning" or "unlearning, all"; all that the index can answer by
+            default.
         index: an index folder; the embedded one by default.
     """
     from attribution.attribute import open_index
     from attribution.evaluate import locality, tuning
 
     model, opened = open_index(index)
+    if unknown := [row for row in rows if row not in locality.ROWS]:
+        raise InputError(f"there is no row {unknown[0]!r}; accepted are {', '.join(locality.ROWS)}")
     if what == "tuning":
         steps = tuning.tune(model, opened, tuning.TuningSettings(pictures=pictures), out)
     else:
-        steps = locality.measure(model, opened, locality.LocalitySettings(pictures=pictures), out)
+        wanted = locality.LocalitySettings(pictures=pictures, rows=rows or locality.available(model, opened))
+        steps = locality.measure(model, opened, wanted, out)
     for _ in _watch(steps, str):
         pass
-    print((tuning if what == "tuning" else locality).summary(out))
+    print(tuning.summary(out) if what == "tuning" else locality.summary(out, opened))
 
 
 def bench(queries: int = 10, out: Path | None = None, index: Path | None = None) -> None:

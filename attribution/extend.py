@@ -24,7 +24,7 @@ from attribution.fisher import FisherSettings, add_moments, add_squares, compres
 from attribution.gradients import GRADIENT_OUTPUTS, GradientSettings, Projection, mean_gradients
 from attribution.noise import NoiseBank, NoiseSettings
 
-SAMPLES_ALL = 4096  # gradients that the Fisher information of all weights is estimated from
+SAMPLES_ALL = 4096  # gradients, at most, that the Fisher information of all weights is estimated from
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ def additions(builder: Builder, settings: ExtendSettings) -> list[Addition]:
     """Everything that is asked for, checked."""
     found = []
     if settings.fisher_all:
-        of_all = replace(builder.settings.fisher, weights="all", samples=SAMPLES_ALL)
+        own = builder.settings.fisher
+        of_all = replace(own, weights="all", samples=min(SAMPLES_ALL, own.samples))
         found.append(Addition("fisher-all", asdict(of_all), partial(_fisher_all, of_all)))
     if settings.ekfac:
         found.append(Addition("ekfac", asdict(builder.settings.fisher), _ekfac))

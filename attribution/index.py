@@ -227,9 +227,11 @@ class Index:
         self.require(artifact)
         return open_array(self.path / f"{artifact}.npy", tuple(self.artifacts[artifact]["shape"]))
 
-    def bytes_of(self, artifact: str) -> int:
-        """Size on disk of something that was added, or 0."""
-        return sum(path.stat().st_size for path in self.path.glob(f"{artifact}.*") if artifact in self.artifacts)
+    def bytes_of(self, part: str) -> int:
+        """Size on disk of a part of the index, such as "latents" or "features/dino"; 0 where there is none."""
+        if part == "thumbnails":
+            return sum(path.stat().st_size for path in self.thumbnails.glob("*.png"))
+        return sum(path.stat().st_size for path in self.path.glob(f"{part}.*"))
 
     def feature_weights(self, name: str) -> str:
         """The folder, file or hub id of a feature's network; a relative path is looked for beside the index first."""

@@ -42,6 +42,7 @@ class Method:
         source: where it comes from.
         curvature: that it unlearns with; None where that is not its matter.
         artifacts: what the index must hold for it beyond what every index does.
+        reads: what it reads of what every index holds.
     """
 
     answer: Callable[[Model, Index, Query, AttributeSettings, Event], Answer]
@@ -49,6 +50,7 @@ class Method:
     source: str
     curvature: Curvature | None = None
     artifacts: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
 
 
 def unlearning(model: Model, index: Index, query: Query, settings: AttributeSettings, stop: Event) -> Answer:
@@ -178,20 +180,33 @@ def _feature_method(name: str) -> Method:
     return Method(partial(feature, name), entry.line, entry.source, artifacts=needed)
 
 
+SCORED = ("latents", "base_losses")
 METHODS: dict[str, Method] = {
     "unlearning": Method(
-        unlearning, "loss change after a Newton step that unlearns the picture", "Wang et al. 2024", "diagonal"
+        unlearning,
+        "loss change after a Newton step that unlearns the picture",
+        "Wang et al. 2024",
+        "diagonal",
+        reads=(*SCORED, "fisher"),
     ),
     "unlearning+": Method(
-        unlearning, "the same with EK-FAC instead of the Fisher's diagonal", "Wang et al. 2025", "ek-fac", ("ekfac",)
+        unlearning,
+        "the same with EK-FAC instead of the Fisher's diagonal",
+        "Wang et al. 2025",
+        "ek-fac",
+        ("ekfac",),
+        SCORED,
     ),
-    "unlearning-sgd": Method(unlearning, "the same by gradient ascent, without Fisher", "Wang et al. 2024", "none"),
+    "unlearning-sgd": Method(
+        unlearning, "the same by gradient ascent, without Fisher", "ablation of Wang et al. 2024", "none", reads=SCORED
+    ),
     "influence": Method(
         influence,
         "first-order loss change along the Newton step",
         "Wang et al. 2024, A.3",
         "diagonal",
         ("gradients/loss",),
+        ("fisher",),
     ),
     "trak": Method(
         partial(trak, "loss", False),
@@ -212,9 +227,16 @@ METHODS: dict[str, Method] = {
         artifacts=("gradients/d-trak",),
     ),
     **{name: _feature_method(name) for name in FEATURES},
-    "pixel": Method(pixel, "cosine similarity of pixel intensities", "baseline of Wang et al. 2024"),
+    "pixel": Method(
+        pixel, "cosine similarity of pixel intensities", "baseline of Wang et al. 2024", reads=("thumbnails",)
+    ),
     "random": Method(chance, "an order by chance", "chance"),
 }
+
+
+def bytes_read(index: Index, method: str) -> int:
+    """Size on disk of what a method reads of an index."""
+    return sum(index.bytes_of(part) for part in (*METHODS[method].reads, *METHODS[method].artifacts))
 
 
 def likely_first(prompt: str, captions: list[str]) -> list[int]:

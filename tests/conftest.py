@@ -43,7 +43,8 @@ CHECKPOINTS = {"first": 11, "second": 12}  # seeds
 def _caches_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or writes a cache of the machine, or asks a hub."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("HF_HUB_OFFLINE", "1")  # for other processes; this one has read it already
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
         patch.setenv("ATTRIBUTION_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

@@ -1,6 +1,7 @@
 """The command line: exit status 2 and one line for what a person can mend, the contract's JSON otherwise."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +11,7 @@ import pytest
 from conftest import build_all, random_picture
 from PIL import Image
 
-from attribution.attribute import AttributeSettings, Query, attribute, image_sha256
+from attribution.attribute import METHODS, AttributeSettings, Query, attribute, image_sha256
 from attribution.cli import main
 from attribution.index import Index
 from attribution.noise import NoiseSettings
@@ -49,7 +50,21 @@ def refused(capsys, index_folder):
         ((*PROMPT, "--top_k", "0"), "top_k = 0 is not possible; accepted are 1 to 8"),
         ((*PROMPT, "--top_k", "9"), "top_k = 9 is not possible; accepted are 1 to 8"),
         ((*PROMPT, "--top_k", "ten"), "ten"),
-        ((*PROMPT, "--top_k", "3", "--method", "magic"), "there is no method 'magic'; accepted are unlearning, pixel"),
+        (
+            (*PROMPT, "--top_k", "3", "--method", "magic"),
+            "there is no method 'magic'; accepted are unlearning, unlearning+",
+        ),
+        ((*PROMPT, "--top_k", "3", "--method", "dino"), "holds no features/dino; of features it has none; add it with"),
+        ((*PROMPT, "--top_k", "3", "--method", "unlearning+"), "holds no ekfac"),
+        ((*PROMPT, "--top_k", "3", "--weights", "all"), "no diagonal Fisher information of"),
+        ((*PROMPT, "--top_k", "3", "--weights", "some"), "some"),
+        ((*PROMPT, "--top_k", "3", "--steps", "0"), "0 steps are not possible; accepted are 1 to 1000"),
+        ((*PROMPT, "--top_k", "3", "--step_size", "nan"), "a step size of nan is not possible"),
+        ((*PROMPT, "--top_k", "3", "--step_size", "-1"), "a step size of -1 is not possible"),
+        (
+            (*PROMPT, "--top_k", "3", "--box", "0", "0", "0", "32"),
+            "the box 0, 0, 0, 32 is empty, reversed or too small",
+        ),
         ((*PROMPT, "--index_", "x"), "--index_"),
         ((*PROMPT, "--image", "nowhere.png"), "there is no image file 'nowhere.png'; accepted are PNG"),
         ((*PROMPT, "--image", "nowhere.png", "--seed", "1"), "either --image or --seed"),
@@ -185,11 +200,35 @@ def test_a_prompt_over_the_token_limit_is_cut_and_says_so(capsys, index_folder):
     assert "tokens, 12 are read: 'a red apple" in error
 
 
-def test_methods_are_listed(capsys):
-    assert main(["attribute", "--prompt", "x", "--method", "list"]) == 0
-    listed = capsys.readouterr().out
-    assert "unlearning" in listed
-    assert "pixel" in listed
+def test_methods_are_listed_with_what_they_cost(capsys, full_folder):
+    assert main(["attribute", "--method", "list", "--index", str(full_folder)]) == 0
+    listed = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert set(listed) == set(METHODS)
+    for name, line in listed.items():
+        assert METHODS[name].line in line
+        assert METHODS[name].source in line
+        evaluations, seconds, megabytes = re.search(r"(\d+) evaluations, ([\d.e-]+) s, ([\d.]+) MB$", line).groups()
+        assert float(seconds) > 0
+        assert (int(evaluations) > 0) == bool(METHODS[name].curvature or "trak" in name)
+        assert float(megabytes) >= 0
+
+
+def test_methods_that_cannot_be_used_are_listed_with_the_reason(capsys, index_folder):
+    assert main(["attribute", "--method", "list", "--index", str(index_folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    refused = {line.split()[0] for line in lines if "add it with `python -m attribution index" in line}
+    assert refused == {name for name, method in METHODS.items() if method.artifacts}
+
+
+@pytest.mark.parametrize("method", ["unlearning+", "trak", "dino-abc", "clip-text"])
+def test_any_method_writes_the_same_json(full_folder, tmp_path, method):
+    out = tmp_path / "a.json"
+    arguments = [*PROMPT, "--seed", "1", "--method", method, "--top_k", "3", "--index", str(full_folder)]
+    assert main(["attribute", *arguments, "--out", str(out)]) == 0
+    answer = json.loads(out.read_text())
+    assert answer["method"] == answer["settings"]["method"] == method
+    assert [result["rank"] for result in answer["results"]] == [1, 2, 3]
+    assert answer["seconds"]
 
 
 def test_scenes_writes_its_folder_and_refuses_one_that_is_not_empty(refused, capsys, tmp_path):

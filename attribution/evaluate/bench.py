@@ -20,6 +20,7 @@ from attribution.attribute import (
     Progress,
     Query,
     attribute,
+    bytes_read,
     check_settings,
 )
 from attribution.errors import AttributionError
@@ -86,7 +87,7 @@ class Cost:
     Attributes:
         evaluations: predictions of the U-Net for a query.
         seconds: for a query: measured, or for unlearning estimated from one batch of each kind.
-        bytes: on disk, beyond what every index holds.
+        bytes: on disk, of what it reads.
         missing: why it cannot be used; "" where it can.
     """
 
@@ -101,12 +102,12 @@ def costs(model: Model, index: Index) -> Iterator[tuple[str, Cost]]:
     query = Query(index.captions[0], Image.open(index.thumbnail(0)).convert("RGB"))
     for name, method in METHODS.items():
         try:
-            settings = check_settings(model, index, replace(AttributeSettings(), method=name))
+            settings = check_settings(model, index, replace(AttributeSettings(), method=name, top_k=1))
             found = _estimate(model, index, query, settings) if method.curvature and name != "influence" else None
             found = found or _measure(model, index, query, settings)
         except AttributionError as error:
             found = Cost(missing=str(error))
-        yield name, replace(found, bytes=sum(index.bytes_of(artifact) for artifact in method.artifacts))
+        yield name, replace(found, bytes=bytes_read(index, name))
 
 
 def _measure(model: Model, index: Index, query: Query, settings: AttributeSettings) -> Cost:

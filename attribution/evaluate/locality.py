@@ -23,9 +23,12 @@ from attribution.attribute import (
     Box,
     Query,
     attribute,
+    bytes_read,
+    check_settings,
     region_mask,
     unlearn_query,
 )
+from attribution.errors import InputError
 from attribution.fisher import per_image_gradients
 from attribution.index import Index
 from attribution.model import Model
@@ -43,10 +46,27 @@ from attribution.scenes.compose import (
     sprite,
 )
 from attribution.score import Floats, training_losses
-from attribution.unlearn import UnlearnSettings, unlearned
+from attribution.unlearn import STEP_SIZES, UnlearnSettings, unlearned
 
 TOP = 10
 UNEXPLAINED = 0.5
+
+
+def _rows() -> dict[str, AttributeSettings]:
+    plain = AttributeSettings(top_k=TOP)
+
+    def changed(**unlearn: Any) -> AttributeSettings:
+        return replace(plain, unlearn=replace(plain.unlearn, **unlearn))
+
+    return {
+        **{name: replace(plain, method=name) for name in METHODS},
+        "unlearning, skew": replace(plain, score="skew"),
+        "unlearning, 10 steps": changed(steps=10, step_size=STEP_SIZES["diagonal"] / 10),
+        **{f"unlearning, {subset}": changed(weights=subset) for subset in ("cross-attn", "attn", "all")},
+    }
+
+
+ROWS: dict[str, AttributeSettings] = _rows()
 
 
 @dataclass(frozen=True)
@@ -56,7 +76,7 @@ class LocalitySettings:
     Attributes:
         pictures: with both objects found in them; others are counted and left out.
         seed: of prompts and pictures.
-        methods: of the METHODS table.
+        rows: of the table, keys of ROWS.
         studied: pictures, the first ones, that first-order scores and a second noise bank are compared on.
         sample: training images, drawn at random, for the comparison with first-order scores.
         second_bank: seed of the second noise bank.
@@ -64,7 +84,7 @@ class LocalitySettings:
 
     pictures: int = 40
     seed: int = 1
-    methods: tuple[str, ...] = tuple(METHODS)
+    rows: tuple[str, ...] = ("unlearning", "pixel")
     studied: int = 10
     sample: int = 256
     second_bank: int = 100
@@ -172,13 +192,13 @@ def _measure_one(
     """Hits among the top of each method: of the boxed object, of the other one, and for the whole picture."""
     this, other = subject.names[boxed], subject.names[1 - boxed]
     measured: dict[str, Any] = {"box": box, "boxed": this, "chance": float(np.mean([this in have for have in names]))}
-    for method in settings.methods:
-        asked = replace(AttributeSettings(), method=method, top_k=TOP)
+    for label in settings.rows:
+        asked = ROWS[label]
         began = time.monotonic()
         local = [names[row] for row in _top(model, index, Query(subject.prompt, picture, subject.seed, (box,)), asked)]
         seconds = time.monotonic() - began
         whole = [names[row] for row in _top(model, index, Query(subject.prompt, picture, subject.seed), asked)]
-        measured[method] = {
+        measured[label] = {
             "box": float(np.mean([this in have for have in local])),
             "box_other": float(np.mean([other in have for have in local])),
             "whole_either": float(np.mean([this in have or other in have for have in whole])),
@@ -186,6 +206,18 @@ def _measure_one(
             "seconds": seconds,
         }
     return measured
+
+
+def available(model: Model, index: Index) -> tuple[str, ...]:
+    """The rows that an index can answer."""
+    found = []
+    for label, settings in ROWS.items():
+        try:
+            check_settings(model, index, settings)
+            found.append(label)
+        except InputError:
+            continue
+    return tuple(found)
 
 
 def _top(model: Model, index: Index, query: Query, settings: AttributeSettings) -> list[int]:
@@ -252,25 +284,26 @@ def spearman(a: Floats, b: Floats) -> float:
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
-def summary(out: Path) -> str:
+def summary(out: Path, index: Index) -> str:
     """A Markdown table of what a file of `measure` holds."""
     header, *lines = out.read_text(encoding="utf-8").splitlines()
-    methods, rows = json.loads(header)["settings"]["methods"], [json.loads(line) for line in lines]
+    labels, rows = json.loads(header)["settings"]["rows"], [json.loads(line) for line in lines]
     good = [row for row in rows if row["found"]]
 
-    def mean(method: str, key: str) -> float:
-        return float(np.mean([row[method][key] for row in good]))
+    def mean(label: str, key: str) -> float:
+        return float(np.mean([row[label][key] for row in good]))
 
     table = [
-        "| method | boxed object | the other object | whole: either | whole: both | median s |",
-        "|---|" + "---|" * 5,
+        "| method | boxed object | the other object | whole: either | whole: both | median s | MB on disk |",
+        "|---|" + "---|" * 6,
     ]
-    for method in methods:
-        figures = " | ".join(f"{mean(method, key):.2f}" for key in ("box", "box_other", "whole_either", "whole_both"))
-        seconds = float(np.median([row[method]["seconds"] for row in good]))
-        table.append(f"| {method} | {figures} | {seconds:.1f} |")
+    for label in labels:
+        figures = " | ".join(f"{mean(label, key):.2f}" for key in ("box", "box_other", "whole_either", "whole_both"))
+        seconds = float(np.median([row[label]["seconds"] for row in good]))
+        megabytes = bytes_read(index, ROWS[label].method) / 1e6
+        table.append(f"| {label} | {figures} | {seconds:.2g} | {megabytes:.1f} |")
     chance = float(np.mean([row["chance"] for row in good]))
-    table.append(f"| chance | {chance:.2f} | | | | |")
+    table.append(f"| chance | {chance:.2f} | | | | | |")
     studied = [row for row in good if "spearman" in row]
     notes = [f"{len(good)} pictures; {len(rows) - len(good)} others lacked an object."]
     if studied:

@@ -36,7 +36,7 @@ from transformers import (
 )
 from transformers.models.clip import CLIPConfig
 
-from attribution.scenes.compose import OBJECTS, SIZE, Scene, caption, draw_scene, make_scenes
+from attribution.scenes.compose import CELL, LATTICE, OBJECTS, SIZE, Scene, caption, draw_scene, make_scenes
 from attribution.scenes.judge import labels
 from attribution.scenes.networks import MAX_TOKENS
 from attribution.scenes.pictures import mirror_half, to_unit
@@ -45,10 +45,10 @@ from attribution.scenes.train import Recipe, Trainer
 Stage = Literal["clip", "dino", "report"]
 
 PATCH = 8  # px
-GLOBAL, LOCAL = (40.0, 64.0), (24.0, 44.0)  # px, sides of the boxes that DINO's views show
-PROTOTYPES, BOTTLENECK = 512, 64
-MOMENTUM, CENTER_MOMENTUM = 0.99, 0.9  # the teacher's at first, the centre's
-STUDENT_TEMPERATURE, TEACHER_TEMPERATURES = 0.1, (0.04, 0.07)
+PROTOTYPES, BOTTLENECK = 256, 64
+HUE = 0.8  # radians, range of the turns of hue
+MOMENTUM, CENTER_MOMENTUM = 0.98, 0.9  # the teacher's at first, the centre's
+STUDENT_TEMPERATURE, TEACHER_TEMPERATURES = 0.1, (0.03, 0.04)
 WHOLE = (0, 0, SIZE, SIZE)
 HALF = [0.5, 0.5, 0.5]
 
@@ -131,16 +131,37 @@ def random_boxes(count: int, low: float, high: float, generator: torch.Generator
     return torch.cat([corner, corner + sides], 1)
 
 
+def busy_cells(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """(B, 4) boxes of CELL px on the lattice, likelier the less background (the corner's colour) they show."""
+    shown = (pixels != pixels[:, :, :1, :1]).any(1, keepdim=True).float()
+    shares = functional.avg_pool2d(shown, CELL, LATTICE)
+    place = torch.multinomial(shares.flatten(1) ** 4, 1, generator=generator)
+    corner = LATTICE * torch.cat([place % shares.shape[-1], place // shares.shape[-1]], 1).float()
+    return torch.cat([corner, corner + CELL], 1)
+
+
+def jitter(boxes: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:
+    """Boxes with each edge moved outwards by between `low` and `high` px, but not out of the scene."""
+    out = low + (high - low) * torch.rand(boxes.shape, generator=generator)
+    return (boxes + out * torch.tensor([-1, -1, 1, 1])).clamp(0, SIZE)
+
+
+def repaint(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Scenes on a background of a random light colour each: what equals the corner, always background, is replaced."""
+    paint = torch.randint(160, 256, (len(pixels), 3, 1, 1), generator=generator, dtype=torch.uint8)
+    return torch.where((pixels == pixels[:, :, :1, :1]).all(1, keepdim=True), paint, pixels)
+
+
 def recolour(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Random hue, saturation, contrast and brightness of each picture, one in five gray; (B, 3, H, W) in [-1, 1]."""
+    """Random hue, saturation, contrast and brightness of each picture, one in ten gray; (B, 3, H, W) in [-1, 1]."""
     angle, saturation, contrast, brightness = torch.rand(4, len(x), 1, 1, generator=generator)
-    angle = (angle - 0.5) * pi
-    saturation = torch.where(torch.rand(len(x), 1, 1, generator=generator) < 0.2, 0.0, 0.6 + 0.8 * saturation)
+    angle = (angle - 0.5) * HUE
+    saturation = torch.where(torch.rand(len(x), 1, 1, generator=generator) < 0.1, 0.0, 0.6 + 0.8 * saturation)
     gray = torch.full((3, 3), 1 / 3)
     cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / 3**0.5
     turn = angle.cos() * torch.eye(3) + (1 - angle.cos()) * gray + angle.sin() * cross  # about the gray axis
-    mix = (0.7 + 0.5 * contrast) * (saturation * turn + (1 - saturation) * gray)
-    mixed: Tensor = (mix @ x.flatten(2)).view_as(x) + 0.4 * (brightness - 0.5)[..., None]
+    mix = (0.8 + 0.4 * contrast) * (saturation * turn + (1 - saturation) * gray)
+    mixed: Tensor = (mix @ x.flatten(2)).view_as(x) + 0.3 * (brightness - 0.5)[..., None]
     return mixed.clamp(-1, 1)
 
 
@@ -316,9 +337,10 @@ class Twin(nn.Module):
         super().__init__()
         self.vit = make_vit(width, layers)
         hidden = 4 * width
-        self.head = nn.Sequential(
-            *(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, BOTTLENECK))
-        )
+        layers_: list[nn.Module] = []
+        for before in (width, hidden):
+            layers_ += [nn.Linear(before, hidden), nn.BatchNorm1d(hidden, track_running_stats=False), nn.GELU()]
+        self.head = nn.Sequential(*layers_, nn.Linear(hidden, BOTTLENECK))
         self.prototypes = nn.Parameter(torch.randn(PROTOTYPES, BOTTLENECK))
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -362,13 +384,26 @@ class Dino(nn.Module):
 
 
 def views(pixels: Tensor, generator: torch.Generator) -> tuple[list[Tensor], list[Tensor]]:
-    """Two global views of SIZE px and four local ones of half the side of each scene, mirrored and recoloured."""
+    """Two global views of SIZE px and four local ones of half the side of each scene, mirrored and recoloured.
 
-    def view(low: float, high: float, side: int) -> Tensor:
-        boxes = random_boxes(len(pixels), low, high, generator)
-        return recolour(mirror_half(look(pixels, boxes, side), generator), generator)
+    Global: the whole scene, a large crop, or an object enlarged. Local: an object as large as it is, or about so.
+    """
 
-    return [view(*GLOBAL, SIZE) for _ in range(2)], [view(*LOCAL, SIZE // 2) for _ in range(4)]
+    def view(boxes: Tensor, side: int) -> Tensor:
+        return recolour(mirror_half(look(repaint(pixels, generator), boxes, side), generator), generator)
+
+    def some(first: Tensor, second: Tensor, share: float) -> Tensor:
+        return torch.where(torch.rand(len(pixels), 1, generator=generator) < share, first, second)
+
+    def object_boxes() -> Tensor:
+        return jitter(busy_cells(pixels, generator), -4, 8, generator)
+
+    def large() -> Tensor:
+        whole = torch.tensor(WHOLE).expand(len(pixels), 4)
+        return some(some(whole, random_boxes(len(pixels), 40, SIZE, generator), 0.6), object_boxes(), 0.75)
+
+    local = [some(busy_cells(pixels, generator), object_boxes(), 0.5) for _ in range(4)]
+    return [view(large(), SIZE) for _ in range(2)], [view(boxes, SIZE // 2) for boxes in local]
 
 
 def entropies(targets: Tensor) -> str:
