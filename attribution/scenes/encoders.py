@@ -51,6 +51,7 @@ MOMENTUM, CENTER_MOMENTUM = 0.98, 0.9  # the teacher's at first, the centre's
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURES = 0.1, (0.03, 0.04)
 WHOLE = (0, 0, SIZE, SIZE)
 HALF = [0.5, 0.5, 0.5]
+SQUARE = {"height": SIZE, "width": SIZE}
 
 
 @dataclass
@@ -99,6 +100,11 @@ class Pool:
         """Draw the scenes."""
         pictures = np.stack([np.asarray(draw_scene(scene)) for scene in scenes])
         return cls(scenes, torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous())
+
+
+def pools(args: EncoderArgs) -> tuple[Pool, Pool]:
+    """Training and held-out scenes."""
+    return Pool.compose(make_scenes("train", args.scenes)), Pool.compose(make_scenes("heldout", args.heldout))
 
 
 def look(pixels: Tensor, boxes: Tensor, side: int = SIZE) -> Tensor:
@@ -203,17 +209,16 @@ def make_clip(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPModel:
 
 
 def captioned_boxes(scenes: list[Scene], generator: torch.Generator) -> tuple[list[str], Tensor]:
-    """For each scene itself and its caption, or, for two in five, one object's box, jittered, and its own caption."""
-    texts, boxes = [], []
-    chances = torch.rand(2, len(scenes), generator=generator).tolist()
-    shifts = torch.rand(len(scenes), 4, generator=generator) * 6 - 2
-    for scene, whole, which, shift in zip(scenes, *chances, shifts.tolist(), strict=True):
-        placed = scene.objects[int(which * len(scene.objects))]
-        sides = zip(placed.box, (-1, -1, 1, 1), shift, strict=True)
-        box = [min(max(edge + sign * by, 0.0), float(SIZE)) for edge, sign, by in sides]
-        boxes.append(WHOLE if whole < 0.6 else box)
-        texts.append(scene.caption if whole < 0.6 else caption((placed.name,), scene.style, scene.background))
-    return texts, torch.tensor(boxes, dtype=torch.float32)
+    """Each scene's caption and the whole scene, or, for two in five, one object's own caption and about its box."""
+    chance, which = torch.rand(2, len(scenes), generator=generator)
+    whole = chance < 0.6
+    placed = [scene.objects[int(at * len(scene.objects))] for scene, at in zip(scenes, which.tolist(), strict=True)]
+    names = [
+        scene.caption if all_of_it else caption((one.name,), scene.style, scene.background)
+        for scene, one, all_of_it in zip(scenes, placed, whole.tolist(), strict=True)
+    ]
+    boxes = jitter(torch.tensor([one.box for one in placed]), -2, 4, generator)
+    return names, torch.where(whole[:, None], torch.tensor(WHOLE), boxes)
 
 
 def likeness(scenes: list[Scene]) -> list[Tensor]:
@@ -243,11 +248,8 @@ def contrastive_loss(pictures: Tensor, texts: Tensor, names: list[str], scale: T
 def train_clip(args: EncoderArgs) -> Trainer:
     """Train the CLIP; half of the batches are of one style and background."""
     torch.manual_seed(args.seed)
-    pool, heldout, tokenizer = (
-        Pool.compose(make_scenes("train", args.scenes)),
-        Pool.compose(make_scenes("heldout", args.heldout)),
-        shipped_tokenizer(),
-    )
+    pool, heldout = pools(args)
+    tokenizer = shipped_tokenizer()
     groups, every = likeness(pool.scenes), Every(30)
     model = make_clip(tokenizer, args.width, args.layers)
     recipe = Recipe(args.minutes, args.batch, args.learning_rate, warmup_steps=100, checkpoint_minutes=2.5)
@@ -266,8 +268,9 @@ def train_clip(args: EncoderArgs) -> Trainer:
         return loss
 
     def sheet(path: Path) -> None:
-        average = averaged(trainer.ema, "clip.", make_clip(tokenizer, args.width, args.layers))
-        print(path.stem, recall(average, tokenizer, heldout), flush=True)
+        average = make_clip(tokenizer, args.width, args.layers)
+        average.load_state_dict({k.removeprefix("clip."): v for k, v in trainer.ema.items()})
+        print(path.stem, recall(average.eval(), tokenizer, heldout), flush=True)
         save_clip(average, tokenizer, args.out / "clip")
 
     trainer.run(batch_loss, sheet)
@@ -286,21 +289,13 @@ def text_features(model: CLIPModel, ids: Tensor) -> Tensor:
     return features
 
 
-def averaged(ema: dict[str, Tensor], prefix: str, model: Any) -> Any:
-    """The model with its part of the averaged weights, ready for use."""
-    model.load_state_dict({k.removeprefix(prefix): v for k, v in ema.items() if k.startswith(prefix)})
-    return model.eval()
-
-
 def save_clip(model: CLIPModel, tokenizer: CLIPTokenizer, out: Path) -> None:
     """Write the CLIPModel folder in float16, with its tokenizer and image processor."""
     deepcopy(model).half().save_pretrained(out)
     tokenizer.save_pretrained(out)
     tokenizer.backend_tokenizer.model.save(str(out))  # vocab.json and merges.txt, for older readers
-    square = {"height": SIZE, "width": SIZE}
-    CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=square, image_mean=HALF, image_std=HALF).save_pretrained(
-        out
-    )
+    processor = CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=SQUARE, image_mean=HALF, image_std=HALF)
+    processor.save_pretrained(out)
 
 
 # --- DINO ---
@@ -415,11 +410,8 @@ def entropies(targets: Tensor) -> str:
 def train_dino(args: EncoderArgs) -> Trainer:
     """Train the DINO; its teacher is what is saved."""
     torch.manual_seed(args.seed)
-    pool, heldout, every = (
-        Pool.compose(make_scenes("train", args.scenes)),
-        Pool.compose(make_scenes("heldout", args.heldout)),
-        Every(30),
-    )
+    pool, heldout = pools(args)
+    every = Every(30)
     model = Dino(args.width, args.layers)
     recipe = Recipe(args.minutes, args.batch, args.learning_rate, warmup_steps=100, checkpoint_minutes=2.5)
     trainer = Trainer({"dino": model}, args.work / "dino.pt", recipe, args.seed)
@@ -439,7 +431,7 @@ def train_dino(args: EncoderArgs) -> Trainer:
         vit = deepcopy(model.teacher.vit).eval()
         print(path.stem, scene_purity(dino_features(vit, heldout.pixels), heldout.scenes), flush=True)
         vit.half().save_pretrained(args.out / "dino")
-        processor = ViTImageProcessor(size={"height": SIZE, "width": SIZE}, image_mean=HALF, image_std=HALF)
+        processor = ViTImageProcessor(size=SQUARE, image_mean=HALF, image_std=HALF)
         processor.save_pretrained(args.out / "dino")
 
     trainer.run(batch_loss, sheet)
@@ -506,7 +498,7 @@ def object_purity(queries: Tensor, training: Tensor, columns: Tensor, held: Tens
 
 def report(args: EncoderArgs) -> dict[str, Any]:
     """Measure the saved folders; writes `encoders.json`."""
-    pool, heldout = Pool.compose(make_scenes("train")), Pool.compose(make_scenes("heldout"))
+    pool, heldout = pools(args)
     clip = CLIPModel.from_pretrained(args.out / "clip", dtype=torch.float32).eval()
     vit = ViTModel.from_pretrained(args.out / "dino", dtype=torch.float32, add_pooling_layer=False).eval()
     tokenizer = CLIPTokenizer.from_pretrained(args.out / "clip")
