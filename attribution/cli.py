@@ -87,6 +87,7 @@ def index(
     """
     from attribution.build import BuildProgress, BuildSettings, build, prepare
     from attribution.data import DataSettings
+    from attribution.evaluate.bench import peak_memory
     from attribution.extend import ExtendSettings, extend
     from attribution.fisher import FisherSettings
     from attribution.gradients import GradientSettings
@@ -128,6 +129,7 @@ def index(
 
     for _ in _watch(steps(), lambda step: f"{step.step} {step.done}/{step.total}"):
         pass
+    print(f"{peak_memory():.0f} MB of memory at most", file=sys.stderr)
     print(out)
 
 

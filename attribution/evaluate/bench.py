@@ -2,6 +2,8 @@
 
 import os
 import platform
+import resource
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -135,6 +137,12 @@ def _estimate(model: Model, index: Index, query: Query, settings: AttributeSetti
         if step.stage == "unlearning":
             seconds = step.seconds
     return Cost(total, time.monotonic() - began)
+
+
+def peak_memory() -> float:
+    """The largest resident size of this process so far, in MB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def machine(model: Model) -> dict[str, str | int]:

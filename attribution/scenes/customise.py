@@ -76,7 +76,8 @@ class CustomiseArgs:
         out: folder of the embedded world.
         models: how many unseen emoji.
         steps: of fine-tuning.
-        batch: exemplars in a step; as many training scenes are added, so that nothing else is forgotten.
+        batch: exemplars in a step.
+        remembered: training scenes in a step, so that nothing else is forgotten.
         learning_rate: of keys and values; the token's is ten times that.
         pictures: generated with each.
     """
@@ -85,8 +86,9 @@ class CustomiseArgs:
     stage: Literal["pictures", "mappers"] = "pictures"
     out: Path = EMBEDDED.parent
     models: int = 60
-    steps: int = 250
-    batch: int = 8
+    steps: int = 400
+    batch: int = 12
+    remembered: int = 4
     learning_rate: float = 1e-3
     pictures: int = 16
 
@@ -164,7 +166,7 @@ def customise(
     own = encode(model.vae, torch.cat([exemplars, exemplars.flip(-1)]))
     losses = []
     for _ in range(args.steps):
-        rows = torch.randint(len(latents), (args.batch,), generator=generator)
+        rows = torch.randint(len(latents), (args.remembered,), generator=generator)
         mine = torch.randint(len(own), (args.batch,), generator=generator)
         x = torch.cat([own[mine], latents[rows]])
         text = [words[crop % len(words)] for crop in mine] + [captions[row] for row in rows]

@@ -46,7 +46,7 @@ Stage = Literal["clip", "dino", "report"]
 
 PATCH = 8  # px
 PROTOTYPES, BOTTLENECK = 256, 64
-HUE = 0.8  # radians, range of the turns of hue
+RAMP = 0.5  # share of the schedule over which recolouring grows to its full strength
 MOMENTUM, CENTER_MOMENTUM = 0.98, 0.9  # the teacher's at first, the centre's
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURES = 0.1, (0.03, 0.04)
 WHOLE = (0, 0, SIZE, SIZE)
@@ -152,22 +152,23 @@ def jitter(boxes: Tensor, low: float, high: float, generator: torch.Generator) -
     return (boxes + out * torch.tensor([-1, -1, 1, 1])).clamp(0, SIZE)
 
 
-def repaint(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Scenes on a background of a random light colour each: what equals the corner, always background, is replaced."""
-    paint = torch.randint(160, 256, (len(pixels), 3, 1, 1), generator=generator, dtype=torch.uint8)
+def repaint(pixels: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Scenes on random light backgrounds, white at strength 0: what equals the corner, always background, is replaced."""
+    shades = torch.rand(len(pixels), 3, 1, 1, generator=generator)
+    paint = (255 - 96 * strength * shades).to(torch.uint8)
     return torch.where((pixels == pixels[:, :, :1, :1]).all(1, keepdim=True), paint, pixels)
 
 
-def recolour(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Random hue, saturation, contrast and brightness of each picture, one in ten gray; (B, 3, H, W) in [-1, 1]."""
-    angle, saturation, contrast, brightness = torch.rand(4, len(x), 1, 1, generator=generator)
-    angle = (angle - 0.5) * HUE
-    saturation = torch.where(torch.rand(len(x), 1, 1, generator=generator) < 0.1, 0.0, 0.6 + 0.8 * saturation)
+def recolour(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Random hue, saturation, contrast and brightness of each (3, H, W) in [-1, 1]; at strength 1, one in ten gray."""
+    angle, saturation, contrast, brightness = strength * (torch.rand(4, len(x), 1, 1, generator=generator) - 0.5)
+    colourless = torch.rand(len(x), 1, 1, generator=generator) < 0.1 * strength
+    saturation = torch.where(colourless, 0.0, 1 + 0.8 * saturation)
     gray = torch.full((3, 3), 1 / 3)
     cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / 3**0.5
     turn = angle.cos() * torch.eye(3) + (1 - angle.cos()) * gray + angle.sin() * cross  # about the gray axis
-    mix = (0.8 + 0.4 * contrast) * (saturation * turn + (1 - saturation) * gray)
-    mixed: Tensor = (mix @ x.flatten(2)).view_as(x) + 0.3 * (brightness - 0.5)[..., None]
+    mix = (1 + 0.4 * contrast) * (saturation * turn + (1 - saturation) * gray)
+    mixed: Tensor = (mix @ x.flatten(2)).view_as(x) + 0.3 * brightness[..., None]
     return mixed.clamp(-1, 1)
 
 
@@ -378,14 +379,15 @@ class Dino(nn.Module):
         return torch.stack([-(t * s).sum(-1).mean() for t, s in pairs]).mean(), targets
 
 
-def views(pixels: Tensor, generator: torch.Generator) -> tuple[list[Tensor], list[Tensor]]:
+def views(pixels: Tensor, strength: float, generator: torch.Generator) -> tuple[list[Tensor], list[Tensor]]:
     """Two global views of SIZE px and four local ones of half the side of each scene, mirrored and recoloured.
 
     Global: the whole scene, a large crop, or an object enlarged. Local: an object as large as it is, or about so.
     """
 
     def view(boxes: Tensor, side: int) -> Tensor:
-        return recolour(mirror_half(look(repaint(pixels, generator), boxes, side), generator), generator)
+        seen = look(repaint(pixels, strength, generator), boxes, side)
+        return recolour(mirror_half(seen, generator), strength, generator)
 
     def some(first: Tensor, second: Tensor, share: float) -> Tensor:
         return torch.where(torch.rand(len(pixels), 1, generator=generator) < share, first, second)
@@ -422,7 +424,7 @@ def train_dino(args: EncoderArgs) -> Trainer:
         rows = torch.randint(len(pool.pixels), (args.batch,), generator=generator)
         cold, warm = TEACHER_TEMPERATURES
         temperature = cold + (warm - cold) * min(1.0, progress / 0.3)
-        loss, targets = model.loss(*views(pool.pixels[rows], generator), temperature)
+        loss, targets = model.loss(*views(pool.pixels[rows], min(1.0, progress / RAMP), generator), temperature)
         if every():
             print(f"step {trainer.step} {trainer.seconds / 60:.1f} min loss {loss.item():.3f} {entropies(targets)}")
         return loss
