@@ -137,6 +137,19 @@ def test_the_whole_way(page: Page) -> None:
     expect(page.locator("#attribute")).to_be_enabled()
     expect(page.locator("#stop")).to_be_disabled()
     page.wait_for_function("[...document.querySelectorAll('#similar img')].some((img) => img.naturalWidth === 64)")
+    before, influential = captions(page, "similar"), captions(page)
+    compare_with(page, "random")
+    expect(page.locator("#answers h2").last).to_have_text("Compared with random")
+    page.wait_for_function(
+        "caption => document.querySelector('#similar .caption-label')?.innerText !== caption", arg=before[0]
+    )
+    expect(page.locator("#similar img")).to_have_count(10)
+    assert captions(page) == influential  # what was computed stays
+
+
+def compare_with(page: Page, method: str) -> None:
+    page.click("#compared input")
+    page.get_by_role("option", name=method, exact=True).click()
 
 
 def test_the_drawn_and_the_typed_box_stay_in_step(page: Page) -> None:

@@ -45,10 +45,10 @@ from attribution.scenes.train import Recipe, Trainer
 Stage = Literal["clip", "dino", "report"]
 
 PATCH = 8  # px
-PROTOTYPES, BOTTLENECK = 256, 64
-RAMP = 0.5  # share of the schedule over which recolouring grows to its full strength
-MOMENTUM, CENTER_MOMENTUM = 0.98, 0.9  # the teacher's at first, the centre's
-STUDENT_TEMPERATURE, TEACHER_TEMPERATURES = 0.1, (0.03, 0.04)
+PROTOTYPES, BOTTLENECK = 128, 64
+RAMP = 0.4  # share of the schedule over which recolouring grows to its full strength
+MOMENTUM = 0.98  # the teacher's at first
+STUDENT_TEMPERATURE, TEACHER_TEMPERATURES = 0.1, (0.04, 0.05)
 WHOLE = (0, 0, SIZE, SIZE)
 HALF = [0.5, 0.5, 0.5]
 SQUARE = {"height": SIZE, "width": SIZE}
@@ -153,22 +153,22 @@ def jitter(boxes: Tensor, low: float, high: float, generator: torch.Generator) -
 
 
 def repaint(pixels: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Scenes on random light backgrounds, white at strength 0: what equals the corner, always background, is replaced."""
+    """Scenes on random light backgrounds, white at strength 0; background is what equals the corner."""
     shades = torch.rand(len(pixels), 3, 1, 1, generator=generator)
     paint = (255 - 96 * strength * shades).to(torch.uint8)
     return torch.where((pixels == pixels[:, :, :1, :1]).all(1, keepdim=True), paint, pixels)
 
 
 def recolour(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Random hue, saturation, contrast and brightness of each (3, H, W) in [-1, 1]; at strength 1, one in ten gray."""
+    """Random hue, saturation, contrast and brightness of each (3, H, W) in [-1, 1]; some gray."""
     angle, saturation, contrast, brightness = strength * (torch.rand(4, len(x), 1, 1, generator=generator) - 0.5)
-    colourless = torch.rand(len(x), 1, 1, generator=generator) < 0.1 * strength
+    colourless = torch.rand(len(x), 1, 1, generator=generator) < 0.05 * strength
     saturation = torch.where(colourless, 0.0, 1 + 0.8 * saturation)
     gray = torch.full((3, 3), 1 / 3)
     cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / 3**0.5
     turn = angle.cos() * torch.eye(3) + (1 - angle.cos()) * gray + angle.sin() * cross  # about the gray axis
     mix = (1 + 0.4 * contrast) * (saturation * turn + (1 - saturation) * gray)
-    mixed: Tensor = (mix @ x.flatten(2)).view_as(x) + 0.3 * brightness[..., None]
+    mixed: Tensor = (mix @ x.flatten(2)).view_as(x) + 0.2 * brightness[..., None]
     return mixed.clamp(-1, 1)
 
 
@@ -346,15 +346,12 @@ class Twin(nn.Module):
 
 
 class Dino(nn.Module):
-    """Student, momentum teacher and the running centre of the teacher's outputs."""
-
-    center: Tensor
+    """Student and momentum teacher."""
 
     def __init__(self, width: int, layers: int) -> None:
         super().__init__()
         self.student = Twin(width, layers)
         self.teacher = deepcopy(self.student).requires_grad_(False)
-        self.register_buffer("center", torch.zeros(PROTOTYPES))
 
     @torch.no_grad()
     def follow(self, momentum: float) -> None:
@@ -363,18 +360,25 @@ class Dino(nn.Module):
             old.lerp_(new, 1 - momentum)
 
     @torch.no_grad()
-    def targets(self, views: Tensor, temperature: float) -> Tensor:
-        """(B, PROTOTYPES) centred and sharpened teacher probabilities; the centre moves on afterwards."""
-        outputs = self.teacher(views)
-        probabilities: Tensor = ((outputs - self.center) / temperature).softmax(-1)
-        self.center.lerp_(outputs.mean(0), 1 - CENTER_MOMENTUM)
-        return probabilities
+    def targets(self, views: list[Tensor], temperature: float) -> Tensor:
+        """(B, PROTOTYPES) teacher probabilities, sharpened, and centred so that every prototype is used alike."""
+        scores = torch.cat([self.teacher(view) for view in views]) / temperature
+        shares = (scores - scores.amax()).exp()
+        for _ in range(3):  # Sinkhorn and Knopp
+            shares = shares / shares.sum(0)
+            shares = shares / shares.sum(1, keepdim=True)
+        return shares
 
-    def loss(self, whole: list[Tensor], local: list[Tensor], temperature: float) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy of every student view and every teacher view of another crop, and the targets."""
-        targets = self.targets(torch.cat(whole), temperature)
-        outputs = torch.cat([self.student(torch.cat(whole)), self.student(torch.cat(local))]) / STUDENT_TEMPERATURE
-        students, teachers = outputs.log_softmax(-1).chunk(len(whole) + len(local)), targets.chunk(len(whole))
+    def loss(self, large: list[Tensor], local: list[Tensor], temperature: float) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy of every teacher view and every student view of another crop, and the teacher's targets.
+
+        The teacher sees the large views and half of the local ones: what one object is, is learned from these.
+        """
+        taught = local[: len(local) // 2]
+        targets = self.targets([torch.cat(large), torch.cat(taught)], temperature)
+        outputs = torch.cat([self.student(torch.cat(large)), self.student(torch.cat(local))]) / STUDENT_TEMPERATURE
+        students = outputs.log_softmax(-1).chunk(len(large) + len(local))
+        teachers = targets.chunk(len(large) + len(taught))
         pairs = [(t, s) for i, t in enumerate(teachers) for j, s in enumerate(students) if i != j]
         return torch.stack([-(t * s).sum(-1).mean() for t, s in pairs]).mean(), targets
 
@@ -397,7 +401,7 @@ def views(pixels: Tensor, strength: float, generator: torch.Generator) -> tuple[
 
     def large() -> Tensor:
         whole = torch.tensor(WHOLE).expand(len(pixels), 4)
-        return some(some(whole, random_boxes(len(pixels), 40, SIZE, generator), 0.6), object_boxes(), 0.75)
+        return some(some(whole, random_boxes(len(pixels), 40, SIZE, generator), 0.6), object_boxes(), 0.7)
 
     local = [some(busy_cells(pixels, generator), object_boxes(), 0.5) for _ in range(4)]
     return [view(large(), SIZE) for _ in range(2)], [view(boxes, SIZE // 2) for boxes in local]

@@ -4,6 +4,7 @@ import math
 import random
 import time
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -13,7 +14,15 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from attribution.attribute import AttributeSettings, Attribution, Progress, Query, attribute
+from attribution.attribute import (
+    METHODS,
+    AttributeSettings,
+    Attribution,
+    Progress,
+    Query,
+    attribute,
+    check_settings,
+)
 from attribution.data import open_upload
 from attribution.errors import AttributionError, InputError, Stopped
 from attribution.model import check_prompt, check_seed
@@ -92,6 +101,7 @@ class Handlers:
         y1: float | None,
         top_k: float,
         exhaustive: bool,
+        compared: str,
         request: gr.Request,
     ) -> Updates:
         """Find the training images that the session's picture, or a box on it, is made of.
@@ -105,10 +115,11 @@ class Handlers:
             y1: bottom end.
             top_k: how many training images to show.
             exhaustive: score every training image on all noises.
+            compared: another method, to show beside unlearning.
             request: of the visitor; Gradio fills it in.
 
         Yields:
-            A status line, the most influential training images so far, and the most similar ones by pixels.
+            A status line, the most influential training images so far, and those by the other method.
         """
         try:
             if picture is None:
@@ -120,33 +131,70 @@ class Handlers:
                     f"K = {count} is not possible; accepted are 1 to {min(LARGEST_K, len(self.studio.index))}"
                 )
             settings = AttributeSettings(top_k=count, exhaustive=exhaustive)
+            check_settings(self.studio.model, self.studio.index, replace(settings, method=compared))
             with self.studio.run(str(request.session_hash)) as stop:
-                yield from self._answer(query, settings, stop)
+                yield from self._answer(query, settings, compared, stop)
         except Stopped:
             detail = "The ranking below, if any, is unfinished."
-            yield (words.status("stopped", "Stopped.", detail), *_unchanged(2))
+            yield (words.status("stopped", "Stopped.", detail), *_unchanged(3))
         except AttributionError as error:
-            yield (words.status("error", "Not possible:", sentence(error)), *_unchanged(2))
+            yield (words.status("error", "Not possible:", sentence(error)), *_unchanged(3))
             raise refusal(error) from error
 
-    def _answer(self, query: Query, settings: AttributeSettings, stop: Event) -> Updates:
-        model, index = self.studio.model, self.studio.index
-        baseline = attribute(model, index, query, replace(settings, method="pixel"), stop)
-        similar = [words.gallery(step.results, index) for step in baseline][-1]
-        yield words.status("waiting", "Starting"), [], similar
+    def compare(self, asked: tuple[Query, AttributeSettings] | None, method: str, request: gr.Request) -> Updates:
+        """Answer the last question by another method: yields the heading and its ranking."""
+        yield words.heading(method), []
+        if asked is None:
+            return
+        query, settings = asked
+        try:
+            with self.studio.run(str(request.session_hash)) as stop:
+                work = attribute(self.studio.model, self.studio.index, query, replace(settings, method=method), stop)
+                for step in self.studio.alone(work, stop):
+                    if isinstance(step, Attribution):
+                        yield words.heading(method), words.gallery(step.results, self.studio.index)
+        except Stopped:
+            return
+        except AttributionError as error:
+            raise refusal(error) from error
+
+    def _answer(self, query: Query, settings: AttributeSettings, compared: str, stop: Event) -> Updates:
+        """Status and both galleries: all of them at the end, before that only what changes."""
+        galleries: list[Any] = [[], []]
+        asked = (query, settings)
+        yield words.status("waiting", "Starting"), [], [], asked
         shown: tuple[int, ...] = ()
-        last = 0.0
-        for step in self.studio.alone(attribute(model, index, query, settings, stop), stop):
-            if step is None:
-                yield (words.status("waiting", "Waiting", "for another visitor's run to end"), *_unchanged(2))
-            elif isinstance(step, Attribution):
-                finished = words.done(step, words.region(query.boxes))
-                yield finished, words.gallery(step.results, index), similar
-            elif time.monotonic() - last >= EVERY or _first(step, shown):
-                last, rows = time.monotonic(), tuple(result.row for result in step.results)
-                ranking = words.gallery(step.results, index) if rows != shown else gr.skip()
-                shown = rows
-                yield words.progress(step), ranking, gr.skip()
+        last, done = 0.0, ""
+        for turn in self.studio.alone(self._both(query, settings, compared, stop), stop):
+            if turn is None:
+                yield (words.status("waiting", "Waiting", "for another visitor's run to end"), *_unchanged(3))
+                continue
+            place, step = turn
+            rows = tuple(result.row for result in step.results)
+            changed = _unchanged(2) if rows == shown else self._shown_in(place, step, galleries)
+            if isinstance(step, Attribution):
+                done = words.done(step, words.region(query.boxes)) if place == 0 else done
+                yield (gr.skip(), *changed, gr.skip())
+            elif time.monotonic() - last >= EVERY or (rows and not shown):
+                last = time.monotonic()
+                yield (words.progress(step), *changed, gr.skip())
+            shown = rows
+        yield done, *galleries, asked
+
+    def _shown_in(self, place: int, step: Progress | Attribution, galleries: list[Any]) -> tuple[Any, ...]:
+        galleries[place] = words.gallery(step.results, self.studio.index)
+        return tuple(galleries[place] if number == place else gr.skip() for number in range(2))
+
+    def _both(
+        self, query: Query, settings: AttributeSettings, compared: str, stop: Event
+    ) -> Generator[tuple[int, Progress | Attribution], None, None]:
+        """Steps of the answer (0) and of what it is compared with (1), the quicker one first."""
+        model, index = self.studio.model, self.studio.index
+        asked = [(0, settings), (1, replace(settings, method=compared))]
+        for place, each in asked if METHODS[compared].curvature else reversed(asked):
+            with closing(attribute(model, index, query, each, stop)) as steps:
+                for step in steps:
+                    yield place, step
 
     def stop(self, request: gr.Request) -> None:
         """Stop the visitor's run, if there is one."""
@@ -183,10 +231,6 @@ def sentence(error: AttributionError) -> str:
 def refusal(error: AttributionError) -> gr.Error:
     """An error as a toast."""
     return gr.Error(escape(sentence(error)), duration=10, print_exception=False)
-
-
-def _first(step: Progress, shown: tuple[int, ...]) -> bool:
-    return bool(step.results) and not shown
 
 
 def _shown(picture: Picture) -> tuple[dict[str, Any], Any]:

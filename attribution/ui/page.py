@@ -50,6 +50,15 @@ class Acting(NamedTuple):
     status: gr.HTML
 
 
+class Answering(NamedTuple):
+    """Unlearning's ranking, and another method's beside it."""
+
+    galleries: list[gr.Gallery]
+    compared: gr.Dropdown
+    heading: gr.HTML
+    asked: gr.State
+
+
 def build_page(studio: Studio) -> gr.Blocks:
     """The page over a studio."""
     handlers = Handlers(studio)
@@ -64,11 +73,11 @@ def build_page(studio: Studio) -> gr.Blocks:
             with gr.Column(elem_id="acting"):
                 acting = _lay_acting()
         with gr.Row(elem_id="answers"):
-            galleries = [_lay_gallery(*ranking) for ranking in words.RANKINGS]
+            answering = _lay_answering(studio)
         gr.HTML(f"<p>{words.CREDITS}</p><p>{words.STORED}</p>", elem_id="credits")
-        _wire_picture(handlers, asking, looking, acting, galleries)
+        _wire_picture(handlers, asking, looking, acting, answering)
         _wire_box(looking)
-        _wire_acting(handlers, asking, looking, acting, galleries)
+        _wire_acting(handlers, asking, looking, acting, answering)
         page.load(None, None, looking.numbers, js=START)
         page.unload(handlers.stop)
     page.queue(default_concurrency_limit=VISITORS, max_size=4 * VISITORS)
@@ -123,24 +132,39 @@ def _lay_acting() -> Acting:
     return Acting(attribute, stop, top_k, exhaustive, status)
 
 
-def _lay_gallery(name: str, label: str, line: str) -> gr.Gallery:
+def _lay_answering(studio: Studio) -> Answering:
+    usable, missing = studio.methods()
+    first = next(name for name in ("dino", "pixel") if name in usable)
     with gr.Column(min_width=300):
-        gr.HTML(f"<h2>{label}</h2>{words.note(line)}")
-        return gr.Gallery(
-            label=label,
-            show_label=False,
-            columns=5,
-            height="auto",
-            buttons=[],
-            interactive=False,
-            elem_id=name,
-            elem_classes=["ranking"],
+        gr.HTML(f"<h2>{words.INFLUENTIAL}</h2>{words.note(words.SCORE)}")
+        influential = _lay_gallery("influential", words.INFLUENTIAL)
+    with gr.Column(min_width=300):
+        heading = gr.HTML(words.heading(first))
+        similar = _lay_gallery("similar", "The ranking compared with")
+        compared = gr.Dropdown(
+            [name for name in usable if name != AttributeSettings().method],
+            value=first,
+            label="Compare with",
+            info=words.missing(missing),
+            elem_id="compared",
         )
+    return Answering([influential, similar], compared, heading, gr.State())
 
 
-def _wire_picture(
-    handlers: Handlers, asking: Asking, looking: Looking, acting: Acting, galleries: list[gr.Gallery]
-) -> None:
+def _lay_gallery(name: str, label: str) -> gr.Gallery:
+    return gr.Gallery(
+        label=label,
+        show_label=False,
+        columns=5,
+        height="auto",
+        buttons=[],
+        interactive=False,
+        elem_id=name,
+        elem_classes=["ranking"],
+    )
+
+
+def _wire_picture(handlers: Handlers, asking: Asking, looking: Looking, acting: Acting, answering: Answering) -> None:
     shown = [looking.picture, looking.annotator, looking.frame, looking.note]
     prompt, seed = asking.prompt, asking.seed
     prompt.change(handlers.tokens, prompt, asking.tokens, queue=False, **QUIET)
@@ -156,7 +180,8 @@ def _wire_picture(
     )
     uploaded = asking.upload.upload(handlers.upload, asking.upload, shown, **QUIET)
     for new_picture in (generated, uploaded):
-        new_picture.success(lambda: (words.IDLE, [], []), None, [acting.status, *galleries], queue=False, **QUIET)
+        cleared = [acting.status, answering.asked, *answering.galleries]
+        new_picture.success(lambda: (words.IDLE, None, [], []), None, cleared, queue=False, **QUIET)
 
 
 def _wire_box(looking: Looking) -> None:
@@ -168,22 +193,35 @@ def _wire_box(looking: Looking) -> None:
     looking.clear.click(None, looking.annotator, [looking.annotator, *looking.numbers], js=CLEAR)
 
 
-def _wire_acting(
-    handlers: Handlers, asking: Asking, looking: Looking, acting: Acting, galleries: list[gr.Gallery]
-) -> None:
-    buttons = [asking.generate, acting.attribute, acting.stop]
-    asked = acting.attribute.click(lambda: _interactive(False, False, True), None, buttons, queue=False, **QUIET)
+def _wire_acting(handlers: Handlers, asking: Asking, looking: Looking, acting: Acting, answering: Answering) -> None:
+    controls = [asking.generate, acting.attribute, answering.compared, acting.stop]
+    asked = acting.attribute.click(lambda: _busy(True), None, controls, queue=False, **QUIET)
     answered = asked.then(
         handlers.attribute,
-        [asking.prompt, looking.picture, *looking.numbers, acting.top_k, acting.exhaustive],
-        [acting.status, *galleries],
+        [asking.prompt, looking.picture, *looking.numbers, acting.top_k, acting.exhaustive, answering.compared],
+        [acting.status, *answering.galleries, answering.asked],
         show_progress="hidden",
         api_name="attribute",
     )
     for ended in (answered.success, answered.failure):  # Gradio 6.31 runs `then` after a success only
-        ended(lambda: _interactive(True, True, False), None, buttons, queue=False, **QUIET)
+        ended(lambda: _busy(False), None, controls, queue=False, **QUIET)
     acting.stop.click(handlers.stop, queue=False, **QUIET)
+    answering.compared.change(
+        handlers.compare,
+        [answering.asked, answering.compared],
+        [answering.heading, answering.galleries[1]],
+        show_progress="full",
+        show_progress_on=answering.galleries[1],
+        api_visibility="private",
+    )
 
 
-def _interactive(*states: bool) -> list[gr.Button]:
-    return [gr.Button(interactive=state) for state in states]
+def _busy(running: bool) -> list[Any]:
+    """Generate, Attribute, the other method and Stop, while a run is under way or not."""
+    idle = not running
+    return [
+        gr.Button(interactive=idle),
+        gr.Button(interactive=idle),
+        gr.Dropdown(interactive=idle),
+        gr.Button(interactive=running),
+    ]

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from PIL import Image
 
-from attribution.errors import Stopped
+from attribution.attribute import METHODS, AttributeSettings, check_settings
+from attribution.errors import AttributionError, Stopped
 from attribution.index import Index
 from attribution.model import Model
 
@@ -43,6 +44,17 @@ class Studio:
         self.index = index
         self._device = Lock()
         self._runs: dict[str, Event] = {}
+
+    def methods(self) -> tuple[list[str], dict[str, str]]:
+        """The methods that can be used, and why the others cannot."""
+        usable, missing = [], {}
+        for name in METHODS:
+            try:
+                check_settings(self.model, self.index, AttributeSettings(method=name, top_k=1))
+                usable.append(name)
+            except AttributionError as error:
+                missing[name] = str(error)
+        return usable, missing
 
     @contextmanager
     def run(self, visitor: str) -> Iterator[Event]:

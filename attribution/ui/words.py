@@ -2,7 +2,7 @@
 
 from html import escape
 
-from attribution.attribute import Attribution, Box, Progress, Result
+from attribution.attribute import METHODS, Attribution, Box, Progress, Result
 from attribution.data import MAX_BYTES, MAX_SIDE
 from attribution.index import Index
 from attribution.model import TokenCount
@@ -18,10 +18,8 @@ UPLOAD = (
     " An upload that this model did not make has no influence to find."
 )
 BOX = "Draw a box on the picture, or type its corners in pixels. No box means the whole picture."
-RANKINGS = (
-    ("influential", "Most influential, by unlearning", "Score: how much the image's loss rises; higher is more."),
-    ("similar", "Baseline: most similar pixels", "Score: cosine similarity of pixel intensities, at most 1."),
-)
+INFLUENTIAL = "Most influential, by unlearning"
+SCORE = "Score: how much the image's loss rises; higher is more."
 SIDES = {"x0": "x0, left", "y0": "y0, top", "x1": "x1, right", "y1": "y1, bottom"}
 NO_PICTURE = "No picture yet: generate one, or upload one."
 EXHAUSTIVE = "Score every training image on all noises, instead of dropping unlikely ones early; slower."
@@ -117,6 +115,17 @@ def uploaded(picture: Picture, name: str, center_crop: bool) -> str:
         f"{name}, {width} x {height} px, uploaded.{square} If this model did not make it, there is no influence to"
         " find: the ranking then only shows which training images are nearest for the model."
     )
+
+
+def missing(methods: dict[str, str]) -> str:
+    """Which methods the index holds nothing for."""
+    return f"Not in this index: {', '.join(methods)}." if methods else "Every method is in this index."
+
+
+def heading(method: str) -> str:
+    """Over the ranking that is compared with."""
+    entry = METHODS[method]
+    return f"<h2>Compared with {escape(method)}</h2>{note(f'Score: {entry.line} ({entry.source}).')}"
 
 
 def note(text: str, kind: str = "plain") -> str:
