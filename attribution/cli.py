@@ -80,7 +80,7 @@ def index(
         ekfac: add EK-FAC, for "unlearning+".
         features: to add, for the methods of these names: clip, clip-text, dino, dinov2, clip-abc, dino-abc.
         feature_weights: NAME FOLDER pairs; the published networks by default.
-        gradients: to add: loss (for trak, journey-trak, influence), d-trak.
+        gradients: to add: loss (for trak and journey-trak), d-trak, influence.
         projection_dimension: of the gradients.
         checkpoints: pipelines whose U-Nets the gradients are averaged over.
         batch: predictions in one call of the U-Net.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import ImageOps
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attribution.build import Builder, BuildProgress, fisher_sample, portable, sample_traces, summed, unfinished
@@ -21,7 +21,7 @@ from attribution.data import batches
 from attribution.errors import IndexMismatch, InputError
 from attribution.features import FEATURES, open_feature
 from attribution.fisher import FisherSettings, add_moments, add_squares, compress, eigenvectors, rotate
-from attribution.gradients import GRADIENT_OUTPUTS, GradientSettings, Projection, mean_gradients
+from attribution.gradients import GRADIENT_OUTPUTS, GradientSettings, Projection, mean_gradients, whitening
 from attribution.noise import NoiseBank, NoiseSettings
 
 SAMPLES_ALL = 4096  # gradients, at most, that the Fisher information of all weights is estimated from
@@ -212,9 +212,10 @@ def _projected(
     model, encoded, views = builder.model, builder.encoded(), list(range(_views(builder)))
     noise = NoiseSettings(**asdict(builder.settings.noise))
     bank = NoiseBank.draw(noise, model.latent_shape, model.train_timesteps)
-    project, output = Projection(settings.dimension, settings.seed), GRADIENT_OUTPUTS[name]
-
-    kept = len(views) if name == "loss" else 1  # influence tells an image from its mirror; TRAK takes their mean
+    influence = name == "influence"  # tells an image from its mirror; TRAK takes their mean
+    kept = len(views) if influence else 1
+    scales = whitening(load_file(builder.out / "fisher.safetensors"), settings.whitening) if influence else None
+    project, output = Projection(settings.dimension, settings.seed, scales), GRADIENT_OUTPUTS[name]
 
     def projected(rows: range) -> Tensor:
         latents = encoded.view(list(rows), views).flatten(0, 1)

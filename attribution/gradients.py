@@ -4,6 +4,7 @@ TRAK (Park et al. 2023, arXiv 2303.14186), JourneyTRAK (Georgiev et al. 2023, ar
 (Zheng et al. 2024, arXiv 2311.00500) share one formula; they differ in what is differentiated, and at which timesteps.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from attribution.data import batches
 from attribution.errors import InputError
-from attribution.fisher import OutputFunction, per_image_gradients
+from attribution.fisher import OutputFunction, per_image_gradients, precondition
 from attribution.loss import paired_loss, prediction_norm
 from attribution.model import Model, WeightSubset
 from attribution.noise import NoiseBank, NoiseSettings
@@ -22,7 +23,7 @@ from attribution.noise import NoiseBank, NoiseSettings
 ROWS = 1024  # training images in one block of a streamed pass
 
 # What is differentiated: the loss for TRAK, JourneyTRAK and influence; its own output function for D-TRAK.
-GRADIENT_OUTPUTS: dict[str, OutputFunction] = {"loss": paired_loss, "d-trak": prediction_norm}
+GRADIENT_OUTPUTS: dict[str, OutputFunction] = {"loss": paired_loss, "d-trak": prediction_norm, "influence": paired_loss}
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class GradientSettings:
         dimension: of a projected gradient.
         seed: of the projection, and of JourneyTRAK's noises.
         damping: ridge of TRAK's kernel, as a share of the mean of its diagonal.
+        whitening: damping of the Fisher information whose root influence's gradients are divided by.
         journey: where JourneyTRAK takes the query's gradient, a share of the schedule from 0 (clean) to 1 (all noise).
         journey_noises: that this one gradient is averaged over.
     """
@@ -40,6 +42,7 @@ class GradientSettings:
     dimension: int = 4096
     seed: int = 3
     damping: float = 0.1
+    whitening: float = 0.1
     journey: float = 0.7
     journey_noises: int = 16
 
@@ -70,6 +73,7 @@ class Projection:
     Attributes:
         dimension: number of buckets.
         seed: of the tables.
+        scales: that gradients are multiplied by first, by parameter name.
 
     Raises:
         InputError: there is no bucket, or the seed is negative.
@@ -77,6 +81,7 @@ class Projection:
 
     dimension: int
     seed: int
+    scales: Mapping[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.dimension < 1 or self.seed < 0:
@@ -92,6 +97,8 @@ class Projection:
         Returns:
             (B, dimension) on the gradients' device, float32, or float64 if they are.
         """
+        if self.scales is not None:
+            gradients = {name: gradient * self.scales[name].to(gradient) for name, gradient in gradients.items()}
         flat = {name: _precise(gradient.flatten(1)) for name, gradient in sorted(gradients.items())}
         first = next(iter(flat.values()))
         missing = self.dimension - sum(gradient.shape[1] for gradient in flat.values())
@@ -152,6 +159,15 @@ def mean_gradients(
         gradients = per_image_gradients(model, subset, latents[image], text[image], noises, output, mask)
         means.index_add_(0, image.to(means.device), project(gradients) / columns)
     return means
+
+
+def whitening(fisher: Mapping[str, Tensor], damping: float) -> dict[str, Tensor]:
+    """(F + damping)^-1/2 by parameter name, F diagonal.
+
+    A gradient times a Newton step, g . F^-1 h, is the product of the two whitened gradients: a projection keeps that
+    far better, as both are then of moderate length.
+    """
+    return {name: precondition(torch.ones_like(values), values, damping).sqrt() for name, values in fisher.items()}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from attribution.gradients import (
     first_order,
     journey_bank,
     mean_gradients,
+    whitening,
 )
 from attribution.index import Index
 from attribution.model import Model
@@ -100,7 +101,7 @@ def unlearn_query(
 def influence(model: Model, index: Index, query: Query, settings: AttributeSettings, stop: Event) -> Answer:
     """First-order influence: each training loss's gradient times the query's Newton step (Appendix A.3)."""
     clock, unlearn = Clock(), settings.unlearn
-    phi, kept = _gradients(index, "loss")
+    phi, kept = _gradients(index, "influence")
     latents, text, mask = _encoded(model, index, query)
     bank, gradient = _query_bank(model, unlearn), {}
     for done, so_far in query_gradient(model, index.weights, latents, text, bank, mask, unlearn.batch):
@@ -108,8 +109,10 @@ def influence(model: Model, index: Index, query: Query, settings: AttributeSetti
         gradient = so_far
         yield Progress("gradient", done, len(bank), clock.total())
     step = newton_step(gradient, index.information(gradient, unlearn.curvature), unlearn, len(index))
-    projected = Projection(kept.dimension, kept.seed)({name: change[None] for name, change in step.items()})[0]
-    scale = index.artifacts["gradients/loss"]["scale"]
+    scales = whitening(index.fisher, kept.whitening)
+    whitened = {name: (change / scales[name].to(change))[None] for name, change in step.items()}
+    projected = Projection(kept.dimension, kept.seed)(whitened)[0]
+    scale = index.artifacts["gradients/influence"]["scale"]
     slopes = np.mean([first_order(each, projected) for each in phi], 0)[:, : len(index.views)] / scale
     yield _ranked(model, index, query, settings, Scores.exact(slopes), len(bank), clock)
 
@@ -205,7 +208,7 @@ METHODS: dict[str, Method] = {
         "first-order loss change along the Newton step",
         "Wang et al. 2024, A.3",
         "diagonal",
-        ("gradients/loss",),
+        ("gradients/influence",),
         ("fisher",),
     ),
     "trak": Method(

@@ -237,7 +237,7 @@ def full_folder(index_folder: Path, model32: Model, extend_all: Callable[..., No
         ekfac=True,
         features=tuple(weights),
         feature_weights={name: str(path) for name, path in weights.items()},
-        gradients=("loss", "d-trak"),
+        gradients=("loss", "d-trak", "influence"),
     )
     return folder
 
@@ -260,7 +260,7 @@ def exact_index(
 ) -> Index:
     """The float64 model's index with EK-FAC and unprojected gradients."""
     folder = Path(shutil.copytree(index.path, tmp_path_factory.mktemp("exact") / "index"))
-    extend_all(folder, model, dimension=8192, ekfac=True, gradients=("loss", "d-trak"))
+    extend_all(folder, model, dimension=8192, ekfac=True, gradients=("loss", "d-trak", "influence"))
     return Index.open(folder)
 
 

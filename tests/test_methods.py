@@ -252,7 +252,7 @@ def test_an_addition_with_other_settings_is_refused_and_changes_nothing(full_fol
     ("asked", "told"),
     [
         ({"features": ("sift",)}, "no feature 'sift'; accepted are clip"),
-        ({"gradients": ("hessian",)}, "no gradients 'hessian'; accepted are loss, d-trak"),
+        ({"gradients": ("hessian",)}, "no gradients 'hessian'; accepted are loss, d-trak, influence"),
         ({"features": ("clip-abc",)}, "needs a mapper's file"),
         (
             {"features": ("clip-abc",), "feature_weights": {"clip-abc": "m.pth"}},
@@ -290,17 +290,17 @@ def test_what_cannot_be_had_leaves_what_was_added_before(plain_copy, model32, ex
 
 def test_an_interrupted_addition_goes_on(full_folder, plain_copy, model32, extend_all):
     """Stopped after each block in turn, the arrays end as those of a build in one go, bit for bit."""
-    steps = extend_all(plain_copy, model32, lazily=True, gradients=("loss",), ekfac=True)
+    steps = extend_all(plain_copy, model32, lazily=True, gradients=("influence",), ekfac=True)
     for _ in range(60):
         try:
             next(steps)
         except StopIteration:
             break
         steps.close()
-        steps = extend_all(plain_copy, model32, lazily=True, gradients=("loss",), ekfac=True)
+        steps = extend_all(plain_copy, model32, lazily=True, gradients=("influence",), ekfac=True)
     else:
         pytest.fail("it does not end")
-    for name in ("gradients/loss.npy", "ekfac.safetensors"):
+    for name in ("gradients/influence.npy", "ekfac.safetensors"):
         assert (plain_copy / name).read_bytes() == (full_folder / name).read_bytes(), name
 
 
@@ -309,7 +309,8 @@ def test_a_manifest_records_what_was_added(full_folder):
     assert {name for name in held if name.startswith("features/")} == {
         f"features/{name}" for name in ("clip", "clip-text", "dino", "dinov2", "clip-abc", "dino-abc")
     }
-    assert held["gradients/loss"]["shape"] == [1, 8, 2, 64]
+    assert held["gradients/loss"]["shape"] == [1, 8, 1, 64]
+    assert held["gradients/influence"]["shape"] == [1, 8, 2, 64]
     assert held["features/clip"]["weights"] == "../clip"  # moves with the index
     assert not [key for key in held if key.endswith(".partial")]
 
