@@ -1,6 +1,6 @@
 """Train the embedded feature networks, a small CLIP and a small DINO, and measure what they find.
 
-    python -m attribution.scenes.encoders --stage clip --work WORK --minutes 12
+    python -m attribution.scenes.encoders --stage clip --work WORK --minutes 11.5
     python -m attribution.scenes.encoders --stage dino --work WORK --minutes 24
     python -m attribution.scenes.encoders --stage report --work WORK
 
