@@ -1,6 +1,7 @@
 """What the figures of the README are made with: objects located in pictures, tables, mappers."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from attribution.attribute import open_index
+from attribution.errors import InputError
 from attribution.evaluate.locality import (
     ROWS,
     LocalitySettings,
@@ -61,27 +64,51 @@ def test_every_method_has_a_row_and_only_what_is_held_is_available(model32, inde
 
 def row(found=True, box=1.0):
     figures = {"box": box, "box_other": 0.1, "whole_either": 0.6, "whole_both": 0.2, "seconds": 2.0}
-    return {"found": found, "chance": 0.05, "unlearning": figures, "pixel": {**figures, "box": 0.0}}
+    return {"found": found, "unlearning": figures, "unlearning, skew": {**figures, "box": 0.0}}
 
 
 def test_a_table_holds_the_means_of_what_was_measured(index32, tmp_path):
     out = tmp_path / "locality.jsonl"
-    header = {"settings": {"rows": ["unlearning", "pixel"]}, "index": index32.id}
     rows = [row(), row(box=0.5), {"found": False}, {**row(box=0.0), "spearman": 0.5, "bank_overlap": 0.4}]
-    out.write_text("\n".join(json.dumps(line) for line in (header, *rows)) + "\n")
+    rows[0]["pixel"] = rows[0]["unlearning"]  # not of all pictures: left out
+    out.write_text("\n".join(json.dumps(line) for line in ({}, *rows)) + "\n")
     table = summary(out, index32)
     assert "| unlearning | 0.50 | 0.10 | 0.60 | 0.20 | 2 |" in table
-    assert "| pixel | 0.00 | 0.10" in table
-    assert "| chance | 0.05 |" in table
+    assert "| unlearning, skew | 0.00 | 0.10 |" in table
+    assert "pixel" not in table
     assert "3 pictures; 1 others lacked an object" in table
     assert "rho 0.500; two noise banks share 40%" in table
 
 
 def test_a_file_of_other_settings_is_refused(model32, index32, tmp_path):
     out = tmp_path / "locality.jsonl"
-    out.write_text(json.dumps({"settings": {"rows": ["pixel"]}, "index": "another"}) + "\n")
-    with pytest.raises(ValueError, match="measured with other settings or another index"):
+    out.write_text(json.dumps({"settings": {"seed": 9}, "index": "another"}) + "\n")
+    with pytest.raises(InputError, match="measured with other settings or another index"):
         next(measure(model32, index32, LocalitySettings(pictures=1), out))
+
+
+def test_a_run_goes_on_and_rows_are_added_to_it(tmp_path):
+    """On the embedded world: two rows at once are the same as one after the other, in two runs."""
+    model, index = open_index()
+    settings = LocalitySettings(pictures=2, studied=0, rows=("pixel", "dino"))
+    at_once, in_turn = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    list(measure(model, index, settings, at_once))
+    first = measure(model, index, replace(settings, rows=("pixel",)), in_turn)
+    next(first)
+    first.close()
+    list(measure(model, index, replace(settings, rows=("pixel",)), in_turn))
+    list(measure(model, index, settings, in_turn))
+
+    def figures(path):
+        rows = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+        for held in rows:
+            for label in settings.rows:
+                held.get(label, {}).pop("seconds", None)
+        return rows
+
+    assert figures(at_once) == figures(in_turn)
+    assert sum(held["found"] for held in figures(at_once)) == 2
+    assert list(measure(model, index, settings, at_once)) == []
 
 
 # The mappers

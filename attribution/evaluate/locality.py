@@ -5,6 +5,7 @@ place of the lattice, and counts as there if it matches that place better than a
 """
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -144,45 +145,54 @@ def locate(picture: Image.Image, name: str, style: Style) -> Box | None:
 
 
 def measure(model: Model, index: Index, settings: LocalitySettings, out: Path) -> Iterator[str]:
-    """Append one JSON line a picture to `out`, going on where an earlier run stopped; yields what it is doing."""
-    header = {"settings": asdict(settings), "index": index.id}
+    """Keep one JSON line a picture in `out`; yields what it is doing.
+
+    What `out` holds is not measured again: a run goes on where an earlier one stopped, and may add rows to it.
+    """
+    kept = {key: value for key, value in asdict(settings).items() if key not in ("pictures", "rows")}
+    header = {"settings": kept, "index": index.id}
     rows = _resume(out, header)
-    found = sum(row["found"] for row in rows)
+    found = 0
     names = [frozenset(placed.name for placed in scene.objects) for scene in make_scenes("train", len(index))]
     for number, subject in enumerate(subjects(settings.seed)):
         if found == settings.pictures:
             return
-        if number < len(rows):
-            continue
-        picture = model.generate(subject.prompt, subject.seed)
-        boxes = [locate(picture, name, subject.style) for name in subject.names]
-        row: dict[str, Any] = {"prompt": subject.prompt, "seed": subject.seed, "found": None not in boxes}
-        if row["found"]:
-            boxed = number % 2
-            row |= _measure_one(model, index, settings, subject, picture, boxes[boxed], boxed, names)  # type: ignore[arg-type]
-            if found < settings.studied:
-                row |= _study(model, index, settings, subject, picture, out)
-            found += 1
-        with out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        yield f"{found}/{settings.pictures} pictures, {number + 1 - found} without both objects"
+        row: dict[str, Any] = rows[number] if number < len(rows) else {"prompt": subject.prompt, "seed": subject.seed}
+        missing = [label for label in settings.rows if label not in row]
+        study = found < settings.studied and "spearman" not in row
+        if row.get("found", True) and (missing or study):
+            picture = model.generate(subject.prompt, subject.seed)
+            boxes = [locate(picture, name, subject.style) for name in subject.names]
+            row["found"] = None not in boxes
+            if row["found"]:
+                boxed = number % 2
+                row |= _measure_one(model, index, missing, subject, picture, boxes[boxed], boxed, names)  # type: ignore[arg-type]
+                row |= _study(model, index, settings, subject, picture, out) if study else {}
+            rows[number : number + 1] = [row]
+            _save(out, header, rows)
+            yield f"{found + row['found']}/{settings.pictures} pictures, {number + 1} prompts"
+        found += row["found"]
+
+
+def _save(out: Path, header: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    partial = out.with_name(out.name + ".partial")
+    partial.write_text("".join(json.dumps(line) + "\n" for line in (header, *rows)), encoding="utf-8")
+    os.replace(partial, out)
 
 
 def _resume(out: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
-    wanted = json.dumps(header)
     if not out.exists():
-        out.write_text(wanted + "\n", encoding="utf-8")
         return []
-    first, *rows = out.read_text(encoding="utf-8").splitlines()
-    if first != wanted:
-        raise ValueError(f"{out} was measured with other settings or another index; name another file")
-    return [json.loads(row) for row in rows]
+    first, *rows = (json.loads(line) for line in out.read_text(encoding="utf-8").splitlines())
+    if first != header:
+        raise InputError(f"{out} was measured with other settings or another index; name another file")
+    return rows
 
 
 def _measure_one(
     model: Model,
     index: Index,
-    settings: LocalitySettings,
+    labels: list[str],
     subject: Subject,
     picture: Image.Image,
     box: Box,
@@ -192,19 +202,22 @@ def _measure_one(
     """Hits among the top of each method: of the boxed object, of the other one, and for the whole picture."""
     this, other = subject.names[boxed], subject.names[1 - boxed]
     measured: dict[str, Any] = {"box": box, "boxed": this, "chance": float(np.mean([this in have for have in names]))}
-    for label in settings.rows:
+    for label in labels:
         asked = ROWS[label]
         began = time.monotonic()
         local = [names[row] for row in _top(model, index, Query(subject.prompt, picture, subject.seed, (box,)), asked)]
         seconds = time.monotonic() - began
-        whole = [names[row] for row in _top(model, index, Query(subject.prompt, picture, subject.seed), asked)]
         measured[label] = {
             "box": float(np.mean([this in have for have in local])),
             "box_other": float(np.mean([other in have for have in local])),
-            "whole_either": float(np.mean([this in have or other in have for have in whole])),
-            "whole_both": float(np.mean([this in have and other in have for have in whole])),
             "seconds": seconds,
         }
+        if label in METHODS:  # variants are compared on boxes alone
+            whole = [names[row] for row in _top(model, index, Query(subject.prompt, picture, subject.seed), asked)]
+            measured[label] |= {
+                "whole_either": float(np.mean([this in have or other in have for have in whole])),
+                "whole_both": float(np.mean([this in have and other in have for have in whole])),
+            }
     return measured
 
 
@@ -286,24 +299,22 @@ def spearman(a: Floats, b: Floats) -> float:
 
 def summary(out: Path, index: Index) -> str:
     """A Markdown table of what a file of `measure` holds."""
-    header, *lines = out.read_text(encoding="utf-8").splitlines()
-    labels, rows = json.loads(header)["settings"]["rows"], [json.loads(line) for line in lines]
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()[1:]]
     good = [row for row in rows if row["found"]]
 
-    def mean(label: str, key: str) -> float:
-        return float(np.mean([row[label][key] for row in good]))
+    def figure(label: str, key: str) -> str:
+        values = [row[label][key] for row in good if key in row[label]]
+        return f"{np.mean(values):.2f}" if values else ""
 
     table = [
         "| method | boxed object | the other object | whole: either | whole: both | median s | MB on disk |",
         "|---|" + "---|" * 6,
     ]
-    for label in labels:
-        figures = " | ".join(f"{mean(label, key):.2f}" for key in ("box", "box_other", "whole_either", "whole_both"))
+    for label in (label for label in ROWS if all(label in row for row in good)):
+        figures = " | ".join(figure(label, key) for key in ("box", "box_other", "whole_either", "whole_both"))
         seconds = float(np.median([row[label]["seconds"] for row in good]))
         megabytes = bytes_read(index, ROWS[label].method) / 1e6
         table.append(f"| {label} | {figures} | {seconds:.2g} | {megabytes:.1f} |")
-    chance = float(np.mean([row["chance"] for row in good]))
-    table.append(f"| chance | {chance:.2f} | | | | | |")
     studied = [row for row in good if "spearman" in row]
     notes = [f"{len(good)} pictures; {len(rows) - len(good)} others lacked an object."]
     if studied:
