@@ -11,17 +11,9 @@ from PIL import Image
 from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer, ViTModel
 
 from attribution.scenes.compose import OBJECTS, draw_scene, make_scenes
-from attribution.scenes.encoders import (
-    EncoderArgs,
-    Pool,
-    contrastive_loss,
-    look,
-    object_purity,
-    object_queries,
-    scene_purity,
-    train_clip,
-    train_dino,
-)
+from attribution.scenes.encoders import EncoderArgs, contrastive_loss, train_clip, train_dino
+from attribution.scenes.nearest import object_purity, object_queries, scene_purity
+from attribution.scenes.views import Pool, look
 
 ASSETS = Path(__file__).parent.parent / "assets" / "emoji-scenes"
 STAGES = {"clip": train_clip, "dino": train_dino}

@@ -8,7 +8,8 @@ ROOMS = (
     *("errors", "scenes.compose", "model", "noise", "loss", "data", "fisher", "unlearn", "gradients"),
     *("score", "race", "features", "index", "build", "extend", "query", "answer", "methods", "attribute", "report"),
     *("evaluate.locality", "evaluate.tuning", "evaluate.bench"),
-    *("scenes.networks", "scenes.pictures", "scenes.judge", "scenes.train", "scenes.encoders", "scenes.customise"),
+    *("scenes.networks", "scenes.pictures", "scenes.judge", "scenes.train"),
+    *("scenes.views", "scenes.nearest", "scenes.encoders", "scenes.customise"),
     *("ui.style", "ui.box", "ui.studio", "ui.words", "ui.handlers", "ui.page", "cli", "__main__", "app"),
 )
 PATHS = [*(ROOT / "attribution").rglob("*.py"), ROOT / "app.py"]
