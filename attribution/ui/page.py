@@ -206,7 +206,7 @@ def _wire_acting(handlers: Handlers, asking: Asking, looking: Looking, acting: A
     for ended in (answered.success, answered.failure):  # Gradio 6.31 runs `then` after a success only
         ended(lambda: _busy(False), None, controls, queue=False, **QUIET)
     acting.stop.click(handlers.stop, queue=False, **QUIET)
-    answering.compared.change(
+    answering.compared.input(  # by the visitor alone: `change` also follows updates of ours
         handlers.compare,
         [answering.asked, answering.compared],
         [answering.heading, answering.galleries[1]],
