@@ -163,19 +163,20 @@ class Handlers:
         galleries: list[Any] = [[], []]
         asked = (query, settings)
         yield words.status("waiting", "Starting"), [], [], asked
-        shown: tuple[int, ...] = ()
+        shown: tuple[int, tuple[int, ...]] = (0, ())
         last, done = 0.0, ""
         for turn in self.studio.alone(self._both(query, settings, compared, stop), stop):
             if turn is None:
                 yield (words.status("waiting", "Waiting", "for another visitor's run to end"), *_unchanged(3))
                 continue
             place, step = turn
-            rows = tuple(result.row for result in step.results)
-            changed = _unchanged(2) if rows == shown else self._shown_in(place, step, galleries)
+            rows = (place, tuple(result.row for result in step.results))
+            finished = isinstance(step, Attribution)  # its scores are new even where its order is not
+            changed = self._shown_in(place, step, galleries) if finished or rows != shown else _unchanged(2)
             if isinstance(step, Attribution):
                 done = words.done(step, words.region(query.boxes)) if place == 0 else done
                 yield (gr.skip(), *changed, gr.skip())
-            elif time.monotonic() - last >= EVERY or (rows and not shown):
+            elif time.monotonic() - last >= EVERY or (rows[1] and not shown[1]):
                 last = time.monotonic()
                 yield (words.progress(step), *changed, gr.skip())
             shown = rows
