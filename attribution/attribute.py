@@ -70,10 +70,9 @@ def check_settings(model: Model, index: Index, settings: AttributeSettings) -> A
         raise InputError(f"{settings.unlearn.steps} steps are not possible; accepted are 1 to {MAX_STEPS}")
     if not 0 < settings.unlearn.alpha < math.inf:
         raise InputError(f"a step size of {settings.unlearn.alpha:g} is not possible; accepted are numbers above 0")
-    unlearn = replace(settings.unlearn, curvature=method.curvature, weights=settings.unlearn.weights or index.weights)
-    layers = model.tunable(unlearn.weights or index.weights)
-    names = [f"{name}.{key}" for name, layer in layers.items() for key, _ in layer.named_parameters(recurse=False)]
-    index.information(names, unlearn.curvature)
+    weights = settings.unlearn.weights or index.weights
+    index.information(model.parameters(weights), method.curvature)
+    unlearn = replace(settings.unlearn, curvature=method.curvature, weights=weights)
     return replace(settings, unlearn=replace(unlearn, step_size=unlearn.alpha))
 
 

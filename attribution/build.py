@@ -82,6 +82,15 @@ class Builder:
         partial.write_text(json.dumps(self.manifest, indent=1) + "\n", encoding="utf-8")
         os.replace(partial, self.out / "manifest.json")
 
+    @property
+    def views(self) -> int:
+        """2 where mirrors were trained on, else 1."""
+        return 2 if self.settings.data.random_flip else 1
+
+    def bank(self, settings: NoiseSettings) -> NoiseBank:
+        """A noise bank for the model."""
+        return NoiseBank.draw(settings, self.model.latent_shape, self.model.train_timesteps)
+
     def encoded(self) -> EncodedSet:
         """The latents, once they are there, with their captions."""
         shape = (len(self.training), 2, *self.model.latent_shape)
@@ -203,12 +212,8 @@ def _latents(builder: Builder) -> Iterator[BuildProgress]:
         yield BuildProgress("latents", rows.stop, count)
 
 
-def _bank(builder: Builder, settings: NoiseSettings) -> NoiseBank:
-    return NoiseBank.draw(settings, builder.model.latent_shape, builder.model.train_timesteps)
-
-
 def _base_losses(builder: Builder) -> Iterator[BuildProgress]:
-    count, bank = len(builder.training), _bank(builder, builder.settings.noise)
+    count, bank = len(builder.training), builder.bank(builder.settings.noise)
     array = builder.array("base_losses", (count, 2, len(bank)), np.float32)
     start = builder.manifest["progress"].get("base_losses", 0)
     rows, columns = list(range(start, count)), range(len(bank))
@@ -238,7 +243,7 @@ def summed(
     builder: Builder, step: str, settings: FisherSettings, batch: int, add: Add
 ) -> Generator[BuildProgress, None, dict[str, Tensor]]:
     """Sum over all samples; sums are kept on disk now and then, and where it is interrupted, to go on from there."""
-    bank, path = _bank(builder, NoiseSettings(settings.timesteps, 1, settings.seed)), unfinished(builder, step)
+    bank, path = builder.bank(NoiseSettings(settings.timesteps, 1, settings.seed)), unfinished(builder, step)
     sums, done = _resume_sums(path)
     try:
         for number, samples in enumerate(batches(settings.samples, batch, done), start=1):
@@ -270,7 +275,7 @@ def sample_traces(builder: Builder, settings: FisherSettings, samples: range, ba
 def sample_batch(builder: Builder, samples: range, bank: NoiseBank) -> tuple[Tensor, Tensor, NoiseBank]:
     """Latents, text and columns of samples: s is image s mod N, its mirror on odd passes, at column s x 97 mod S."""
     encoded = builder.encoded()
-    count, views = len(encoded), 2 if builder.settings.data.random_flip else 1
+    count, views = len(encoded), builder.views
     rows = [s % count for s in samples]
     latents = torch.stack(
         [encoded.view([row], [s // count % views])[0, 0] for s, row in zip(samples, rows, strict=True)]

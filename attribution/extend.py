@@ -22,7 +22,7 @@ from attribution.errors import IndexMismatch, InputError
 from attribution.features import FEATURES, open_feature
 from attribution.fisher import FisherSettings, add_moments, add_squares, compress, eigenvectors, rotate
 from attribution.gradients import GRADIENT_OUTPUTS, GradientSettings, Projection, mean_gradients, whitening
-from attribution.noise import NoiseBank, NoiseSettings
+from attribution.noise import NoiseBank
 
 SAMPLES_ALL = 4096  # gradients, at most, that the Fisher information of all weights is estimated from
 
@@ -110,10 +110,6 @@ def _refuse_mismatch(out: Path, addition: Addition, held: dict[str, Any]) -> Non
             )
 
 
-def _views(builder: Builder) -> int:
-    return 2 if builder.settings.data.random_flip else 1
-
-
 # The Fisher information
 
 
@@ -183,7 +179,7 @@ def _vectors(name: str, weights: str, builder: Builder, record: dict[str, Any]) 
             return encode([training.captions[row] for row in rows])[:, None]
         pictures = [training.image(row) for row in rows]
         sides = (pictures, [ImageOps.mirror(picture) for picture in pictures])
-        return torch.stack([encode(side) for side in sides[: _views(builder)]], 1)
+        return torch.stack([encode(side) for side in sides[: builder.views]], 1)
 
     record["shape"] = [len(training), *vectors(range(1)).shape[1:]]
     yield from _filled(builder, f"features/{name}", record["shape"], vectors)
@@ -209,9 +205,8 @@ def _projected(
     builder: Builder,
     record: dict[str, Any],
 ) -> Iterator[BuildProgress]:
-    model, encoded, views = builder.model, builder.encoded(), list(range(_views(builder)))
-    noise = NoiseSettings(**asdict(builder.settings.noise))
-    bank = NoiseBank.draw(noise, model.latent_shape, model.train_timesteps)
+    model, encoded, views = builder.model, builder.encoded(), list(range(builder.views))
+    bank = builder.bank(builder.settings.noise)
     influence = name == "influence"  # tells an image from its mirror; TRAK takes their mean
     kept = len(views) if influence else 1
     scales = whitening(load_file(builder.out / "fisher.safetensors"), settings.whitening) if influence else None

@@ -37,8 +37,7 @@ class FisherSettings:
 @contextmanager
 def tuned(model: Model, subset: WeightSubset) -> Iterator[dict[str, nn.Parameter]]:
     """The parameters of a subset by name, requiring gradients inside the context only."""
-    layers = model.tunable(subset)
-    parameters = {f"{name}.{key}": p for name, layer in layers.items() for key, p in layer.named_parameters()}
+    parameters = model.parameters(subset)
     try:
         for parameter in parameters.values():
             parameter.requires_grad_(True)

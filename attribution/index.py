@@ -264,8 +264,7 @@ class Index:
                 f"the index was made with model {made_with[:12]}, but {model.source} has weights {model.sha256[:12]};"
                 " build an index for this model, or name the model of the index"
             )
-        layers = model.tunable(self.weights).items()
-        shapes = {f"{name}.{key}": p.shape for name, layer in layers for key, p in layer.named_parameters()}
+        shapes = {name: parameter.shape for name, parameter in model.parameters(self.weights).items()}
         if shapes != {name: tensor.shape for name, tensor in self.fisher.items()}:
             raise IndexMismatch(
                 f"the Fisher information in {self.path} is not of {model.source}'s {self.weights} weights;"

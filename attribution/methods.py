@@ -144,8 +144,7 @@ def trak(
             wanted = mean_gradients(
                 model, index.weights, latents, text, bank, project, output, settings.unlearn.batch, mask
             )[0]
-        kernel, means = _kernel(index, name, number, len(index.views), kept.damping)
-        total += kernel.scores(means, wanted) / len(phi)
+        total += _kernel(index, name, number, kept.damping).scores(phi[number, :, 0], wanted) / len(phi)
     yield _ranked(model, index, query, settings, Scores.exact(total[:, None]), len(phi) * len(bank), clock)
 
 
@@ -281,16 +280,14 @@ def _gradients(index: Index, name: str) -> tuple[NDArray[np.floating], GradientS
 
 
 @lru_cache(maxsize=8)
-def _cached_kernel(path: Path, changed: float, checkpoint: int, views: int, damping: float) -> tuple[Kernel, Floats]:
-    phi = np.load(path, mmap_mode="r", allow_pickle=False)[checkpoint]
-    means = np.concatenate([phi[rows, :views].mean(1) for rows in np.array_split(np.arange(len(phi)), 16)])
-    return Kernel.of(means, damping), means
+def _cached_kernel(path: Path, changed: float, checkpoint: int, damping: float) -> Kernel:
+    return Kernel.of(np.load(path, mmap_mode="r", allow_pickle=False)[checkpoint, :, 0], damping)
 
 
-def _kernel(index: Index, name: str, checkpoint: int, views: int, damping: float) -> tuple[Kernel, Floats]:
-    """TRAK's kernel of an index's gradients, and the gradients averaged over views (N, dimension); made once."""
+def _kernel(index: Index, name: str, checkpoint: int, damping: float) -> Kernel:
+    """TRAK's kernel of an index's gradients, whose views are averaged already; made once."""
     path = index.path / "gradients" / f"{name}.npy"
-    return _cached_kernel(path, path.stat().st_mtime, checkpoint, views, damping)
+    return _cached_kernel(path, path.stat().st_mtime, checkpoint, damping)
 
 
 def _ranked(

@@ -235,6 +235,11 @@ class Model:
         finally:
             self.unet.load_state_dict(before)
 
+    def parameters(self, subset: WeightSubset) -> dict[str, nn.Parameter]:
+        """The parameters of a subset of weights, by name."""
+        layers = self.tunable(subset).items()
+        return {f"{name}.{key}": p for name, layer in layers for key, p in layer.named_parameters(recurse=False)}
+
     def tunable(self, subset: WeightSubset) -> dict[str, nn.Module]:
         """The layers of a subset of weights, by name: those with parameters of their own."""
         pattern = re.compile(WEIGHT_PATTERNS[subset])
