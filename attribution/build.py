@@ -161,11 +161,11 @@ def _manifest(out: Path, model: Model, training: TrainingSet, settings: BuildSet
 
 
 def portable(source: str, out: Path) -> str:
-    """A model folder beside the index is named relative to it, so that both can be moved together."""
-    folder = Path(source).resolve()
-    if folder.is_dir() and folder.parent == out.resolve().parent:
-        return os.path.join("..", folder.name)
-    return str(folder) if folder.is_dir() else source
+    """A folder or file beside the index is named relative to it, so that both can be moved together."""
+    path = Path(source).resolve()
+    if path.exists() and path.parent == out.resolve().parent:
+        return os.path.join("..", path.name)
+    return str(path) if path.exists() else source
 
 
 def _refuse_mismatch(found: dict[str, Any], wanted: dict[str, Any], out: Path) -> None:

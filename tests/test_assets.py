@@ -12,7 +12,9 @@ from diffusers import StableDiffusionPipeline
 
 from attribution.attribute import open_index
 from attribution.data import to_pixels
+from attribution.evaluate.locality import available
 from attribution.index import EMBEDDED
+from attribution.methods import METHODS
 from attribution.scenes.compose import draw_scene, make_scenes
 from attribution.score import training_losses
 
@@ -72,3 +74,7 @@ def test_base_losses_are_those_of_the_shipped_weights(embedded):
     chunks = training_losses(model, index.encoded, bank, rows, range(len(bank)))
     losses = np.concatenate([losses for _, losses in chunks])
     np.testing.assert_allclose(losses, index.base_losses[rows], rtol=1e-3)
+
+
+def test_the_embedded_index_answers_by_every_method_but_dinov2(embedded):
+    assert set(METHODS) - set(available(*embedded)) == {"dinov2"}

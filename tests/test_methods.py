@@ -324,6 +324,7 @@ def test_a_moved_index_still_finds_its_networks(full_folder, model32, query, tmp
     shutil.copytree(full_folder.parent, moved)
     index = Index.open(moved / full_folder.name)
     assert index.feature_weights("clip") == str((moved / "clip").resolve())
+    assert index.feature_weights("clip-abc") == str((moved / "clip-abc.safetensors").resolve())
     assert by_row(answer(model32, index, query, "clip"))
 
 
