@@ -6,10 +6,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 ROOMS = (
     *("errors", "scenes.compose", "model", "noise", "loss", "data", "fisher", "unlearn", "gradients"),
-    *("score", "race", "features", "index", "build", "extend", "query", "answer", "methods", "attribute", "report"),
+    *("score", "race", "features", "index", "build", "extend", "query", "detect"),
+    *("answer", "methods", "attribute", "report"),
     *("evaluate.locality", "evaluate.tuning", "evaluate.bench"),
     *("scenes.networks", "scenes.pictures", "scenes.judge", "scenes.train"),
-    *("scenes.views", "scenes.nearest", "scenes.encoders", "scenes.customise"),
+    *("scenes.views", "scenes.nearest", "scenes.encoders", "scenes.customise", "scenes.detector"),
     *("ui.style", "ui.box", "ui.studio", "ui.words", "ui.handlers", "ui.page", "cli", "__main__", "app"),
 )
 PATHS = [*(ROOT / "attribution").rglob("*.py"), ROOT / "app.py"]
@@ -17,7 +18,8 @@ FILES = {str(p.relative_to(ROOT)).removeprefix("attribution/")[:-3].replace("/",
 FILES = {name: path for name, path in FILES.items() if not name.endswith("__init__")}
 ONLY_IN = {
     "diffusers": ("model", "scenes."),
-    "transformers": ("model", "features", "scenes."),
+    "transformers": ("model", "features", "detect", "scenes."),
+    "groundingdino": ("detect",),
     "gradio": ("app", "ui."),
 }
 

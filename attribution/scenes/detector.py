@@ -1,0 +1,383 @@
+"""Train the embedded GroundingDINO, or report how well it finds the objects of held-out scenes and generated pictures.
+
+    python -m attribution.scenes.detector --work WORK --minutes 60
+    python -m attribution.scenes.detector --stage report
+
+groundingdino-py has no training code: the losses here are those of Liu et al. 2023, from DETR (Carion et al. 2020) and
+DINO (Zhang et al. 2023): Hungarian matching, focal loss on the tokens of a label, L1 and generalised IoU of its box, on
+every decoder layer and on the encoder's proposals. Each picture is asked for the names in it and some that are not,
+among them names that this world does not have; half of the pictures are decoded from noisy latents, as generated ones.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import emoji
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from safetensors.torch import save_file
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torchvision.ops import box_convert, box_iou, generalized_box_iou
+from torchvision.transforms.functional import normalize
+from transformers import BertTokenizer
+
+from attribution.detect import DEVIATION, MEAN, Detector, build, caption_of, open_detector, token_spans
+from attribution.evaluate.locality import locate, subjects
+from attribution.model import Model
+from attribution.query import Box
+from attribution.scenes.compose import OBJECTS, SIZE, Scene, make_scenes, object_name
+from attribution.scenes.pictures import encode, to_unit
+from attribution.scenes.train import Recipe, Trainer
+from attribution.scenes.views import Pool
+
+CONFIG: dict[str, Any] = {
+    "swin": {
+        "pretrain_img_size": SIZE,
+        "patch_size": 4,
+        "embed_dim": 32,
+        "depths": [2, 2, 2],
+        "num_heads": [2, 2, 4],
+        "window_size": 4,
+        "drop_path_rate": 0.0,
+    },
+    "bert": {
+        "hidden_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 192,
+        "max_position_embeddings": 64,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    },
+    "position_embedding": "sine",
+    "pe_temperatureH": 20,
+    "pe_temperatureW": 20,
+    "return_interm_indices": [1, 2],
+    "enc_layers": 1,
+    "dec_layers": 2,
+    "pre_norm": False,
+    "dim_feedforward": 384,
+    "hidden_dim": 256,
+    "dropout": 0.0,
+    "nheads": 8,
+    "num_queries": 12,
+    "query_dim": 4,
+    "num_patterns": 0,
+    "num_feature_levels": 2,
+    "enc_n_points": 4,
+    "dec_n_points": 4,
+    "two_stage_type": "standard",
+    "two_stage_bbox_embed_share": False,
+    "two_stage_class_embed_share": False,
+    "transformer_activation": "relu",
+    "dec_pred_bbox_embed_share": True,
+    "embed_init_tgt": True,
+    "max_text_len": 256,
+    "text_encoder_type": "bert",
+    "use_text_enhancer": True,
+    "use_fusion_layer": True,
+    "use_text_cross_attention": True,
+    "text_dropout": 0.0,
+    "fusion_dropout": 0.0,
+    "fusion_droppath": 0.0,
+    "sub_sentence_present": True,
+    "side": SIZE,
+    "longest": 2 * SIZE,
+}
+ABSENT = 4  # at most so many names in a caption that are not in the picture
+FOREIGN = 0.25  # share of those that this world does not have
+LATENT_NOISE = 0.35  # at most, of the latents that half of the pictures are decoded from
+CLASS, L1, GIOU = 2.0, 5.0, 2.0  # weights of the losses; of the matching's costs too
+
+
+@dataclass
+class DetectorArgs:
+    """Train the detector, or report on it.
+
+    Attributes:
+        stage: what to do.
+        work: folder of the checkpoint.
+        minutes: length of the schedule, over all sittings.
+        out: the detector's folder.
+        model: the embedded model, whose decoder and pictures are used.
+        batch: pictures a step.
+        learning_rate: peak learning rate.
+        scenes: of the training split that are composed.
+        heldout: scenes that the report asks about.
+        pictures: generated pictures that the report asks about.
+        threshold: the report's, which is written into the folder; 0 is the best of a grid.
+        seed: of weights, batches and captions.
+    """
+
+    stage: Literal["train", "report"] = "train"
+    work: Path = Path("work")
+    minutes: float = 60.0
+    out: Path = Path("assets/emoji-scenes/detector")
+    model: Path = Path("assets/emoji-scenes/model")
+    batch: int = 16
+    learning_rate: float = 5e-4
+    scenes: int = 4096
+    heldout: int = 500
+    pictures: int = 100
+    threshold: float = 0.0
+    seed: int = 0
+
+
+def make_tokenizer() -> BertTokenizer:
+    """Word pieces: the words of this world's names, and all letters and digits for other words."""
+    characters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    words = sorted({word for name in OBJECTS for word in name.split()} - set(characters))
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?"]
+    pieces = [*special, *characters, *("##" + letter for letter in characters), *words]
+    return BertTokenizer(vocab={piece: number for number, piece in enumerate(pieces)})
+
+
+def foreign_names() -> list[str]:
+    """Names of emoji that this world does not have, of one to three words."""
+    named = (object_name(data["en"].strip(":")).lower() for data in emoji.EMOJI_DATA.values())
+    plain = {name for name in named if name.replace(" ", "").isascii() and name.replace(" ", "").isalpha()}
+    return sorted(name for name in plain - set(OBJECTS) if len(name.split()) <= 3 and len(name) <= 24)
+
+
+def labels_for(names: list[str], foreign: list[str], rng: np.random.Generator) -> list[str]:
+    """What a picture is asked for, shuffled: the names in it and up to ABSENT others."""
+    others: list[str] = []
+    for _ in range(int(rng.integers(ABSENT + 1))):
+        pool = foreign if rng.random() < FOREIGN else list(OBJECTS)
+        others.append(pool[int(rng.integers(len(pool)))])
+    asked = list(dict.fromkeys([*names, *others]))
+    return [asked[place] for place in rng.permutation(len(asked))]
+
+
+def stages(network: Any, pictures: Tensor, captions: list[str]) -> list[tuple[Tensor, Tensor]]:
+    """Logits (B, Q, L) and boxes (B, Q, 4) of the encoder's proposals and of each decoder layer, in this order."""
+    kept: dict[str, Any] = {}
+
+    def keep(_: Any, given: tuple[Any, ...], made: Any) -> None:
+        kept["text"], kept["made"] = given[6], made
+
+    hook = network.transformer.register_forward_hook(keep)
+    try:
+        last = network(pictures, captions=captions)
+    finally:
+        hook.remove()
+    text, (hidden, references, proposals, proposed, _) = kept["text"], kept["made"]
+    found = [(network.transformer.enc_out_class_embed(proposals[-1], text), proposed[-1])]
+    for layer, reference, box, name in zip(hidden, references, network.bbox_embed, network.class_embed, strict=False):
+        moved = (box(layer) + torch.logit(reference, eps=1e-3)).sigmoid()
+        found.append((name(layer, text), moved))
+    return [*found[:-1], (last["pred_logits"], last["pred_boxes"])]
+
+
+def focal(logits: Tensor, target: Tensor) -> Tensor:
+    """Focal loss of each logit (Lin et al. 2017; alpha 0.25, gamma 2)."""
+    chance = logits.sigmoid()
+    right = chance * target + (1 - chance) * (1 - target)
+    weight = 0.25 * target + 0.75 * (1 - target)
+    return weight * (1 - right).square() * binary_cross_entropy_with_logits(logits, target, reduction="none")
+
+
+def detection_loss(logits: Tensor, boxes: Tensor, tokens: list[list[slice]], wanted: list[Tensor]) -> Tensor:
+    """One stage's loss over a batch, per object.
+
+    Args:
+        logits: (B, Q, L), -inf where no token is.
+        boxes: (B, Q, 4) centre and sides, as shares.
+        tokens: of each object of each picture.
+        wanted: (n, 4) boxes of each picture's objects.
+    """
+    total, count = logits.new_zeros(()), max(1, sum(map(len, wanted)))
+    for each, guess, spans, truth in zip(logits, boxes, tokens, wanted, strict=True):
+        read = each[:, torch.isfinite(each[0])]
+        target = torch.zeros_like(read)
+        if spans:
+            queries, objects = match(read, guess, spans, truth)
+            for query, number in zip(queries, objects, strict=True):
+                target[query, spans[number]] = 1
+            near, right = guess[queries], truth[objects]
+            overlap = generalized_box_iou(*(box_convert(side, "cxcywh", "xyxy") for side in (near, right))).diag()
+            total = total + L1 * (near - right).abs().sum() + GIOU * (1 - overlap).sum()
+        total = total + CLASS * focal(read, target).sum()
+    return total / count
+
+
+@torch.no_grad()
+def match(logits: Tensor, boxes: Tensor, spans: list[slice], truth: Tensor) -> tuple[list[int], list[int]]:
+    """The cheapest assignment of queries to objects: (queries, objects)."""
+    ones, zeros = focal(logits, torch.ones_like(logits)), focal(logits, torch.zeros_like(logits))
+    named = torch.stack([(ones - zeros)[:, span].mean(1) for span in spans], 1)
+    corners = [box_convert(side, "cxcywh", "xyxy") for side in (boxes, truth)]
+    cost = CLASS * named + L1 * torch.cdist(boxes, truth, p=1) - GIOU * generalized_box_iou(*corners)
+    queries, objects = linear_sum_assignment(cost.numpy())
+    return queries.tolist(), objects.tolist()
+
+
+class Batches:
+    """Pictures, captions and truth of training batches."""
+
+    def __init__(self, args: DetectorArgs, tokenizer: BertTokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.pool = Pool.compose(make_scenes("train", args.scenes))
+        self.model = Model.load(args.model, torch.device("cpu"))
+        self.latents = encode(self.model.vae, to_unit(self.pool.pixels))
+        self.foreign = foreign_names()
+
+    def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, list[str], list[list[slice]], list[Tensor]]:
+        """(B, 3, SIZE, SIZE) normalised pictures, captions, and the tokens and boxes of their objects."""
+        rows = torch.randint(len(self.pool.scenes), (size,), generator=generator)
+        rng = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
+        unit = to_unit(self.pool.pixels[rows])
+        decoded = self._decoded(rows[: size // 2], generator)
+        pictures = torch.cat([decoded, unit[size // 2 :]])
+        mirrored = torch.rand(size, generator=generator) < 0.5
+        pictures = torch.where(mirrored[:, None, None, None], pictures.flip(-1), pictures)
+        captions, tokens, wanted = [], [], []
+        for row, flip in zip(rows.tolist(), mirrored.tolist(), strict=True):
+            scene = self.pool.scenes[row]
+            names = [placed.name for placed in scene.objects]
+            asked = labels_for(names, self.foreign, rng)
+            text, spans = caption_of(asked)
+            where = dict(zip(asked, token_spans(self.tokenizer, text, spans), strict=True))
+            captions.append(text)
+            tokens.append([where[name] for name in names])
+            wanted.append(shares(scene, flip))
+        inputs: Tensor = normalize((pictures + 1) / 2, MEAN, DEVIATION)
+        return inputs, captions, tokens, wanted
+
+    @torch.inference_mode()
+    def _decoded(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        latents = self.latents[rows]
+        strength = LATENT_NOISE * torch.rand(len(rows), 1, 1, 1, generator=generator)
+        noisy = latents + strength * torch.randn(latents.shape, generator=generator)
+        pictures: Tensor = self.model.vae.decode(noisy).sample
+        return pictures.clamp(-1, 1)
+
+
+def shares(scene: Scene, mirrored: bool) -> Tensor:
+    """(n, 4) boxes of a scene's objects: centre and sides, as shares of the picture."""
+    boxes: Tensor = box_convert(torch.tensor([placed.box for placed in scene.objects]).float() / SIZE, "xyxy", "cxcywh")
+    if mirrored:
+        boxes[:, 0] = 1 - boxes[:, 0]
+    return boxes
+
+
+def train(args: DetectorArgs) -> None:
+    """Train for the schedule's minutes; each checkpoint writes the folder anew."""
+    torch.manual_seed(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(args.out)
+    config = {**CONFIG, "bert": {**CONFIG["bert"], "vocab_size": len(tokenizer)}}
+    network = build(config, args.out).train()
+    print(f"{sum(value.numel() for value in network.parameters()) / 1e6:.2f} M parameters", flush=True)
+    recipe = Recipe(args.minutes, args.batch, args.learning_rate, warmup_steps=200, checkpoint_minutes=5)
+    trainer = Trainer({"detector": network}, args.work / "detector.pt", recipe, args.seed)
+    batches = Batches(args, tokenizer)
+
+    def batch_loss(generator: torch.Generator) -> Tensor:
+        pictures, captions, tokens, wanted = batches.draw(args.batch, generator)
+        made = stages(network, pictures, captions)
+        return torch.stack([detection_loss(*each, tokens, wanted) for each in made]).sum()
+
+    def checkpoint(_: Path) -> None:
+        averaged = {name.removeprefix("detector."): value for name, value in trainer.ema.items()}
+        write(network, averaged, config, args.out)
+        open_detector.cache_clear()
+        detector = open_detector(str(args.out), torch.device("cpu"))
+        print(json.dumps(recall_of(detector, heldout(100), 0.3)), flush=True)
+
+    trainer.run(batch_loss, checkpoint)
+
+
+def write(network: Any, state: dict[str, Tensor], config: dict[str, Any], out: Path) -> None:
+    """Configuration and float16 weights; layers that share their weights are written once."""
+    places = {name: value.data_ptr() for name, value in network.state_dict().items()}
+    first = {place: name for name, place in reversed(places.items())}
+    save_file({name: state[name].half().contiguous() for name in first.values()}, out / "model.safetensors")
+    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+# --- the report ---
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A picture with the boxes of the names in it, and names that are not."""
+
+    picture: Image.Image
+    there: dict[str, Box]
+    absent: list[str]
+
+
+def heldout(count: int) -> list[Asked]:
+    """Held-out scenes."""
+    pool = Pool.compose(make_scenes("heldout", count))
+    pictures = [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels in pool.pixels]
+    found = []
+    for number, (picture, scene) in enumerate(zip(pictures, pool.scenes, strict=True)):
+        there = {placed.name: tuple(map(float, placed.box)) for placed in scene.objects}
+        found.append(Asked(picture, there, _absent(set(there), number)))  # type: ignore[arg-type]
+    return found
+
+
+def generated(model: Model, count: int) -> list[Asked]:
+    """Generated pictures of two objects, where they are by their sprites; pictures that lack one ask for the other."""
+    found: list[Asked] = []
+    for subject in subjects(seed=2):
+        picture = model.generate(subject.prompt, subject.seed)
+        places = {name: locate(picture, name, subject.style) for name in subject.names}
+        there = {name: box for name, box in places.items() if box is not None}
+        found.append(Asked(picture, there, _absent(set(subject.names), len(found))))
+        if len(found) == count:
+            break
+    return found
+
+
+def _absent(there: set[str], number: int) -> list[str]:
+    rng = np.random.default_rng([number, 3])
+    return [str(name) for name in rng.choice([name for name in OBJECTS if name not in there], 3, replace=False)]
+
+
+def recall_of(detector: Detector, asked: list[Asked], threshold: float) -> dict[str, float]:
+    """Share of names found at IoU 0.5, and boxes a picture of names that are not there."""
+    found, names, false = 0, 0, 0
+    for each in asked:
+        made = detector.detect(each.picture, [*each.there, *each.absent], threshold)
+        false += sum(one.label in each.absent for one in made)
+        for name, box in each.there.items():
+            mine = [one.box for one in made if one.label == name]
+            names += 1
+            found += bool(mine) and float(box_iou(torch.tensor(mine), torch.tensor([box])).max()) >= 0.5
+    return {"threshold": threshold, "recall": round(found / names, 3), "false": round(false / len(asked), 3)}
+
+
+def report(args: DetectorArgs) -> dict[str, Any]:
+    """Recall and false boxes on held-out scenes and on generated pictures, at the shipped threshold."""
+    config = json.loads((args.out / "config.json").read_text(encoding="utf-8"))
+    detector = open_detector(str(args.out), torch.device("cpu"))
+    threshold = args.threshold or config.get("threshold", 0.3)
+    sets = {"heldout": heldout(args.heldout), "generated": generated(Model.load(args.model), args.pictures)}
+    measured = {name: recall_of(detector, asked, threshold) for name, asked in sets.items()}
+    if args.threshold:
+        config["threshold"] = threshold
+        (args.out / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    return measured
+
+
+def main(args: DetectorArgs) -> None:
+    """Run one stage."""
+    if args.stage == "report":
+        print(json.dumps(report(args), indent=1))
+        return
+    args.work.mkdir(parents=True, exist_ok=True)
+    train(args)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(DetectorArgs))
