@@ -1,10 +1,10 @@
-"""The command line: `python -m attribution scenes | index | generate | attribute | evaluate | bench`."""
+"""The command line: `python -m attribution scenes | index | generate | attribute | detect | evaluate | bench`."""
 
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stderr
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial, wraps
 from io import StringIO
 from pathlib import Path
@@ -155,6 +155,7 @@ def attribute(
     seed: int | None = None,
     image: Path | None = None,
     box: Boxes = (),
+    word: str | None = None,
     method: str = "unlearning",
     exhaustive: bool = False,
     top_k: int = 10,
@@ -172,6 +173,7 @@ def attribute(
         seed: generates the picture; not with --image.
         image: a picture that exists already.
         box: x0 y0 x1 y1 in pixels; several boxes are joined.
+        word: of the prompt, instead of boxes: where the picture attends to it.
         method: one of the methods; "list" prints them with what each costs here.
         exhaustive: score every image on all noises, instead of halving.
         top_k: how many training images to report.
@@ -205,7 +207,7 @@ def attribute(
     model, opened = open_index(index)
     if upload is None:  # refused now, rather than after generating
         blank = Image.new("RGB", (model.resolution, model.resolution))
-        check_query(Query(prompt, blank, seed or 0, box), model, opened.center_crop)
+        check_query(Query(prompt, blank, seed or 0, box, word), model, opened.center_crop)
     unlearn = replace(UnlearnSettings(), weights=weights, steps=steps, step_size=step_size)
     settings = check_settings(
         model,
@@ -216,7 +218,7 @@ def attribute(
     if tokens.count > tokens.limit:
         print(f"the prompt has {tokens.count} tokens, {tokens.limit} are read: {tokens.kept!r}", file=sys.stderr)
     picture = upload or model.generate(prompt, seed or 0)
-    query = Query(prompt, picture, None if upload else seed or 0, box)
+    query = Query(prompt, picture, None if upload else seed or 0, box, word)
 
     def describe(step: Progress | Attribution) -> str:
         if isinstance(step, Attribution):
@@ -232,6 +234,45 @@ def attribute(
             if out is not None:
                 write_json(step, out)
     return None
+
+
+def detect(
+    image: Path,
+    labels: str,
+    prompt: str | None = None,
+    detector: str | None = None,
+    threshold: float | None = None,
+    index: Path | None = None,
+    out: Path | None = None,
+) -> None:
+    """Find objects in a picture by their names.
+
+    Args:
+        image: a picture.
+        labels: names, such as "apple . motorcycle".
+        prompt: of the picture: where no detector can be had, its words are looked for by cross-attention.
+        detector: a GroundingDINO's folder, `.pth` file or hub id; the embedded world's by default, else the published.
+        threshold: 0 to 1, the least score; the detector's own by default.
+        index: an index folder; the embedded one by default.
+        out: a JSON file.
+    """
+    from attribution.attribute import open_index
+    from attribution.data import open_upload
+    from attribution.detect import check_labels, check_threshold, find, parse_labels
+
+    _check_file(out)
+    wanted = check_labels(parse_labels(labels))
+    picture = open_upload(image)
+    if threshold is not None:
+        check_threshold(threshold)
+    model, opened = open_index(index)
+    found = find(model, opened, picture, wanted, prompt or labels, threshold, detector)
+    print(found.by, file=sys.stderr)
+    for each in found.detections:
+        print(f"{each.score:.3f} {', '.join(f'{side:.1f}' for side in each.box)}  {each.label}")
+    if out is not None:
+        text = json.dumps({"by": found.by, "detections": [asdict(each) for each in found.detections]}, indent=1)
+        out.write_text(text + "\n", encoding="utf-8")
 
 
 def _list_methods(index: Path | None) -> None:
@@ -310,6 +351,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "index": index,
     "generate": generate,
     "attribute": attribute,
+    "detect": detect,
     "evaluate": evaluate,
     "bench": bench,
 }

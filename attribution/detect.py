@@ -27,9 +27,12 @@ from torchvision.ops import box_convert, nms
 from torchvision.transforms.functional import normalize, resize, to_tensor
 from transformers import AutoTokenizer, BertConfig, BertModel
 
+from attribution.attention import inside, word_map
+from attribution.data import to_pixels, to_square
 from attribution.errors import InputError, WeightsUnavailable
-from attribution.model import default_device
-from attribution.query import Box
+from attribution.index import Index
+from attribution.model import Model, default_device
+from attribution.query import Box, mask_box
 
 PUBLISHED = "ShilongLiu/GroundingDINO"
 PUBLISHED_FILE = "groundingdino_swint_ogc.pth"
@@ -66,6 +69,14 @@ class Detection:
     label: str
     score: float
     box: Box
+
+
+@dataclass(frozen=True)
+class Found:
+    """Objects found in a picture, best first, and what found them, in words."""
+
+    detections: list[Detection]
+    by: str
 
 
 class Bert(BertModel):  # type: ignore[misc]
@@ -117,6 +128,61 @@ class Detector:
         side = min(self.side, max(1, int(self.longest * shorter / longer)))
         pixels: Tensor = normalize(to_tensor(resize(image.convert("RGB"), [side])), MEAN, DEVIATION)
         return pixels.to(next(self.network.parameters()).device)
+
+
+def find(
+    model: Model,
+    index: Index,
+    image: Image.Image,
+    labels: Sequence[str],
+    prompt: str,
+    threshold: float | None = None,
+    source: str | None = None,
+) -> Found:
+    """Find objects: by a GroundingDINO, or, where none can be had, by cross-attention to the prompt's words.
+
+    Args:
+        model: the index's.
+        index: a folder `detector` beside it is used before the published weights.
+        image: the picture.
+        labels: names.
+        prompt: of the picture.
+        threshold: the detector's own if None.
+        source: of a detector; then no other is tried.
+
+    Raises:
+        InputError: a label or the threshold is not acceptable, or neither a detector nor the prompt knows any label.
+        WeightsUnavailable: `source` cannot be loaded.
+    """
+    labels = check_labels(labels)
+    beside = index.path.resolve().parent / "detector"
+    try:
+        detector = open_detector(source or (str(beside) if beside.is_dir() else PUBLISHED))
+    except WeightsUnavailable:
+        if source:
+            raise
+        return _by_attention(model, index, image, labels, prompt)
+    return Found(detector.detect(image, labels, threshold), "Found by GroundingDINO.")
+
+
+def _by_attention(model: Model, index: Index, image: Image.Image, labels: Sequence[str], prompt: str) -> Found:
+    """One box for each label that the prompt has; its score is the share of the attention map inside."""
+    square, frame = to_square(image, model.resolution, index.center_crop)
+    latents = model.encode_images(to_pixels([square]))
+    found, unknown = [], None
+    for label in labels:
+        try:
+            mask = word_map(model, latents, prompt, label)
+        except InputError as error:
+            unknown = error
+            continue
+        x0, y0, x1, y1 = inside(mask)
+        share = float(mask[y0:y1, x0:x1].sum() / mask.sum().clamp(min=1e-12))
+        found.append(Detection(label, share, mask_box(mask, model, frame)))
+    if unknown and not found:
+        raise unknown
+    words = "Found by cross-attention to the prompt's words: no GroundingDINO can be had here (see --detector)."
+    return Found(sorted(found, key=lambda each: -each.score), words)
 
 
 def read(

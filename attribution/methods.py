@@ -155,7 +155,7 @@ def feature(name: str, model: Model, index: Index, query: Query, settings: Attri
     vectors = index.array(f"features/{base}")
     mapper: Encode | None = open_feature(name, index.feature_weights(name)) if entry.base else None
     check_stop(stop)
-    seen = query.prompt if entry.of == "captions" else region_crop(query, model.resolution, index.center_crop)
+    seen = query.prompt if entry.of == "captions" else region_crop(query, model, index.center_crop)
     wanted = open_feature(base, index.feature_weights(base))([seen])[0]
     yield _ranked(model, index, query, settings, feature_scores(wanted, vectors, mapper), 0, clock)
 
@@ -163,7 +163,7 @@ def feature(name: str, model: Model, index: Index, query: Query, settings: Attri
 def pixel(model: Model, index: Index, query: Query, settings: AttributeSettings, stop: Event) -> Answer:
     """The pixel baseline: cosine of intensities, of the whole picture or of the boxes' crop."""
     clock = Clock()
-    scores = pixel_scores(region_crop(query, model.resolution, index.center_crop), index.pixels)
+    scores = pixel_scores(region_crop(query, model, index.center_crop), index.pixels)
     check_stop(stop)
     yield _ranked(model, index, query, settings, scores, 0, clock)
 

@@ -59,6 +59,25 @@ def default_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+class Watch:
+    """A diffusers attention processor that also keeps the probabilities, averaged over heads: (B, N, L)."""
+
+    def __init__(self, how: Any, kept: list[Tensor]) -> None:
+        self.how, self.kept = how, kept
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Attend as before."""
+        query, key = (
+            attn.head_to_batch_dim(each) for each in (attn.to_q(hidden_states), attn.to_k(encoder_hidden_states))
+        )
+        probabilities = attn.get_attention_scores(query, key)
+        self.kept.append(probabilities.view(len(hidden_states), attn.heads, *probabilities.shape[1:]).mean(1))
+        attended: Tensor = self.how(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
+        return attended
+
+
 class Model:
     """A text-to-image latent diffusion model, frozen save for what `unlearn.unlearned` changes and restores."""
 
@@ -168,6 +187,17 @@ class Model:
         text = prompt if len(whole) <= limit else self.tokenizer.decode(kept, skip_special_tokens=True)
         return TokenCount(len(whole), limit, text)
 
+    def token_places(self, prompt: str, start: int, end: int) -> list[int]:
+        """Places of the tokens of a prompt's characters from `start` to `end` among those that are read."""
+        limit = self.tokenizer.model_max_length
+        with self._tokenizing:
+            spans = self.tokenizer(prompt, max_length=limit, truncation=True, return_offsets_mapping=True)
+        return [
+            place
+            for place, (first, last) in enumerate(spans["offset_mapping"])
+            if first < min(last, end) and last > start
+        ]
+
     def generate(
         self,
         prompt: str,
@@ -213,6 +243,18 @@ class Model:
         """The U-Net's prediction (B, C, h, w) for noisy latents, timesteps (B,) and text (B, L, D)."""
         predicted: Tensor = self.unet(x_t, t, encoder_hidden_states=text).sample
         return predicted
+
+    @contextmanager
+    def watch_attention(self) -> Iterator[list[Tensor]]:
+        """A context in which every cross-attention's probabilities, the heads' mean (B, N, L), are kept in a list."""
+        kept: list[Tensor] = []
+        before = self.unet.attn_processors
+        layers = {name: Watch(how, kept) if ".attn2." in name else how for name, how in before.items()}
+        self.unet.set_attn_processor(layers)
+        try:
+            yield kept
+        finally:
+            self.unet.set_attn_processor(before)
 
     @contextmanager
     def checkpoint(self, source: str | None) -> Iterator[None]:

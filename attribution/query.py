@@ -8,7 +8,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from attribution.data import Frame, to_square, upright
+from attribution.attention import inside, word_map, word_tokens
+from attribution.data import Frame, to_pixels, to_square, upright
 from attribution.errors import InputError
 from attribution.model import Model, check_prompt, check_seed
 
@@ -23,21 +24,28 @@ class Query:
         prompt: not empty.
         image: the picture as shown.
         seed: that generated it, or None for an upload.
-        boxes: `x0, y0, x1, y1` in pixels of `image`, ends exclusive; their union is attributed. None is the whole.
+        boxes: `x0, y0, x1, y1` in pixels of `image`, ends exclusive; their union is attributed.
+        word: of the prompt, instead of boxes: where its cross-attention is. Neither is the whole picture.
     """
 
     prompt: str
     image: Image.Image
     seed: int | None = None
     boxes: tuple[Box, ...] = ()
+    word: str | None = None
 
 
 def region_mask(query: Query, model: Model, center_crop: bool = True) -> Tensor | None:
-    """The share of each latent cell that the box covering most of it covers: (h, w) in [0, 1]; None without boxes.
+    """How much each latent cell counts: (h, w) in [0, 1]; None for the whole picture.
+
+    Of boxes, the share of the cell that the box covering most of it covers; of a word, its attention map.
 
     Raises:
-        InputError: a box is not finite, reversed, outside, or smaller than one latent cell.
+        InputError: a box is not finite, reversed, outside, or smaller than one latent cell; no such word.
     """
+    if query.word is not None:
+        square, _ = to_square(query.image, model.resolution, center_crop)
+        return word_map(model, model.encode_images(to_pixels([square])), query.prompt, query.word)
     if not query.boxes:
         return None
     _, frame = to_square(query.image, model.resolution, center_crop)
@@ -76,32 +84,55 @@ def check_box(box: Box, size: tuple[int, int], smallest: float) -> None:
         raise InputError(f"the box {_shown(box)} is empty, reversed or too small; {accepted}")
 
 
-def region_crop(query: Query, side: int, center_crop: bool = True) -> Image.Image:
-    """What feature baselines look at: the square around all boxes, padded with white, or the whole picture's square.
+def region_crop(query: Query, model: Model, center_crop: bool = True) -> Image.Image:
+    """What feature baselines look at: the square around the region, padded with white, or the whole picture's square.
 
     Args:
         query: its boxes are inside its picture.
-        side: px, of the whole picture's square.
+        model: gives a word's region, and the side of the whole picture's square.
         center_crop: cut the whole picture's middle square; otherwise squeeze it.
     """
-    if not query.boxes:
-        return to_square(query.image, side, center_crop)[0]
-    sides = list(zip(*query.boxes, strict=True))
+    square, frame = to_square(query.image, model.resolution, center_crop)
+    boxes = query.boxes
+    if query.word is not None:
+        mask = word_map(model, model.encode_images(to_pixels([square])), query.prompt, query.word)
+        boxes = (mask_box(mask, model, frame),)
+    if not boxes:
+        return square
+    sides = list(zip(*boxes, strict=True))
     corners = (math.floor(min(sides[0])), math.floor(min(sides[1])), math.ceil(max(sides[2])), math.ceil(max(sides[3])))
     part = upright(query.image).crop(corners)
     return ImageOps.pad(part, (max(part.size),) * 2, color="white")
+
+
+def mask_box(mask: Tensor, model: Model, frame: Frame) -> Box:
+    """The box of a word's mask (h, w), in pixels of the picture."""
+    x0, y0, x1, y1 = (float(side * model.scale) for side in inside(mask))
+    return (
+        x0 / frame.scale_x + frame.left,
+        y0 / frame.scale_y + frame.top,
+        x1 / frame.scale_x + frame.left,
+        y1 / frame.scale_y + frame.top,
+    )
 
 
 def check_query(query: Query, model: Model, center_crop: bool) -> None:
     """Refuse a query before any work.
 
     Raises:
-        InputError: the prompt is empty, the seed out of range, or a box not possible.
+        InputError: the prompt is empty, the seed out of range, or a region not possible.
     """
     check_prompt(query.prompt)
     if query.seed is not None:
         check_seed(query.seed)
-    region_mask(query, model, center_crop)
+    if query.word is None:
+        region_mask(query, model, center_crop)
+        return
+    word_tokens(model, query.prompt, query.word)
+    if query.boxes:
+        raise InputError(
+            f"the word {query.word!r} and {len(query.boxes)} boxes are given; accepted is one or the other"
+        )
 
 
 def image_sha256(image: Image.Image) -> str:

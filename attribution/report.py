@@ -23,7 +23,7 @@ def to_json(attribution: Attribution) -> dict[str, Any]:
             "seed": query.seed,
             "image_sha256": image_sha256(query.image),
             "boxes": [list(box) for box in query.boxes],
-            "word": None,
+            "word": query.word,
         },
         "method": attribution.settings.method,
         "results": [
