@@ -40,7 +40,19 @@ class AttributeSettings:
 
 @dataclass(frozen=True)
 class Result:
-    """One training image of an answer; `low` and `high` bound its score over the noises."""
+    """One training image of an answer.
+
+    Attributes:
+        rank: from 1.
+        row: of the training set.
+        id: the training set's name for it.
+        score: higher is more influential.
+        low: lower end of a 95 % interval of the score over the noises.
+        high: upper end.
+        caption: the training image's.
+        flip: whether the mirror scored higher.
+        losses: (before, after) at each column of the index's noise bank, where the method unlearns and is done.
+    """
 
     rank: int
     row: int
@@ -50,6 +62,7 @@ class Result:
     high: float
     caption: str
     flip: bool
+    losses: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,7 +83,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class Attribution:
-    """A finished answer."""
+    """A finished answer.
+
+    Attributes:
+        query: what was asked.
+        settings: how.
+        results: the first K.
+        evaluations: predictions made.
+        seconds: by stage.
+        index_id: of the index.
+        model_sha256: of the model.
+        rows: of the training set, best first: all that have a final score.
+    """
 
     query: Query
     settings: AttributeSettings
@@ -79,6 +103,7 @@ class Attribution:
     seconds: dict[str, float]
     index_id: str
     model_sha256: str
+    rows: tuple[int, ...] = ()
 
 
 Answer = Generator[Progress | Attribution, None, None]  # close it to stop early
@@ -97,6 +122,7 @@ def to_results(standing: Standing, index: Index, top_k: int) -> tuple[Result, ..
             high=float(scores.high[place]),
             caption=index.captions[row],
             flip=bool(scores.flip[place]),
+            losses=() if standing.losses is None else tuple(map(tuple, standing.losses[place].T.tolist())),
         )
         for place, row in enumerate(standing.rows[:top_k])
     )

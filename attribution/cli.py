@@ -1,4 +1,4 @@
-"""The command line: `python -m attribution scenes | index | generate | attribute | detect | evaluate | bench`."""
+"""The command line: `python -m attribution COMMAND`; see COMMANDS."""
 
 import json
 import sys
@@ -165,6 +165,7 @@ def attribute(
     step_size: float | None = None,
     index: Path | None = None,
     out: Path | None = None,
+    report: Path | None = None,
 ) -> None:
     """Find the training images that a picture is made of.
 
@@ -183,6 +184,7 @@ def attribute(
         step_size: of each step; the method's own by default.
         index: an index folder; the embedded one by default.
         out: a JSON file.
+        report: a ZIP with the picture, results, thumbnails and an HTML page, which `replay` answers again.
     """
     from PIL import Image
 
@@ -192,7 +194,7 @@ def attribute(
     from attribution.data import open_upload
     from attribution.model import check_prompt
     from attribution.query import Query, check_query
-    from attribution.report import write_json
+    from attribution.report import Run, write_json, write_zip
     from attribution.unlearn import UnlearnSettings
 
     if method == "list":
@@ -201,6 +203,7 @@ def attribute(
         raise InputError("--prompt is missing; describe the picture in a few words")
     check_prompt(prompt)
     _check_file(out)
+    _check_file(report)
     if image is not None and seed is not None:
         raise InputError("name either --image or --seed: a picture that exists is not generated")
     upload = None if image is None else open_upload(image)
@@ -233,7 +236,33 @@ def attribute(
                 print(f"{result.rank:3} {result.score:+.5f} {result.id}{mirrored}  {result.caption}")
             if out is not None:
                 write_json(step, out)
+            if report is not None:
+                write_zip(Run((step,)), opened, model, report)
     return None
+
+
+def replay(run: tyro.conf.Positional[Path], index: Path | None = None) -> None:
+    """Answer a run again, and say whether each ranking is the same.
+
+    Args:
+        run: a ZIP that `attribute --report` or the page wrote.
+        index: the run's index; the embedded one by default.
+    """
+    from attribution.answer import Progress
+    from attribution.attribute import open_index
+    from attribution.report import Replayed, read_zip
+    from attribution.report import replay as again
+
+    kept = read_zip(run)
+    model, opened = open_index(index)
+
+    def describe(step: Progress | Replayed) -> str:
+        return f"{step.stage} {step.evaluations}/{step.total} evaluations" if isinstance(step, Progress) else "done"
+
+    for step in _watch(again(model, opened, kept), describe):
+        if isinstance(step, Replayed):
+            for method, rank in step.differs.items():
+                print(f"{method}: {'the same ranking' if rank is None else f'differs from rank {rank} on'}")
 
 
 def detect(
@@ -352,6 +381,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "attribute": attribute,
     "detect": detect,
+    "replay": replay,
     "evaluate": evaluate,
     "bench": bench,
 }

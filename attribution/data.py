@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ SCENES = "emoji-scenes"  # the name of the embedded training set
 MAX_SIDE = 4096  # px
 MAX_BYTES = 10_000_000
 FORMATS = ("PNG", "JPEG", "WEBP")
+ACCEPTED = f"accepted are PNG, JPEG and WebP files up to {MAX_BYTES // 1_000_000} MB and {MAX_SIDE} px a side"
 
 
 @dataclass(frozen=True)
@@ -212,20 +213,25 @@ def open_upload(path: Path) -> Image.Image:
     Raises:
         InputError: not a PNG, JPEG or WebP file, or over MAX_BYTES or MAX_SIDE, or damaged.
     """
-    accepted = f"accepted are PNG, JPEG and WebP files up to {MAX_BYTES // 1_000_000} MB and {MAX_SIDE} px a side"
     if not path.is_file():
-        raise InputError(f"there is no image file {path.name!r}; {accepted}")
+        raise InputError(f"there is no image file {path.name!r}; {ACCEPTED}")
     if path.stat().st_size > MAX_BYTES:
-        raise InputError(f"{path.name} has {path.stat().st_size / 1e6:.1f} MB; {accepted}")
+        raise InputError(f"{path.name} has {path.stat().st_size / 1e6:.1f} MB; {ACCEPTED}")
+    with path.open("rb") as file:
+        return decode_upload(file, path.name)
+
+
+def decode_upload(file: IO[bytes], name: str) -> Image.Image:
+    """A picture of an opened file; see `open_upload`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of large pictures and of damaged EXIF data
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 if max(image.size) > MAX_SIDE:
-                    raise InputError(f"{path.name} is {image.width} x {image.height} px; {accepted}")
+                    raise InputError(f"{name} is {image.width} x {image.height} px; {ACCEPTED}")
                 return upright(image)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path.name} is not an image that can be read; {accepted}") from error
+        raise InputError(f"{name} is not an image that can be read; {ACCEPTED}") from error
 
 
 def batches(count: int, size: int, start: int = 0) -> Iterator[range]:

@@ -79,7 +79,7 @@ def unlearning(model: Model, index: Index, query: Query, settings: AttributeSett
             results = to_results(standing, index, settings.top_k)
             yield Progress("scoring", gradients + standing.evaluations, total, clock.total(), results)
     clock.lap("scoring")
-    yield Attribution(query, settings, results, total, clock.laps, index.id, model.sha256)
+    yield Attribution(query, settings, results, total, clock.laps, index.id, model.sha256, standing.rows)
 
 
 def unlearn_query(
@@ -303,4 +303,4 @@ def _ranked(
     standing = Standing(tuple(int(row) for row in best), scores.take(best), predictions, predictions, True)
     clock.lap("ranking")
     results = to_results(standing, index, settings.top_k)
-    return Attribution(query, settings, results, predictions, clock.laps, index.id, model.sha256)
+    return Attribution(query, settings, results, predictions, clock.laps, index.id, model.sha256, standing.rows)

@@ -51,6 +51,7 @@ class Standing:
         evaluations: predictions made so far.
         total: predictions that the whole race takes.
         settled: the last round is over; the scores are the exhaustive ones.
+        losses: (n, 2, S) before and after unlearning, of the view that scored, once settled.
     """
 
     rows: tuple[int, ...]
@@ -58,6 +59,7 @@ class Standing:
     evaluations: int
     total: int
     settled: bool
+    losses: Floats | None = None
 
 
 def schedule(images: int, columns: int, settings: RaceSettings, views: Sequence[int] = VIEWS) -> list[Round]:
@@ -131,4 +133,5 @@ def _standing(
     at = np.ix_(rows, this.views, sorted(this.columns))
     scores = score(base[at], after[at], kind)
     best = scores.best_first(rows)
-    return Standing(tuple(int(rows[i]) for i in best), scores.take(best), *counts)
+    losses = np.stack([base[at], after[at]], 2)[best, scores.flip[best].astype(int)] if counts[2] else None
+    return Standing(tuple(int(rows[i]) for i in best), scores.take(best), *counts, losses)

@@ -1,30 +1,76 @@
-"""An attribution as JSON."""
+"""What is kept of a run: JSON, CSV, a ZIP with everything needed to replay it, and the folder that runs are kept in."""
 
+import csv
+import hashlib
+import io
 import json
 import math
 import os
-from dataclasses import asdict
+import re
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from attribution.attribute import Attribution, image_sha256
+from attribution.answer import AttributeSettings, Attribution, Progress
+from attribution.attribute import attribute
+from attribution.data import decode_upload
+from attribution.errors import InputError
+from attribution.index import Index
+from attribution.model import Model
+from attribution.query import Query, image_sha256
+from attribution.race import RaceSettings
+from attribution.report_html import page
+from attribution.unlearn import UnlearnSettings
+
+RUN, PICTURE, TABLE, HTML = "run.json", "picture.png", "results.csv", "report.html"
+COLUMNS = ("method", "rank", "id", "score", "score_low", "score_high", "flip", "caption")
+MAX_ENTRY = 20_000_000  # bytes that are read of one file of a ZIP
+Settings = TypeVar("Settings", AttributeSettings, UnlearnSettings, RaceSettings)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A question and its answers, the main one first; all are of one query and one index."""
+
+    answers: tuple[Attribution, ...]
+
+    @property
+    def query(self) -> Query:
+        """What was asked."""
+        return self.answers[0].query
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits: the same for the same model, index, query and settings."""
+        asked = [
+            self.answers[0].index_id,
+            self.answers[0].model_sha256,
+            query_json(self.query),
+            [asdict(answer.settings) for answer in self.answers],
+        ]
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def query_json(query: Query) -> dict[str, Any]:
+    """A query as the contract has it; boxes are `x0, y0, x1, y1` in pixels of its picture."""
+    return {
+        "prompt": query.prompt,
+        "seed": query.seed,
+        "image_sha256": image_sha256(query.image),
+        "boxes": [list(box) for box in query.boxes],
+        "word": query.word,
+    }
 
 
 def to_json(attribution: Attribution) -> dict[str, Any]:
     """The contract of `attribute --out`: query, method, results, evaluations, seconds, settings, index.
 
-    Boxes are `x0, y0, x1, y1` in pixels of the query's picture; scores are `score`, `score_low`, `score_high`,
-    the bounds null where there is one noise alone.
+    Scores are `score`, `score_low`, `score_high`, the bounds null where there is one noise alone.
     """
-    query = attribution.query
     return {
-        "query": {
-            "prompt": query.prompt,
-            "seed": query.seed,
-            "image_sha256": image_sha256(query.image),
-            "boxes": [list(box) for box in query.boxes],
-            "word": query.word,
-        },
+        "query": query_json(attribution.query),
         "method": attribution.settings.method,
         "results": [
             {
@@ -50,8 +96,178 @@ def _finite(bound: float) -> float | None:
     return bound if math.isfinite(bound) else None
 
 
+def run_json(run: Run, index: Index, model: Model) -> dict[str, Any]:
+    """A run: id, query, the timesteps of the noise bank, and each answer with the losses of its results.
+
+    `losses` is, by result, [before, after] for each timestep; `rows` all rows of the training set with a final score.
+    """
+    return {
+        "id": run.id,
+        "query": query_json(run.query),
+        "timesteps": index.bank(model).t.tolist(),
+        "answers": [
+            {
+                **{key: value for key, value in to_json(answer).items() if key != "query"},
+                "losses": [result.losses for result in answer.results],
+                "rows": answer.rows,
+            }
+            for answer in run.answers
+        ],
+    }
+
+
+def to_csv(run: Run) -> str:
+    """One line for each result of each method, under COLUMNS; spreadsheets take no cell of it for a formula."""
+    out = io.StringIO()
+    table = csv.DictWriter(out, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
+    for answer in run.answers:
+        for result in to_json(answer)["results"]:
+            caption = result["caption"]
+            guarded = f"'{caption}" if re.match(r"[=+\-@\t\r]", caption) else caption
+            table.writerow({**result, "method": answer.settings.method, "caption": guarded})
+    return out.getvalue()
+
+
 def write_json(attribution: Attribution, path: Path) -> None:
     """Write the JSON, whole or not at all."""
+    _write(path, (json.dumps(to_json(attribution), indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def write_zip(run: Run, index: Index, model: Model, path: Path) -> None:
+    """Write a run's RUN, PICTURE, TABLE, HTML and thumbnails, whole or not at all."""
+    rows = dict.fromkeys(result.row for answer in run.answers for result in answer.results)
+    thumbnails = {row: index.thumbnail(row).read_bytes() for row in rows}
+    picture = io.BytesIO()
+    run.query.image.save(picture, "PNG")
+    told = run_json(run, index, model)
+    entries = {
+        RUN: (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode(),
+        PICTURE: picture.getvalue(),
+        TABLE: to_csv(run).encode(),
+        HTML: page(run.id, run.answers, told["timesteps"], picture.getvalue(), thumbnails).encode(),
+        **{f"thumbnails/{row:08d}.png": content for row, content in thumbnails.items()},
+    }
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED)
+    _write(path, packed.getvalue())
+
+
+def _write(path: Path, content: bytes) -> None:
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(to_json(attribution), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.write_bytes(content)
     os.replace(partial, path)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A run read from a ZIP: its query, the settings of each answer, and each answer's ranking as (id, score)."""
+
+    id: str
+    query: Query
+    index: dict[str, str]
+    settings: tuple[AttributeSettings, ...]
+    rankings: tuple[tuple[tuple[str, float], ...], ...]
+
+
+def read_zip(path: Path) -> Kept:
+    """Read what `write_zip` wrote. Nothing is unpacked to disk.
+
+    Raises:
+        InputError: it is not such a ZIP, or is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            held = {name: _entry(archive, name) for name in (RUN, PICTURE)}
+        told = json.loads(held[RUN])
+        image, asked = decode_upload(io.BytesIO(held[PICTURE]), PICTURE), told["query"]
+        boxes = tuple(tuple(map(float, box)) for box in asked["boxes"])
+        query = Query(asked["prompt"], image, asked["seed"], boxes, asked["word"])  # type: ignore[arg-type]
+        answers = told["answers"]
+        settings = tuple(_settings(answer["settings"]) for answer in answers)
+        rankings = tuple(tuple((each["id"], each["score"]) for each in answer["results"]) for answer in answers)
+        return Kept(str(told["id"]), query, answers[0]["index"], settings, rankings)
+    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise InputError(f"{path.name} is not the ZIP of a run ({error}); accepted is what --report wrote") from error
+
+
+def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
+    with archive.open(name) as file:
+        content = file.read(MAX_ENTRY + 1)
+    if len(content) > MAX_ENTRY:
+        raise ValueError(f"{name} has more than {MAX_ENTRY} bytes")
+    return content
+
+
+def _settings(told: dict[str, Any]) -> AttributeSettings:
+    nested = {"unlearn": _filled(UnlearnSettings, told["unlearn"]), "race": _filled(RaceSettings, told["race"])}
+    return _filled(AttributeSettings, {**told, **nested})
+
+
+def _filled(kind: type[Settings], told: dict[str, Any]) -> Settings:
+    if unknown := told.keys() - {field.name for field in fields(kind)}:
+        raise ValueError(f"the setting {sorted(unknown)[0]!r} is unknown")
+    return kind(**told)
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A run asked again: its answers, and by method the first rank that differs (None if the ranking is the same)."""
+
+    run: Run
+    differs: dict[str, int | None]
+
+
+def replay(model: Model, index: Index, kept: Kept) -> Iterator[Progress | Replayed]:
+    """Answer a kept run's query again; yields Progress, then what became of it.
+
+    Raises:
+        InputError: it was another model's or index's.
+    """
+    here = {"id": index.id, "model_sha256": model.sha256}
+    if kept.index != here:
+        raise InputError(
+            f"the run {kept.id} is of index {kept.index['id']} and model {kept.index['model_sha256'][:12]};"
+            f" here they are {index.id} and {model.sha256[:12]}; name its own with --index"
+        )
+    answers, differs = [], {}
+    for settings, ranking in zip(kept.settings, kept.rankings, strict=True):
+        for step in attribute(model, index, kept.query, settings):
+            if isinstance(step, Progress):
+                yield step
+                continue
+            answers.append(step)
+            again = [result.id for result in step.results]
+            before = [each for each, _ in ranking]
+            places = (rank for rank, pair in enumerate(zip(before, again, strict=True), 1) if pair[0] != pair[1])
+            differs[settings.method] = next(places, None)
+    yield Replayed(Run(tuple(answers)), differs)
+
+
+class RunFolder:
+    """A folder that keeps the latest runs, each a ZIP named by its id."""
+
+    def __init__(self, folder: Path, most: int = 200) -> None:
+        self.folder, self.most = folder, most
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def keep(self, run: Run, index: Index, model: Model) -> Path:
+        """Write a run, and delete the oldest ones over `most`."""
+        path = self.folder / f"{run.id}.zip"
+        write_zip(run, index, model, path)
+        for old in sorted(self.folder.glob("*.zip"), key=lambda each: -each.stat().st_mtime)[self.most :]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def path(self, run_id: str) -> Path:
+        """The ZIP of a run.
+
+        Raises:
+            InputError: the id is none, or that run is not kept (any more).
+        """
+        path = self.folder / f"{run_id}.zip"
+        if not re.fullmatch(r"[0-9a-f]{12}", run_id) or not path.is_file():
+            raise InputError(f"the run {run_id[:40]!r} is not kept here; the latest {self.most} are")
+        return path

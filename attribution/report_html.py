@@ -1,0 +1,146 @@
+"""A run as one HTML file that needs nothing else: pictures are inside it, and there is no script."""
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import groupby
+
+from attribution.answer import Attribution, Result
+from attribution.compare import agreement, finders
+from attribution.query import Query
+
+STYLE = """
+:root { color-scheme: light dark; font: 15px/1.45 system-ui, sans-serif; }
+body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
+figure { margin: 0; } figcaption { font-size: .8rem; }
+.query { position: relative; width: 16rem; } .query img { width: 100%; image-rendering: pixelated; display: block; }
+.query svg { position: absolute; inset: 0; width: 100%; height: 100%; }
+ol { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1rem; padding: 0; }
+li { list-style: none; } ol img { width: 100%; image-rendering: pixelated; }
+table { border-collapse: collapse; } th, td { text-align: left; padding: .15rem .8rem .15rem 0; font-size: .9rem; }
+"""
+
+
+def page(
+    run_id: str,
+    answers: Sequence[Attribution],
+    timesteps: Sequence[int],
+    picture: bytes,
+    thumbnails: Mapping[int, bytes],
+) -> str:
+    """The file.
+
+    Args:
+        run_id: of the run.
+        answers: the main one first.
+        timesteps: of the noise bank's columns.
+        picture: the query's, a PNG.
+        thumbnails: PNGs by row.
+    """
+    query, main = answers[0].query, answers[0]
+    by_method = {answer.settings.method: answer for answer in answers}
+    found = finders(by_method)
+    made = "an upload" if query.seed is None else f"seed {query.seed}"
+    rankings = "".join(_ranking(answer, timesteps, thumbnails, found) for answer in answers)
+    return (
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Run {run_id}</title><style>{STYLE}</style>"
+        f"<h1>Which training images is this picture made of?</h1>{_query(query, picture)}"
+        f"<p>“{escape(query.prompt)}”, {made}; {escape(region(query))}. Run {run_id}, index {main.index_id}, model"
+        f" {main.model_sha256[:12]}.</p>{_agreements(main, answers[1:])}{rankings}</html>\n"
+    )
+
+
+def region(query: Query) -> str:
+    """What part of the picture a query is about."""
+    if query.word is not None:
+        return f"the word “{query.word}”"
+    if not query.boxes:
+        return "the whole picture"
+    return "the box " + " and ".join(", ".join(f"{side:g}" for side in box) for box in query.boxes)
+
+
+def loss_plot(losses: Sequence[tuple[float, float]], timesteps: Sequence[int]) -> str:
+    """A training image's loss at each timestep before (hollow) and after (filled) unlearning, as SVG.
+
+    Args:
+        losses: (before, after) for each column of the noise bank; a timestep's noises are averaged.
+        timesteps: of the columns.
+    """
+    points = []
+    for t, columns in groupby(sorted(zip(timesteps, losses, strict=True)), key=lambda each: each[0]):
+        pairs = [pair for _, pair in columns]
+        points.append((t, sum(pair[0] for pair in pairs) / len(pairs), sum(pair[1] for pair in pairs) / len(pairs)))
+    width, height, most = 320, 120, max(max(point[1:]) for point in points) or 1.0
+    step = (width - 60) / max(1, len(points) - 1)
+    marks = []
+    for number, (t, before, after) in enumerate(points):
+        x = 45 + number * step
+        y0, y1 = (height - 25 - (height - 40) * value / most for value in (before, after))
+        title = f"<title>timestep {t}: {before:.4f} before, {after:.4f} after</title>"
+        marks.append(
+            f"<g>{title}<line x1='{x:.1f}' x2='{x:.1f}' y1='{y0:.1f}' y2='{y1:.1f}' stroke='currentColor'/>"
+            f"<circle cx='{x:.1f}' cy='{y0:.1f}' r='3.5' fill='none' stroke='currentColor'/>"
+            f"<circle cx='{x:.1f}' cy='{y1:.1f}' r='3.5' fill='#c2410c'/></g>"
+            f"<text x='{x:.1f}' y='{height - 8}' font-size='9' text-anchor='middle' fill='currentColor'>{t}</text>"
+        )
+    scale = f"<text x='2' y='18' font-size='9' fill='currentColor'>{most:.3f}</text><text x='2' y='{height - 25}'"
+    scale += " font-size='9' fill='currentColor'>0</text>"
+    label = "Loss at each timestep, before unlearning (hollow) and after (filled)"
+    return f"<svg viewBox='0 0 {width} {height}' role='img' aria-label='{label}'>{scale}{''.join(marks)}</svg>"
+
+
+def agreed(correlation: float | None) -> str:
+    """A rank correlation in words."""
+    return "too few in common" if correlation is None else f"{correlation:+.2f}"
+
+
+def _query(query: Query, picture: bytes) -> str:
+    width, height = query.image.size
+    boxes = "".join(
+        f"<rect x='{x0:g}' y='{y0:g}' width='{x1 - x0:g}' height='{y1 - y0:g}' fill='none' stroke='#c2410c'"
+        " stroke-width='2' vector-effect='non-scaling-stroke'/>"
+        for x0, y0, x1, y1 in query.boxes
+    )
+    svg = f"<svg viewBox='0 0 {width} {height}' preserveAspectRatio='none' aria-hidden='true'>{boxes}</svg>"
+    return f"<div class='query'>{_image(picture, 'The picture')}{svg}</div>"
+
+
+def _image(png: bytes, alt: str) -> str:
+    return f"<img alt='{escape(alt, quote=True)}' src='data:image/png;base64,{b64encode(png).decode()}'>"
+
+
+def _agreements(main: Attribution, others: Sequence[Attribution]) -> str:
+    if not others:
+        return ""
+    rows = []
+    for other in others:
+        each = agreement(main.rows, other.rows, len(main.results))
+        rows.append(
+            f"<tr><td>{escape(other.settings.method)}</td><td>{each.overlap:.0%}</td>"
+            f"<td>{agreed(each.correlation)}</td></tr>"
+        )
+    head = f"<tr><th>method</th><th>shared with {escape(main.settings.method)}'s top {len(main.results)}</th>"
+    return f"<table>{head}<th>rank correlation</th></tr>{''.join(rows)}</table>"
+
+
+def _ranking(
+    answer: Attribution, timesteps: Sequence[int], thumbnails: Mapping[int, bytes], found: Mapping[int, list[str]]
+) -> str:
+    method, took = answer.settings.method, sum(answer.seconds.values())
+    items = "".join(_item(result, method, timesteps, thumbnails[result.row], found) for result in answer.results)
+    return f"<h2>{escape(method)}</h2><p>{answer.evaluations:,} evaluations in {took:.1f} s</p><ol>{items}</ol>"
+
+
+def _item(
+    result: Result, method: str, timesteps: Sequence[int], thumbnail: bytes, found: Mapping[int, list[str]]
+) -> str:
+    others = [name for name in found[result.row] if name != method]
+    also = f"<br>also: {escape(', '.join(others))}" if others else ""
+    mirrored = ", mirrored" if result.flip else ""
+    plot = loss_plot(result.losses, timesteps) if result.losses else ""
+    return (
+        f"<li><figure>{_image(thumbnail, result.caption)}<figcaption><b>{result.rank}</b> {result.score:+.5f}"
+        f" ({result.low:+.5f} to {result.high:+.5f}){mirrored}<br>{escape(result.id)}<br>{escape(result.caption)}{also}"
+        f"</figcaption>{plot}</figure></li>"
+    )
