@@ -7,7 +7,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = (
     *("errors", "scenes.compose", "model", "noise", "loss", "data", "fisher", "unlearn", "gradients", "attention"),
     *("score", "race", "features", "index", "build", "extend", "query", "detect"),
-    *("answer", "methods", "attribute", "compare", "report_html", "report"),
+    *("answer", "methods", "attribute", "forget", "compare", "report_html", "report"),
     *("evaluate.locality", "evaluate.tuning", "evaluate.bench"),
     *("scenes.networks", "scenes.pictures", "scenes.judge", "scenes.train"),
     *("scenes.views", "scenes.nearest", "scenes.encoders", "scenes.customise", "scenes.detector"),
