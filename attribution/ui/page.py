@@ -145,9 +145,9 @@ def _lay_answering(studio: Studio) -> Answering:
             [name for name in usable if name != AttributeSettings().method],
             value=first,
             label="Compare with",
-            info=words.missing(missing),
             elem_id="compared",
         )
+        gr.HTML(words.missing(missing), elem_id="missing")
     return Answering([influential, similar], compared, heading, gr.State())
 
 

@@ -43,6 +43,8 @@ CSS = """
 .note { margin: 0; font-size: .8125rem; line-height: 1.4; color: var(--body-text-color-subdued); }
 .note.warning, .note.error, .status[data-state=error] p { color: ACCENT; }
 .dark .note.warning, .dark .note.error, .dark .status[data-state=error] p { color: #fdba74; }
+.missing { list-style: none; padding: 0; overflow-wrap: anywhere; }
+.missing .off { opacity: .6; font-weight: 600; margin-right: .25rem; }
 #picture-note { min-height: 2.3rem; }
 
 /* Asking and acting on the left, the picture on the right; on a phone in the order of use. */
@@ -52,6 +54,7 @@ CSS = """
 #acting { grid-area: acting; min-width: 0 !important; padding-top: 1rem;
   border-top: 1px solid var(--border-color-primary); }
 #seeding, #box { align-items: end; flex-wrap: nowrap; }
+#box span { font-size: .75rem; white-space: nowrap; }
 #seeding button, #box button { min-height: 2.6rem; font-weight: 500; font-size: .9375rem; }
 
 /* The picture: its place is kept while it is empty, its pixels stay sharp, and it is never turned. */
@@ -100,7 +103,6 @@ footer .divider:last-child { display: none; }
   #picture { min-height: calc(100vw - 12px); }
   #picture .image-container:has(.empty) { height: calc(100vw - 40px); }
   #box { flex-wrap: wrap; }
-  #box span { font-size: .75rem; white-space: nowrap; }
   #seeding button { white-space: nowrap; }
   .ranking .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
   .ranking { min-height: 1052px; }

@@ -118,8 +118,12 @@ def uploaded(picture: Picture, name: str, center_crop: bool) -> str:
 
 
 def missing(methods: dict[str, str]) -> str:
-    """Which methods the index holds nothing for."""
-    return f"Not in this index: {', '.join(methods)}." if methods else "Every method is in this index."
+    """The methods that the index holds nothing for, greyed out, each with the reason."""
+    rows = (
+        f"<li><span class='off' aria-disabled='true'>{escape(name)}</span> {escape(reason)}</li>"
+        for name, reason in methods.items()
+    )
+    return f"<ul class='note missing'>{''.join(rows)}</ul>" if methods else ""
 
 
 def heading(method: str) -> str:
