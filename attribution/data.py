@@ -66,9 +66,21 @@ class TrainingSet:
         return len(self.ids)
 
     def image(self, row: int) -> Image.Image:
-        """The image of a row, RGB."""
-        picture: Image.Image = self._images[row]
-        return picture.convert("RGB")
+        """The image of a row, RGB.
+
+        Raises:
+            InputError: it is damaged, or has pixels that are not finite; says which image it is.
+        """
+        try:
+            picture: Image.Image = self._images[row]
+            if picture.mode == "F" and not np.isfinite(np.asarray(picture)).all():
+                raise ValueError("it has pixels that are not finite")
+            return picture.convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(
+                f"the training image {self.ids[row]} cannot be used ({reason}); mend it or leave it out"
+            ) from error
 
     def sha256(self) -> str:
         """A hash of the ids and captions, and of the first image's pixels."""
