@@ -162,6 +162,7 @@ def test_only_the_first_samples_are_taken(pictures):
     assert (len(training), training.ids) == (3, ["p0.png", "p1.png", "p2.png"])
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # `datasets` leaves its file open
 def test_a_training_image_that_cannot_be_used_is_named(tmp_path):
     for name in ("a.png", "c.png"):
         random_picture(0).save(tmp_path / name)
