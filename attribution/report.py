@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from attribution.answer import AttributeSettings, Attribution, Progress
+from attribution.answer import AttributeSettings, Attribution, Progress, Result
 from attribution.attribute import attribute
 from attribution.data import decode_upload
 from attribution.errors import InputError
@@ -161,18 +161,7 @@ def _write(path: Path, content: bytes) -> None:
     os.replace(partial, path)
 
 
-@dataclass(frozen=True)
-class Kept:
-    """A run read from a ZIP: its query, the settings of each answer, and each answer's ranking as (id, score)."""
-
-    id: str
-    query: Query
-    index: dict[str, str]
-    settings: tuple[AttributeSettings, ...]
-    rankings: tuple[tuple[tuple[str, float], ...], ...]
-
-
-def read_zip(path: Path) -> Kept:
+def read_zip(path: Path) -> Run:
     """Read what `write_zip` wrote. Nothing is unpacked to disk.
 
     Raises:
@@ -185,10 +174,10 @@ def read_zip(path: Path) -> Kept:
         image, asked = decode_upload(io.BytesIO(held[PICTURE]), PICTURE), told["query"]
         boxes = tuple(tuple(map(float, box)) for box in asked["boxes"])
         query = Query(asked["prompt"], image, asked["seed"], boxes, asked["word"])  # type: ignore[arg-type]
-        answers = told["answers"]
-        settings = tuple(_settings(answer["settings"]) for answer in answers)
-        rankings = tuple(tuple((each["id"], each["score"]) for each in answer["results"]) for answer in answers)
-        return Kept(str(told["id"]), query, answers[0]["index"], settings, rankings)
+        run = Run(tuple(_answer(query, answer) for answer in told["answers"]))
+        if run.id != told["id"]:
+            raise ValueError(f"its query and settings are not those of run {told['id']}")
+        return run
     except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(f"{path.name} is not the ZIP of a run ({error}); accepted is what --report wrote") from error
 
@@ -199,6 +188,26 @@ def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
     if len(content) > MAX_ENTRY:
         raise ValueError(f"{name} has more than {MAX_ENTRY} bytes")
     return content
+
+
+def _answer(query: Query, told: dict[str, Any]) -> Attribution:
+    results = tuple(
+        Result(
+            rank=each["rank"],
+            row=row,
+            id=each["id"],
+            score=each["score"],
+            low=-math.inf if each["score_low"] is None else each["score_low"],
+            high=math.inf if each["score_high"] is None else each["score_high"],
+            caption=each["caption"],
+            flip=each["flip"],
+            losses=tuple((before, after) for before, after in losses),
+        )
+        for each, row, losses in zip(told["results"], told["rows"], told["losses"], strict=False)
+    )
+    index, settings = told["index"], _settings(told["settings"])
+    spent = (told["evaluations"], told["seconds"])
+    return Attribution(query, settings, results, *spent, index["id"], index["model_sha256"], tuple(told["rows"]))
 
 
 def _settings(told: dict[str, Any]) -> AttributeSettings:
@@ -220,29 +229,28 @@ class Replayed:
     differs: dict[str, int | None]
 
 
-def replay(model: Model, index: Index, kept: Kept) -> Iterator[Progress | Replayed]:
+def replay(model: Model, index: Index, kept: Run) -> Iterator[Progress | Replayed]:
     """Answer a kept run's query again; yields Progress, then what became of it.
 
     Raises:
         InputError: it was another model's or index's.
     """
-    here = {"id": index.id, "model_sha256": model.sha256}
-    if kept.index != here:
+    main = kept.answers[0]
+    if (main.index_id, main.model_sha256) != (index.id, model.sha256):
         raise InputError(
-            f"the run {kept.id} is of index {kept.index['id']} and model {kept.index['model_sha256'][:12]};"
+            f"the run {kept.id} is of index {main.index_id} and model {main.model_sha256[:12]};"
             f" here they are {index.id} and {model.sha256[:12]}; name its own with --index"
         )
     answers, differs = [], {}
-    for settings, ranking in zip(kept.settings, kept.rankings, strict=True):
-        for step in attribute(model, index, kept.query, settings):
+    for answer in kept.answers:
+        for step in attribute(model, index, kept.query, answer.settings):
             if isinstance(step, Progress):
                 yield step
                 continue
             answers.append(step)
-            again = [result.id for result in step.results]
-            before = [each for each, _ in ranking]
-            places = (rank for rank, pair in enumerate(zip(before, again, strict=True), 1) if pair[0] != pair[1])
-            differs[settings.method] = next(places, None)
+            pairs = zip(answer.results, step.results, strict=True)
+            places = (before.rank for before, again in pairs if before.id != again.id)
+            differs[answer.settings.method] = next(places, None)
     yield Replayed(Run(tuple(answers)), differs)
 
 

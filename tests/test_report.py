@@ -221,11 +221,24 @@ def test_an_id_is_of_the_question_alone(run, model32, full_index):
     assert Run((main,)).id != run.id
 
 
-def test_a_replay_gives_the_same_ranking(run, packed, full_index, model32):
+def test_a_run_is_read_as_it_was_written(run, packed, full_index, model32):
     kept = read_zip(packed)
     assert kept.id == run.id
-    assert (kept.query.prompt, kept.query.boxes, kept.query.seed) == (run.query.prompt, BOX, None)
-    assert kept.settings == tuple(answer.settings for answer in run.answers)
+    assert np.array_equal(np.asarray(kept.query.image), np.asarray(run.query.image))
+    assert run_json(kept, full_index, model32) == run_json(run, full_index, model32)
+    for ours, theirs in zip(run.answers, kept.answers, strict=True):
+        assert (ours.results, ours.rows, ours.settings) == (theirs.results, theirs.rows, theirs.settings)
+
+
+def test_a_run_whose_question_was_changed_is_refused(packed):
+    told = json.loads(zipfile.ZipFile(packed).read(RUN))
+    told["query"]["prompt"] = "another"
+    with pytest.raises(InputError, match="its query and settings are not those of run"):
+        read_zip(rewritten(packed, **{RUN: json.dumps(told).encode()}))
+
+
+def test_a_replay_gives_the_same_ranking(run, packed, full_index, model32):
+    kept = read_zip(packed)
     *progress, last = replay(model32, full_index, kept)
     assert progress
     assert isinstance(last, Replayed)
@@ -254,10 +267,7 @@ def test_a_replay_says_where_a_ranking_differs(packed, full_index, model32):
 
 
 def test_a_run_of_another_index_is_refused(packed, full_index, model32):
-    told = json.loads(zipfile.ZipFile(packed).read(RUN))
-    for answer in told["answers"]:
-        answer["index"]["id"] = "0" * 12
-    kept = read_zip(rewritten(packed, **{RUN: json.dumps(told).encode()}))
+    kept = Run(tuple(replace(answer, index_id="0" * 12) for answer in read_zip(packed).answers))
     with pytest.raises(InputError, match="is of index 000000000000 and model"):
         next(replay(model32, full_index, kept))
 
@@ -273,6 +283,7 @@ def test_a_run_of_another_index_is_refused(packed, full_index, model32):
         {RUN: b"not JSON"},
         {RUN: b'{"query": {"prompt": 1}}'},
         {RUN: b" " * 20_000_001},
+        {RUN: b'{"answers": [], "id": "0"}'},
     ],
 )
 def test_what_is_no_run_is_refused_in_one_line(packed, changed):
