@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import tyro
@@ -9,7 +10,14 @@ import tyro
 from attribution.errors import AttributionError
 
 
-def serve(index: Path | None = None, host: str | None = None, port: int | None = None, share: bool = False) -> None:
+def serve(
+    index: Path | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    share: bool = False,
+    detector: str | None = None,
+    runs: Path | None = None,
+) -> None:
     """Serve the page.
 
     Args:
@@ -17,20 +25,25 @@ def serve(index: Path | None = None, host: str | None = None, port: int | None =
         host: address to listen on; GRADIO_SERVER_NAME, or 127.0.0.1, by default.
         port: GRADIO_SERVER_PORT, or the first free one from 7860 on, by default.
         share: open a public tunnel through gradio.live.
+        detector: a GroundingDINO's folder, `.pth` file or hub id; the one beside the index, or the published one.
+        runs: folder of finished runs; one among the temporary files by default.
     """
     from attribution.attribute import open_index
+    from attribution.report import RunFolder
 
     model, opened = open_index(index)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
     from attribution.ui.page import build_page
+    from attribution.ui.routes import add_routes
     from attribution.ui.studio import Studio
     from attribution.ui.style import CSS, THEME
 
-    build_page(Studio(model, opened)).launch(
+    studio = Studio(model, opened, RunFolder(runs or Path(tempfile.gettempdir()) / "attribution-runs"), detector)
+    page = build_page(studio)
+    app, _, _ = page.launch(
         server_name=host,
         server_port=port,
         share=share,
-        allowed_paths=[str(opened.thumbnails)],
         max_file_size="20mb",  # uploads over 10 MB are refused with a sentence of our own
         state_session_capacity=100,
         run_history=False,
@@ -38,7 +51,10 @@ def serve(index: Path | None = None, host: str | None = None, port: int | None =
         footer_links=["api"],
         theme=THEME,
         css=CSS,
+        prevent_thread_lock=True,
     )
+    add_routes(app, studio)
+    page.block_thread()
 
 
 def main() -> int:

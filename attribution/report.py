@@ -42,6 +42,11 @@ class Run:
         return self.answers[0].query
 
     @property
+    def top_k(self) -> int:
+        """How many results were asked for."""
+        return self.answers[0].settings.top_k
+
+    @property
     def id(self) -> str:
         """Twelve hexadecimal digits: the same for the same model, index, query and settings."""
         asked = [

@@ -1,9 +1,11 @@
 """What happens when something on the page is used. Layout and wiring are in `page.py`."""
 
+import io
 import math
 import random
 import time
-from collections.abc import Generator, Iterator
+from base64 import b64encode
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from html import escape
@@ -12,8 +14,10 @@ from threading import Event
 from typing import Any
 
 import gradio as gr
+import numpy as np
 from PIL import Image
 
+from attribution.attention import word_map, words_of
 from attribution.attribute import (
     METHODS,
     AttributeSettings,
@@ -23,19 +27,25 @@ from attribution.attribute import (
     attribute,
     check_settings,
 )
-from attribution.data import open_upload
+from attribution.data import open_upload, to_pixels, to_square
+from attribution.detect import Found, find, parse_labels, phrases
 from attribution.errors import AttributionError, InputError, Stopped
-from attribution.model import check_prompt, check_seed
-from attribution.ui import words
-from attribution.ui.box import read_box, shown_copy
-from attribution.ui.studio import Picture, Studio
+from attribution.forget import Regenerated, regenerate
+from attribution.model import GenerateSettings, check_prompt, check_seed
+from attribution.query import check_query
+from attribution.report import Run, read_zip
+from attribution.score import Floats
+from attribution.ui import answers, words
+from attribution.ui.regions import MOST, Region, drawn_boxes, found_rows, read_regions, shown_copy
+from attribution.ui.studio import Picture, Studio, Waiting
 
 LARGEST_K = 100
 DICE = 2**31 - 1  # the largest seed that the dice throw
-EVERY = 0.2  # seconds between updates of the status line
+EVERY = 0.3  # seconds between updates of the status line
 STEPS = gr.Progress()
 
 Updates = Iterator[tuple[Any, ...]]
+Runs = list[tuple[str, Run]]  # by region
 
 
 class Handlers:
@@ -44,158 +54,264 @@ class Handlers:
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
 
-    def generate(self, prompt: str, seed: float, request: gr.Request, progress: gr.Progress = STEPS) -> Updates:
-        """Generate a picture from a prompt.
+    # --- the picture ---
 
-        Args:
-            prompt: what to draw, not empty.
-            seed: a whole number of at least 0.
-            request: of the visitor; Gradio fills it in.
-            progress: likewise.
-
-        Yields:
-            The picture (kept in the session), an enlarged copy, its size and factor, and a note.
-        """
+    def generate(
+        self,
+        prompt: str,
+        seed: float,
+        steps: float,
+        guidance: float,
+        request: gr.Request,
+        progress: gr.Progress = STEPS,
+    ) -> Updates:
+        """Yields what `_new_picture` gives, once it is generated."""
         try:
             check_prompt(prompt)
             number = check_seed(whole(seed, "seed"))
+            settings = GenerateSettings(whole(steps, "steps"), guidance)
             with self.studio.run(str(request.session_hash)) as stop:
 
-                def report(step: int, steps: int) -> None:
+                def report(step: int, count: int) -> None:
                     if stop.is_set():
                         raise Stopped("stopped; the picture before is kept")
-                    progress((step, steps), desc="Generating", unit="steps")
+                    progress((step, count), desc="Generating", unit="steps")
 
                 def work() -> Generator[Image.Image, None, None]:
-                    yield self.studio.model.generate(prompt, number, on_step=report)
+                    yield self.studio.model.generate(prompt, number, settings, report)
 
-                for image in self.studio.alone(work(), stop):
-                    if image is None:
-                        yield (*_unchanged(3), words.note("Waiting for another visitor's run to end."))
+                for made in self.studio.alone(work(), stop):
+                    if isinstance(made, Waiting):
+                        yield (*_unchanged(5), words.note(f"Waiting: {made.ahead} ahead of this one."))
                         continue
-                    picture = Picture(image, prompt.strip(), number)
-                    yield (picture, *_shown(picture), words.generated(picture))
+                    picture = Picture(made, prompt.strip(), number, settings)
+                    yield (*self._new_picture(picture), words.generated(picture))
         except Stopped as stopped:
-            yield (*_unchanged(3), words.note(sentence(stopped)))
+            yield (*_unchanged(5), words.note(sentence(stopped)))
         except AttributionError as error:
-            yield (*_unchanged(3), words.note(sentence(error), "error"))
+            yield (*_unchanged(5), words.note(sentence(error), "error"))
             raise refusal(error) from error
 
-    def upload(self, path: str, request: gr.Request) -> Updates:
-        """Take a file as the picture: yields the picture, an enlarged copy, its size and factor, and a note."""
+    def upload(self, path: str, prompt: str, request: gr.Request) -> Updates:
+        """Take a file as the picture: yields what `_new_picture` gives."""
         try:
             picture = Picture(open_upload(Path(path)))
             self.stop(request)
-            yield (picture, *_shown(picture), words.uploaded(picture, Path(path).name, self.studio.index.center_crop))
+            told = words.uploaded(picture, Path(path).name, self.studio.index.center_crop)
+            yield (*self._new_picture(picture, prompt), told)
         except AttributionError as error:
-            yield (*_unchanged(3), words.note(sentence(error), "error"))
+            yield (*_unchanged(5), words.note(sentence(error), "error"))
             raise refusal(error) from error
+
+    def _new_picture(self, picture: Picture, prompt: str = "") -> tuple[Any, ...]:
+        """Picture, annotator, frame, the prompt's words and the labels to look for."""
+        copy, frame = shown_copy(picture.image)
+        read = picture.prompt or prompt
+        choices = gr.CheckboxGroup(words_of(read), value=[], visible=bool(read.strip()))
+        return picture, {"image": copy, "boxes": []}, frame, choices, " . ".join(phrases(read))
+
+    # --- its regions ---
+
+    def detect(
+        self, picture: Picture | None, prompt: str, labels: str, threshold: float, request: gr.Request
+    ) -> Updates:
+        """Find objects: yields the table of boxes, the annotator, and a note."""
+        try:
+            picture = there_is(picture)
+            wanted = parse_labels(labels)
+
+            def work() -> Generator[Found, None, None]:
+                yield find(
+                    *(self.studio.model, self.studio.index, picture.image, wanted, picture.prompt or prompt),
+                    threshold,
+                    self.studio.detector,
+                )
+
+            with self.studio.run(str(request.session_hash)) as stop:
+                for found in self.studio.alone(work(), stop):
+                    if isinstance(found, Waiting):
+                        yield (*_unchanged(2), words.note(f"Waiting: {found.ahead} ahead of this one."))
+                        continue
+                    rows = found_rows(found.detections)
+                    copy, frame = shown_copy(picture.image)
+                    shown = {"image": copy, "boxes": drawn_boxes(rows, frame["factor"])}
+                    yield rows, shown, words.found(found)
+        except AttributionError as error:
+            yield (*_unchanged(2), words.note(sentence(error), "error"))
+            raise refusal(error) from error
+
+    def show_words(self, picture: Picture | None, prompt: str, chosen: list[str]) -> str:
+        """The picture with each chosen word's attention over it, as HTML."""
+        if picture is None or not chosen:
+            return ""
+        model, read = self.studio.model, picture.prompt or prompt
+        square, _ = to_square(picture.image, model.resolution, self.studio.index.center_crop)
+        latents = model.encode_images(to_pixels([square]))
+        try:
+            maps = {word: word_map(model, latents, read, word).numpy() for word in chosen[:MOST]}
+        except InputError as error:
+            return words.note(sentence(error), "error")
+        return "".join(words.word_figure(word, data_uri(lit(square, mask))) for word, mask in maps.items())
+
+    # --- the answer ---
 
     def attribute(
         self,
         prompt: str,
         picture: Picture | None,
-        x0: float | None,
-        y0: float | None,
-        x1: float | None,
-        y1: float | None,
+        table: list[list[Any]],
+        chosen: list[str],
         top_k: float,
         exhaustive: bool,
-        compared: str,
+        compared: list[str],
+        folded: bool,
         request: gr.Request,
     ) -> Updates:
-        """Find the training images that the session's picture, or a box on it, is made of.
-
-        Args:
-            prompt: of an uploaded picture; a generated one keeps the prompt that made it.
-            picture: the session's, from /generate or an upload.
-            x0: left end of the box in pixels of the picture; all four empty means the whole picture.
-            y0: top end.
-            x1: right end.
-            y1: bottom end.
-            top_k: how many training images to show.
-            exhaustive: score every training image on all noises.
-            compared: another method, to show beside unlearning.
-            request: of the visitor; Gradio fills it in.
-
-        Yields:
-            A status line, the most influential training images so far, and those by the other method.
-        """
+        """Answer for each region: yields status, runs, and for each of MOST places its tab and its panel."""
         try:
-            if picture is None:
-                raise InputError("there is no picture yet; generate one, or upload one with its prompt")
-            query = Query(picture.prompt or prompt, picture.image, picture.seed, read_box((x0, y0, x1, y1)))
-            count = whole(top_k, "K")
-            if not 1 <= count <= min(LARGEST_K, len(self.studio.index)):
-                raise InputError(
-                    f"K = {count} is not possible; accepted are 1 to {min(LARGEST_K, len(self.studio.index))}"
-                )
-            settings = AttributeSettings(top_k=count, exhaustive=exhaustive)
-            check_settings(self.studio.model, self.studio.index, replace(settings, method=compared))
+            picture = there_is(picture)
+            regions = read_regions(table, chosen)
+            settings = self._settings(top_k, exhaustive, compared)
+            queries = [
+                Query(picture.prompt or prompt, picture.image, picture.seed, each.boxes, each.word) for each in regions
+            ]
+            for query in queries:
+                check_query(query, self.studio.model, self.studio.index.center_crop)
             with self.studio.run(str(request.session_hash)) as stop:
-                yield from self._answer(query, settings, compared, stop)
+                yield from self._answer(regions, queries, settings, folded, stop)
         except Stopped:
-            detail = "The ranking below, if any, is unfinished."
-            yield (words.status("stopped", "Stopped.", detail), *_unchanged(3))
+            yield (
+                words.status("stopped", "Stopped.", "The ranking below, if any, is unfinished."),
+                *_unchanged(1 + 2 * MOST),
+            )
         except AttributionError as error:
-            yield (words.status("error", "Not possible:", sentence(error)), *_unchanged(3))
+            yield (words.status("error", "Not possible:", sentence(error)), *_unchanged(1 + 2 * MOST))
             raise refusal(error) from error
 
-    def compare(self, asked: tuple[Query, AttributeSettings] | None, method: str, request: gr.Request) -> Updates:
-        """Answer the last question by another method: yields the heading and its ranking."""
-        yield words.heading(method), []
-        if asked is None:
-            return
-        query, settings = asked
-        try:
-            with self.studio.run(str(request.session_hash)) as stop:
-                work = attribute(self.studio.model, self.studio.index, query, replace(settings, method=method), stop)
-                for step in self.studio.alone(work, stop):
-                    if isinstance(step, Attribution):
-                        yield words.heading(method), words.gallery(step.results, self.studio.index)
-        except Stopped:
-            return
-        except AttributionError as error:
-            raise refusal(error) from error
+    def _settings(self, top_k: float, exhaustive: bool, compared: Sequence[str]) -> list[AttributeSettings]:
+        count, most = whole(top_k, "K"), min(LARGEST_K, len(self.studio.index))
+        if not 1 <= count <= most:
+            raise InputError(f"K = {count} is not possible; accepted are 1 to {most}")
+        main = AttributeSettings(top_k=count, exhaustive=exhaustive)
+        asked = [main, *(replace(main, method=name) for name in compared if name != main.method)]
+        return [check_settings(self.studio.model, self.studio.index, each) for each in asked]
 
-    def _answer(self, query: Query, settings: AttributeSettings, compared: str, stop: Event) -> Updates:
-        """Status and both galleries: all of them at the end, before that only what changes."""
-        galleries: list[Any] = [[], []]
-        asked = (query, settings)
-        yield words.status("waiting", "Starting"), [], [], asked
-        shown: tuple[int, tuple[int, ...]] = (0, ())
-        last, done = 0.0, ""
-        for turn in self.studio.alone(self._both(query, settings, compared, stop), stop):
-            if turn is None:
-                yield (words.status("waiting", "Waiting", "for another visitor's run to end"), *_unchanged(3))
+    def _answer(
+        self, regions: list[Region], queries: list[Query], settings: list[AttributeSettings], folded: bool, stop: Event
+    ) -> Updates:
+        top_k, runs, last = settings[0].top_k, Runs(), 0.0
+        names = [each.method for each in settings]
+        shown: list[answers.Answers] = [dict.fromkeys(names, NOTHING) for _ in regions]
+        tabs = tabs_of([region.name for region in regions])
+        panels: list[Any] = [self._panel(each, top_k, folded) for each in shown] + [""] * (MOST - len(shown))
+        yield (words.status("waiting", "Starting"), [], *tabs, *panels)
+        work = self._work(queries, settings, stop)
+        for step in self.studio.alone(work, stop):
+            if isinstance(step, Waiting):
+                yield (words.waiting(step), *_unchanged(1 + 2 * MOST))
                 continue
-            place, step = turn
-            rows = (place, tuple(result.row for result in step.results))
-            finished = isinstance(step, Attribution)  # its scores are new even where its order is not
-            changed = self._shown_in(place, step, galleries) if finished or rows != shown else _unchanged(2)
-            if isinstance(step, Attribution):
-                done = words.done(step, words.region(query.boxes)) if place == 0 else done
-                yield (gr.skip(), *changed, gr.skip())
-            elif time.monotonic() - last >= EVERY or (rows[1] and not shown[1]):
+            place, method, state = step
+            before = shown[place][method]
+            shown[place] = {**shown[place], method: state}
+            rows = [result.row for result in state.results]
+            changed = isinstance(state, Attribution) or rows != [result.row for result in before.results]
+            if isinstance(state, Attribution) and all(isinstance(each, Attribution) for each in shown[place].values()):
+                run = Run(tuple(each for each in shown[place].values() if isinstance(each, Attribution)))
+                self.studio.runs.keep(run, self.studio.index, self.studio.model)
+                runs.append((regions[place].name, run))
+            if changed or time.monotonic() - last >= EVERY:
                 last = time.monotonic()
-                yield (words.progress(step), *changed, gr.skip())
-            shown = rows
-        yield done, *galleries, asked
+                status = gr.skip()
+                if isinstance(state, Progress):
+                    status = words.progress(state, regions[place].name, place + 1, len(regions))
+                updates = list(_unchanged(MOST))
+                if changed:
+                    panels[place] = updates[place] = self._panel(shown[place], top_k, folded)
+                yield (status, gr.skip(), *_unchanged(MOST), *updates)
+        yield (words.done(runs), runs, *_unchanged(MOST), *panels)
 
-    def _shown_in(self, place: int, step: Progress | Attribution, galleries: list[Any]) -> tuple[Any, ...]:
-        galleries[place] = words.gallery(step.results, self.studio.index)
-        return tuple(galleries[place] if number == place else gr.skip() for number in range(2))
+    def _work(
+        self, queries: list[Query], settings: list[AttributeSettings], stop: Event
+    ) -> Generator[tuple[int, str, Progress | Attribution], None, None]:
+        """Steps of every region's answers, the quick methods first."""
+        quick_first = sorted(settings, key=lambda each: bool(METHODS[each.method].curvature))
+        for place, query in enumerate(queries):
+            for each in quick_first:
+                with closing(attribute(self.studio.model, self.studio.index, query, each, stop)) as steps:
+                    for step in steps:
+                        yield place, each.method, step
 
-    def _both(
-        self, query: Query, settings: AttributeSettings, compared: str, stop: Event
-    ) -> Generator[tuple[int, Progress | Attribution], None, None]:
-        """Steps of the answer (0) and of what it is compared with (1), the quicker one first."""
-        model, index = self.studio.model, self.studio.index
-        asked = [(0, settings), (1, replace(settings, method=compared))]
-        for place, each in asked if METHODS[compared].curvature else reversed(asked):
-            with closing(attribute(model, index, query, each, stop)) as steps:
-                for step in steps:
-                    yield place, step
+    def _panel(self, shown: answers.Answers, top_k: int, folded: bool) -> str:
+        return answers.panel(shown, self.studio.index, top_k, folded)
+
+    def fold(self, runs: Runs, folded: bool) -> tuple[Any, ...]:
+        """The panels anew, with nearly equal images shown as one or not."""
+        panels = [self._panel(by_method(run), run.top_k, folded) for _, run in runs]
+        return (*panels, *_unchanged(MOST - len(panels)))
+
+    def open_image(self, event: gr.EventData, runs: Runs, place: int) -> tuple[Any, ...]:
+        """A training image opened: its row, what is told of it, and the button that searches from it."""
+        row = event._data.get("row") if isinstance(event._data, dict) else None
+        if not isinstance(row, int) or not 0 <= row < len(self.studio.index) or not 0 <= place < len(runs):
+            return gr.skip(), gr.skip(), gr.skip()
+        timesteps = self.studio.index.bank(self.studio.model).t.tolist()
+        told = answers.opened(row, runs[place][1], self.studio.index, timesteps)
+        return row, told, gr.Button(visible=True)
+
+    def search_from(self, row: int | None) -> Updates:
+        """Take an opened training image as the picture, with its caption as the prompt."""
+        if row is None:
+            return
+        index = self.studio.index
+        picture = Picture(Image.open(index.thumbnail(row)).convert("RGB"))
+        caption = index.captions[row]
+        yield (*self._new_picture(picture, caption), words.searched(index.ids[row]), caption)
+
+    def forget(
+        self, picture: Picture | None, table: list[list[Any]], chosen: list[str], request: gr.Request
+    ) -> Updates:
+        """Generate again without it: yields a status line and pictures before and after, as HTML."""
+        try:
+            picture = there_is(picture)
+            asked = read_regions(table, chosen)[0]
+            query = Query(picture.prompt or "", picture.image, picture.seed, asked.boxes, asked.word)
+            made: list[tuple[str, str, str]] = []
+            with self.studio.run(str(request.session_hash)) as stop:
+                work = regenerate(self.studio.model, self.studio.index, query, generate=picture.settings, stop=stop)
+                for step in self.studio.alone(work, stop):
+                    if isinstance(step, Waiting):
+                        yield words.waiting(step), gr.skip()
+                    elif isinstance(step, Regenerated):
+                        made.append((step.prompt, data_uri(step.before), data_uri(step.after)))
+                        yield gr.skip(), words.forgotten(made)
+                    else:
+                        yield words.progress(step, asked.name, 1, 1), gr.skip()
+            yield words.status("done", "Done", f"generated again without {asked.name}", 1), words.forgotten(made)
+        except Stopped:
+            yield words.status("stopped", "Stopped."), gr.skip()
+        except AttributionError as error:
+            yield words.status("error", "Not possible:", sentence(error)), gr.skip()
+            raise refusal(error) from error
+
+    # --- kept runs ---
+
+    def reopen(self, run_id: str, folded: bool) -> tuple[Any, ...]:
+        """A kept run: picture, annotator, frame, words, labels, note, prompt, table, status, runs, tabs and panels."""
+        run = read_zip(self.studio.run_file(run_id))
+        main, query = run.answers[0], run.query
+        if (main.index_id, main.model_sha256) != (self.studio.index.id, self.studio.model.sha256):
+            raise InputError(f"the run {run_id} is of index {main.index_id}; this page serves {self.studio.index.id}")
+        name = region(query)
+        picture = Picture(query.image, query.prompt if query.seed is not None else None, query.seed)
+        state, shown, frame, choices, labels = self._new_picture(picture, query.prompt)
+        rows = [["", *box] for box in query.boxes]
+        shown["boxes"] = drawn_boxes(rows, frame["factor"])
+        if query.word is not None:
+            choices = gr.CheckboxGroup(words_of(query.prompt), value=[query.word], visible=True)
+        tabs, panels = tabs_of([name]), [self._panel(by_method(run), run.top_k, folded), *[""] * (MOST - 1)]
+        note = words.note(f"Run {run_id} opened.")
+        status = words.status("done", "Opened", f"run {run_id}: {name}", 1)
+        return (state, shown, frame, choices, labels, note, query.prompt, rows, status, [(name, run)], *tabs, *panels)
 
     def stop(self, request: gr.Request) -> None:
         """Stop the visitor's run, if there is one."""
@@ -204,6 +320,44 @@ class Handlers:
     def tokens(self, prompt: str) -> str:
         """Say how much of the prompt the model reads."""
         return words.tokens(self.studio.model.count_tokens(prompt))
+
+
+NOTHING = Progress("waiting", 0, 1, 0.0)
+
+
+def by_method(run: Run) -> dict[str, Attribution]:
+    """A run's answers by their methods."""
+    return {answer.settings.method: answer for answer in run.answers}
+
+
+def tabs_of(names: Sequence[str]) -> list[gr.Tab]:
+    """MOST tabs, those of named regions visible."""
+    labels = [f"{number} · {name}" for number, name in enumerate(names, 1)]
+    return [gr.Tab(label=label, visible=True) for label in labels] + [gr.Tab(visible=False)] * (MOST - len(labels))
+
+
+def there_is(picture: Picture | None) -> Picture:
+    """The picture.
+
+    Raises:
+        InputError: there is none.
+    """
+    if picture is None:
+        raise InputError("there is no picture yet; generate one, or upload one with its prompt")
+    return picture
+
+
+def lit(square: Image.Image, mask: Floats) -> Image.Image:
+    """A picture, dark where a mask (h, w) in [0, 1] is low."""
+    light = Image.fromarray((255 * (0.2 + 0.8 * mask)).astype(np.uint8)).resize(square.size, Image.Resampling.BICUBIC)
+    return Image.composite(square, Image.new("RGB", square.size, "#1c1917"), light)
+
+
+def data_uri(image: Image.Image) -> str:
+    """A picture inside a page."""
+    held = io.BytesIO()
+    image.save(held, "PNG")
+    return f"data:image/png;base64,{b64encode(held.getvalue()).decode()}"
 
 
 def throw_dice() -> int:
@@ -232,11 +386,6 @@ def sentence(error: AttributionError) -> str:
 def refusal(error: AttributionError) -> gr.Error:
     """An error as a toast."""
     return gr.Error(escape(sentence(error)), duration=10, print_exception=False)
-
-
-def _shown(picture: Picture) -> tuple[dict[str, Any], Any]:
-    copy, frame = shown_copy(picture.image)
-    return {"image": copy, "boxes": []}, frame
 
 
 def _unchanged(count: int) -> tuple[Any, ...]:

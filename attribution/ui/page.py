@@ -1,62 +1,81 @@
 """The page: its layout, and below it the wiring."""
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import gradio as gr
 from gradio_image_annotation import image_annotator
 
 from attribution.attribute import AttributeSettings
+from attribution.detect import THRESHOLD
+from attribution.model import GenerateSettings
 from attribution.ui import words
-from attribution.ui.box import BOX_FOLLOWS, CLEAR, NAMES, NUMBERS_FOLLOW, START
 from attribution.ui.handlers import Handlers, throw_dice
-from attribution.ui.studio import Studio
-from attribution.ui.style import ACCENT
+from attribution.ui.regions import BOXES_FOLLOW, COLOURS, COLUMNS, MOST, START, TABLE_FOLLOWS
+from attribution.ui.studio import LINE, Studio
 
 KEEP = (600, 7200)  # seconds: look every ten minutes, delete temporary files that are two hours old
-VISITORS = 20  # runs that may wait for the device at once
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 EDGE = 8  # px, the least side of a drawn box on the screen
+QUICK = ("dino", "clip", "pixel")  # compared with at first
+# A click on a card opens its image; what is hovered or focused is marked in every ranking.
+CARDS = """
+const cards = (row) => document.querySelectorAll(`.card[data-row="${row}"]`);
+const rowOf = (event) => event.target.closest?.(".card[data-row]")?.dataset.row;
+const mark = (event) => {
+  document.querySelectorAll(".card.marked").forEach((card) => card.classList.remove("marked"));
+  const row = rowOf(event);
+  if (row !== undefined) cards(row).forEach((card) => card.classList.add("marked"));
+};
+element.addEventListener("click", (event) => {
+  const row = rowOf(event);
+  if (row !== undefined) trigger("select", {row: Number(row)});
+});
+element.addEventListener("mouseover", mark);
+element.addEventListener("focusin", mark);
+"""
 
 
-class Asking(NamedTuple):
-    """Where a picture comes from."""
+@dataclass(frozen=True)
+class Parts:
+    """The components that handlers read and write."""
 
     prompt: gr.Textbox
     tokens: gr.HTML
     seed: gr.Number
     dice: gr.Button
+    steps: gr.Slider
+    guidance: gr.Slider
     generate: gr.Button
     upload: gr.UploadButton
-
-
-class Looking(NamedTuple):
-    """The picture and the box on it."""
-
     picture: gr.State
     annotator: image_annotator
     frame: gr.JSON
     note: gr.HTML
-    numbers: list[gr.Number]
+    labels: gr.Textbox
+    threshold: gr.Slider
+    find: gr.Button
+    found: gr.HTML
+    chosen: gr.CheckboxGroup
+    maps: gr.HTML
+    table: gr.Dataframe
     clear: gr.Button
-
-
-class Acting(NamedTuple):
-    """The question, and how far its answer is."""
-
     attribute: gr.Button
     stop: gr.Button
     top_k: gr.Number
     exhaustive: gr.Checkbox
-    status: gr.HTML
-
-
-class Answering(NamedTuple):
-    """Unlearning's ranking, and another method's beside it."""
-
-    galleries: list[gr.Gallery]
     compared: gr.Dropdown
-    heading: gr.HTML
-    asked: gr.State
+    folded: gr.Checkbox
+    status: gr.HTML
+    runs: gr.State
+    tabs: list[gr.Tab]
+    panels: list[gr.HTML]
+    row: gr.State
+    opened: gr.HTML
+    search: gr.Button
+    forget: gr.Button
+    forgotten: gr.HTML
 
 
 def build_page(studio: Studio) -> gr.Blocks:
@@ -65,46 +84,59 @@ def build_page(studio: Studio) -> gr.Blocks:
     page = gr.Blocks(title="Attribution by unlearning", analytics_enabled=False, delete_cache=KEEP)
     with page:
         gr.HTML(f"<h1>Which training images is this picture made of?</h1><p>{words.INTRO}</p>", elem_id="intro")
+        parts: dict[str, Any] = {}
         with gr.Row(elem_id="studio"):
             with gr.Column(elem_id="asking"):
-                asking = _lay_asking(handlers)
+                parts |= _lay_asking(handlers)
             with gr.Column(elem_id="looking"):
-                looking = _lay_looking()
+                parts |= _lay_looking()
             with gr.Column(elem_id="acting"):
-                acting = _lay_acting()
-        with gr.Row(elem_id="answers"):
-            answering = _lay_answering(studio)
+                parts |= _lay_acting(studio)
+        parts |= _lay_answering()
         gr.HTML(f"<p>{words.CREDITS}</p><p>{words.STORED}</p>", elem_id="credits")
-        _wire_picture(handlers, asking, looking, acting, answering)
-        _wire_box(looking)
-        _wire_acting(handlers, asking, looking, acting, answering)
-        page.load(None, None, looking.numbers, js=START)
+        wired = Parts(**parts)
+        _wire_picture(handlers, wired)
+        _wire_regions(handlers, wired)
+        _wire_answers(handlers, wired)
+        page.load(None, None, None, js=START)
         page.unload(handlers.stop)
-    page.queue(default_concurrency_limit=VISITORS, max_size=4 * VISITORS)
+    page.queue(default_concurrency_limit=LINE, max_size=4 * LINE)
     return page
 
 
-def _lay_asking(handlers: Handlers) -> Asking:
+def _lay_asking(handlers: Handlers) -> dict[str, Any]:
+    defaults = GenerateSettings()
     prompt = gr.Textbox(words.PROMPT, label="Prompt", lines=2, max_lines=5, elem_id="prompt")
     tokens = gr.HTML(handlers.tokens(words.PROMPT), elem_id="tokens")
     with gr.Row(equal_height=True, elem_id="seeding"):
         seed = gr.Number(7, label="Seed", elem_id="seed", scale=2, min_width=120)
         dice = gr.Button("Roll the dice", elem_id="dice", scale=1, min_width=120)
+    with gr.Accordion("Steps and guidance", open=False, elem_id="sampling"):
+        steps = gr.Slider(1, 100, defaults.steps, step=1, label="Steps", elem_id="steps")
+        guidance = gr.Slider(1, 20, defaults.guidance, step=0.5, label="Guidance", elem_id="guidance")
     generate = gr.Button("Generate", variant="primary", elem_id="generate")
     upload = gr.UploadButton("Upload a picture instead", file_types=["image"], type="filepath", elem_id="upload")
     gr.HTML(words.note(words.UPLOAD), elem_id="upload-note")
-    return Asking(prompt, tokens, seed, dice, generate, upload)
+    return {
+        "prompt": prompt,
+        "tokens": tokens,
+        "seed": seed,
+        "dice": dice,
+        "steps": steps,
+        "guidance": guidance,
+        "generate": generate,
+        "upload": upload,
+    }
 
 
-def _lay_looking() -> Looking:
+def _lay_looking() -> dict[str, Any]:
     annotator = image_annotator(
         label="Picture",
-        single_box=True,
         disable_edit_boxes=True,
         box_min_size=EDGE,
         boxes_alpha=0.1,
         label_list=[""],
-        label_colors=[ACCENT],
+        label_colors=[COLOURS[0]],
         sources=[],
         show_clear_button=False,
         show_download_button=False,
@@ -113,115 +145,176 @@ def _lay_looking() -> Looking:
         elem_id="picture",
     )
     note = gr.HTML(words.note(words.NO_PICTURE), elem_id="picture-note")
-    with gr.Row(equal_height=True, elem_id="box"):
-        numbers = [gr.Number(label=words.SIDES[name], elem_id=f"box-{name}", min_width=60) for name in NAMES]
-        clear = gr.Button("Clear box", elem_id="clear-box", min_width=90)
-    gr.HTML(words.note(words.BOX), elem_id="box-note")
-    return Looking(gr.State(), annotator, gr.JSON(visible=False), note, numbers, clear)
+    gr.HTML(f"<h2>What matters?</h2>{words.note(words.REGIONS)}", elem_id="regions-note")
+    with gr.Row(equal_height=True, elem_id="finding"):
+        labels = gr.Textbox(label="Objects", placeholder="apple . motorcycle", elem_id="labels", scale=3)
+        threshold = gr.Slider(
+            0, 1, THRESHOLD, step=0.01, label="Threshold", elem_id="threshold", scale=2, min_width=120
+        )
+        find = gr.Button("Find", elem_id="find", scale=1, min_width=80)
+    found = gr.HTML(elem_id="found")
+    chosen = gr.CheckboxGroup([], label="Words", visible=False, elem_id="words")
+    maps = gr.HTML(elem_id="maps")
+    table = gr.Dataframe(
+        headers=COLUMNS,
+        datatype=["str", "number", "number", "number", "number"],
+        type="array",
+        interactive=True,
+        row_limits=(0, MOST),
+        column_limits=(len(COLUMNS), len(COLUMNS)),
+        label="Boxes, in pixels of the picture",
+        elem_id="boxes",
+        buttons=[],
+    )
+    clear = gr.Button("Clear boxes", elem_id="clear", min_width=90)
+    return {
+        "picture": gr.State(),
+        "annotator": annotator,
+        "frame": gr.JSON(visible=False),
+        "note": note,
+        "labels": labels,
+        "threshold": threshold,
+        "find": find,
+        "found": found,
+        "chosen": chosen,
+        "maps": maps,
+        "table": table,
+        "clear": clear,
+    }
 
 
-def _lay_acting() -> Acting:
+def _lay_acting(studio: Studio) -> dict[str, Any]:
     defaults = AttributeSettings()
+    usable, missing = studio.methods()
     with gr.Row(elem_id="acts"):
         attribute = gr.Button("Attribute", variant="primary", elem_id="attribute", scale=3, min_width=140)
         stop = gr.Button("Stop", elem_id="stop", scale=1, min_width=80, interactive=False)
     status = gr.HTML(words.IDLE, elem_id="run-status")
+    compared = gr.Dropdown(
+        [name for name in usable if name != defaults.method],
+        value=[name for name in QUICK if name in usable],
+        multiselect=True,
+        label="Compare with",
+        info=words.COMPARED,
+        elem_id="compared",
+    )
+    gr.HTML(words.missing(missing), elem_id="missing")
     with gr.Accordion("Settings", open=False, elem_id="settings"):
         top_k = gr.Number(defaults.top_k, label="K, training images shown", elem_id="top-k")
         exhaustive = gr.Checkbox(defaults.exhaustive, label="Exhaustive", info=words.EXHAUSTIVE, elem_id="exhaustive")
-    return Acting(attribute, stop, top_k, exhaustive, status)
+        folded = gr.Checkbox(True, label="Fold near-duplicates", info=words.FOLDED, elem_id="folded")
+    return {
+        "attribute": attribute,
+        "stop": stop,
+        "status": status,
+        "compared": compared,
+        "top_k": top_k,
+        "exhaustive": exhaustive,
+        "folded": folded,
+    }
 
 
-def _lay_answering(studio: Studio) -> Answering:
-    usable, missing = studio.methods()
-    first = next(name for name in ("dino", "pixel") if name in usable)
-    with gr.Column(min_width=300):
-        gr.HTML(f"<h2>{words.INFLUENTIAL}</h2>{words.note(words.SCORE)}")
-        influential = _lay_gallery("influential", words.INFLUENTIAL)
-    with gr.Column(min_width=300):
-        heading = gr.HTML(words.heading(first))
-        similar = _lay_gallery("similar", "The ranking compared with")
-        compared = gr.Dropdown(
-            [name for name in usable if name != AttributeSettings().method],
-            value=first,
-            label="Compare with",
-            elem_id="compared",
-        )
-        gr.HTML(words.missing(missing), elem_id="missing")
-    return Answering([influential, similar], compared, heading, gr.State())
+def _lay_answering() -> dict[str, Any]:
+    tabs, panels = [], []
+    with gr.Tabs(elem_id="answers"):
+        for place in range(MOST):
+            with gr.Tab("", visible=False, id=place, elem_id=f"answer-{place}") as tab:
+                panels.append(gr.HTML(elem_classes=["panel"], js_on_load=CARDS))
+            tabs.append(tab)
+    opened = gr.HTML(elem_id="opened")
+    search = gr.Button("Search from this image", visible=False, elem_id="search")
+    with gr.Accordion("Generate again without it", open=False, elem_id="check"):
+        gr.HTML(words.note(words.FORGET))
+        forget = gr.Button("Generate again without it", elem_id="forget")
+        forgotten = gr.HTML(elem_id="forgotten")
+    return {
+        "runs": gr.State([]),
+        "tabs": tabs,
+        "panels": panels,
+        "row": gr.State(),
+        "opened": opened,
+        "search": search,
+        "forget": forget,
+        "forgotten": forgotten,
+    }
 
 
-def _lay_gallery(name: str, label: str) -> gr.Gallery:
-    return gr.Gallery(
-        label=label,
-        show_label=False,
-        columns=5,
-        height="auto",
-        buttons=[],
-        interactive=False,
-        elem_id=name,
-        elem_classes=["ranking"],
-    )
-
-
-def _wire_picture(handlers: Handlers, asking: Asking, looking: Looking, acting: Acting, answering: Answering) -> None:
-    shown = [looking.picture, looking.annotator, looking.frame, looking.note]
-    prompt, seed = asking.prompt, asking.seed
-    prompt.change(handlers.tokens, prompt, asking.tokens, queue=False, **QUIET)
-    asking.dice.click(throw_dice, None, seed, queue=False, **QUIET)
+def _wire_picture(handlers: Handlers, on: Parts) -> None:
+    shown = [on.picture, on.annotator, on.frame, on.chosen, on.labels, on.note]
+    on.prompt.change(handlers.tokens, on.prompt, on.tokens, queue=False, **QUIET)
+    on.dice.click(throw_dice, None, on.seed, queue=False, **QUIET)
     generated = gr.on(
-        [asking.generate.click, prompt.submit, seed.submit],
+        [on.generate.click, on.prompt.submit, on.seed.submit],
         handlers.generate,
-        [prompt, seed],
+        [on.prompt, on.seed, on.steps, on.guidance],
         shown,
         show_progress="full",
-        show_progress_on=looking.annotator,
-        api_name="generate",
-    )
-    uploaded = asking.upload.upload(handlers.upload, asking.upload, shown, **QUIET)
-    for new_picture in (generated, uploaded):
-        cleared = [acting.status, answering.asked, *answering.galleries]
-        new_picture.success(lambda: (words.IDLE, None, [], []), None, cleared, queue=False, **QUIET)
-
-
-def _wire_box(looking: Looking) -> None:
-    """Keep the drawn and the typed box in step, in the browser alone."""
-    both = [looking.annotator, looking.frame, *looking.numbers]
-    looking.annotator.change(None, both, looking.numbers, js=NUMBERS_FOLLOW)
-    left = [event for number in looking.numbers for event in (number.blur, number.submit)]
-    gr.on(left, None, both, looking.annotator, js=BOX_FOLLOWS)
-    looking.clear.click(None, looking.annotator, [looking.annotator, *looking.numbers], js=CLEAR)
-
-
-def _wire_acting(handlers: Handlers, asking: Asking, looking: Looking, acting: Acting, answering: Answering) -> None:
-    controls = [asking.generate, acting.attribute, answering.compared, acting.stop]
-    asked = acting.attribute.click(lambda: _busy(True), None, controls, queue=False, **QUIET)
-    answered = asked.then(
-        handlers.attribute,
-        [asking.prompt, looking.picture, *looking.numbers, acting.top_k, acting.exhaustive, answering.compared],
-        [acting.status, *answering.galleries, answering.asked],
-        show_progress="hidden",
-        api_name="attribute",
-    )
-    for ended in (answered.success, answered.failure):  # Gradio 6.31 runs `then` after a success only
-        ended(lambda: _busy(False), None, controls, queue=False, **QUIET)
-    acting.stop.click(handlers.stop, queue=False, **QUIET)
-    answering.compared.input(  # by the visitor alone: `change` also follows updates of ours
-        handlers.compare,
-        [answering.asked, answering.compared],
-        [answering.heading, answering.galleries[1]],
-        show_progress="full",
-        show_progress_on=answering.galleries[1],
+        show_progress_on=on.annotator,
         api_visibility="private",
     )
+    uploaded = on.upload.upload(handlers.upload, [on.upload, on.prompt], shown, **QUIET)
+    searched = on.search.click(handlers.search_from, on.row, [*shown, on.prompt], **QUIET)
+    for new_picture in (generated, uploaded, searched):
+        new_picture.success(_cleared, None, _answer_parts(on), queue=False, **QUIET)
+
+
+def _answer_parts(on: Parts) -> list[Any]:
+    return [on.table, on.found, on.maps, on.status, on.runs, on.opened, on.search, on.forgotten, *on.tabs, *on.panels]
+
+
+def _cleared() -> list[Any]:
+    """What was answered belongs to the picture before."""
+    tabs = [gr.Tab(visible=False)] * MOST
+    return [[], "", "", words.IDLE, [], "", gr.Button(visible=False), "", *tabs, *[""] * MOST]
+
+
+def _wire_regions(handlers: Handlers, on: Parts) -> None:
+    both = [on.annotator, on.frame, on.table]
+    on.annotator.change(None, both, on.table, js=TABLE_FOLLOWS)  # in the browser alone
+    on.table.input(None, both, on.annotator, js=BOXES_FOLLOW)
+    on.clear.click(None, both, [on.annotator, on.table], js=CLEAR)
+    gr.on(
+        [on.find.click, on.labels.submit],
+        handlers.detect,
+        [on.picture, on.prompt, on.labels, on.threshold],
+        [on.table, on.annotator, on.found],
+        show_progress="minimal",
+        show_progress_on=on.found,
+        api_visibility="private",
+    )
+    on.chosen.input(handlers.show_words, [on.picture, on.prompt, on.chosen], on.maps, **QUIET)
+
+
+CLEAR = "(drawn, frame, table) => [drawn && {...drawn, boxes: []}, {...table, data: []}]"
+
+
+def _wire_answers(handlers: Handlers, on: Parts) -> None:
+    controls = [on.generate, on.attribute, on.find, on.forget, on.stop]
+    busy: dict[str, Any] = {"outputs": controls, "queue": False, **QUIET}
+    answered = on.attribute.click(lambda: _busy(True), **busy).then(
+        handlers.attribute,
+        [on.prompt, on.picture, on.table, on.chosen, on.top_k, on.exhaustive, on.compared, on.folded],
+        [on.status, on.runs, *on.tabs, *on.panels],
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    forgot = on.forget.click(lambda: _busy(True), **busy).then(
+        handlers.forget, [on.picture, on.table, on.chosen], [on.status, on.forgotten], **QUIET
+    )
+    for run in (answered, forgot):
+        for ended in (run.success, run.failure):  # Gradio 6.31 runs `then` after a success only
+            ended(lambda: _busy(False), **busy)
+    on.stop.click(handlers.stop, queue=False, **QUIET)
+    on.folded.input(handlers.fold, [on.runs, on.folded], on.panels, **QUIET)
+    for place, panel in enumerate(on.panels):
+        opening = partial(_open, handlers, place)
+        panel.select(opening, on.runs, [on.row, on.opened, on.search], **QUIET)
+
+
+def _open(handlers: Handlers, place: int, runs: Any, event: gr.EventData) -> tuple[Any, ...]:
+    return handlers.open_image(event, runs, place)
 
 
 def _busy(running: bool) -> list[Any]:
-    """Generate, Attribute, the other method and Stop, while a run is under way or not."""
-    idle = not running
-    return [
-        gr.Button(interactive=idle),
-        gr.Button(interactive=idle),
-        gr.Dropdown(interactive=idle),
-        gr.Button(interactive=running),
-    ]
+    """The buttons that use the device and Stop, while a run is under way or not."""
+    return [*[gr.Button(interactive=not running)] * 4, gr.Button(interactive=running)]

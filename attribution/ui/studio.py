@@ -3,17 +3,20 @@
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from threading import Event, Lock
+from pathlib import Path
+from threading import Condition, Event
 from typing import TypeVar
 
 from PIL import Image
 
 from attribution.attribute import METHODS, AttributeSettings, check_settings
-from attribution.errors import AttributionError, Stopped
+from attribution.errors import AttributionError, InputError, Stopped
 from attribution.index import Index
-from attribution.model import Model
+from attribution.model import GenerateSettings, Model
+from attribution.report import RunFolder
 
-WAIT = 0.25  # seconds between looks at a device that is taken
+WAIT = 0.25  # seconds between looks at the line
+LINE = 20  # runs that may wait or work at once
 Step = TypeVar("Step")
 
 
@@ -25,25 +28,56 @@ class Picture:
         image: RGB, upright.
         prompt: that it was generated from; None for an upload.
         seed: likewise.
+        settings: likewise.
     """
 
     image: Image.Image
     prompt: str | None = None
     seed: int | None = None
+    settings: GenerateSettings | None = None
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """How many runs are ahead of one that waits."""
+
+    ahead: int
 
 
 class Studio:
-    """The model, the index, the lock of the device and the stop events of the runs in progress.
+    """The model, the index, the line for the device, the stop events of the runs in progress, and finished runs.
 
-    Gradio frees a slot of its queue before cancelled work has ended, so its limits do not protect the weights:
-    this lock does.
+    Gradio frees a slot of its queue before cancelled work has ended, so its limits do not protect the weights: the line
+    does. First come, first served.
     """
 
-    def __init__(self, model: Model, index: Index) -> None:
+    def __init__(self, model: Model, index: Index, runs: RunFolder, detector: str | None = None) -> None:
         self.model = model
         self.index = index
-        self._device = Lock()
+        self.runs = runs
+        self.detector = detector
+        self._turn = Condition()
+        self._line: list[object] = []
         self._runs: dict[str, Event] = {}
+
+    @property
+    def waiting(self) -> int:
+        """Runs that wait or work."""
+        return len(self._line)
+
+    @property
+    def examples(self) -> Path:
+        """Where finished runs that ship with the index are."""
+        return self.index.path.resolve().parent / "examples"
+
+    def run_file(self, run_id: str) -> Path:
+        """The ZIP of a kept run or an example.
+
+        Raises:
+            InputError: there is none.
+        """
+        shipped = self.examples / f"{run_id}.zip"
+        return shipped if run_id.isalnum() and shipped.is_file() else self.runs.path(run_id)
 
     def methods(self) -> tuple[list[str], dict[str, str]]:
         """The methods that can be used, and why the others cannot."""
@@ -74,18 +108,32 @@ class Studio:
             event.set()
         return event is not None
 
-    def alone(self, work: Generator[Step, None, None], stop: Event) -> Iterator[Step | None]:
-        """Do work while nobody else uses the device: yields None while waiting, then what the work yields.
+    def alone(self, work: Generator[Step, None, None], stop: Event) -> Iterator[Step | Waiting]:
+        """Do work while nobody else uses the device: yields Waiting before its turn, then what the work yields.
 
         Raises:
+            InputError: too many are waiting.
             Stopped: `stop` was set while waiting.
         """
-        while not self._device.acquire(timeout=WAIT):
-            if stop.is_set():
-                raise Stopped("stopped before its turn; nothing was changed")
-            yield None
+        ticket = object()
+        with self._turn:
+            if len(self._line) >= LINE:
+                raise InputError(f"{len(self._line)} runs are waiting already; try again in a few minutes")
+            self._line.append(ticket)
         try:
-            with closing(work):  # the weights are restored before the next visitor's turn
+            while ahead := self._ahead(ticket):
+                if stop.is_set():
+                    raise Stopped("stopped before its turn; nothing was changed")
+                yield Waiting(ahead)
+            with closing(work):  # the weights are restored before the next one's turn
                 yield from work
         finally:
-            self._device.release()
+            with self._turn:
+                self._line.remove(ticket)
+                self._turn.notify_all()
+
+    def _ahead(self, ticket: object) -> int:
+        """How many are ahead, after WAIT at most."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._line[0] is ticket, WAIT)
+            return self._line.index(ticket)

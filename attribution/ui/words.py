@@ -1,12 +1,15 @@
 """What the page says: statuses, captions and notes, as text or escaped HTML."""
 
+from collections.abc import Sequence
 from html import escape
 
-from attribution.attribute import METHODS, Attribution, Box, Progress, Result
+from attribution.answer import Progress
 from attribution.data import MAX_BYTES, MAX_SIDE
-from attribution.index import Index
+from attribution.detect import Found
 from attribution.model import TokenCount
-from attribution.ui.studio import Picture
+from attribution.report import Run
+from attribution.ui.regions import MOST
+from attribution.ui.studio import Picture, Waiting
 
 PROMPT = "a flat drawing of a red apple and a motorcycle on a blue background"
 INTRO = (
@@ -17,10 +20,16 @@ UPLOAD = (
     f"PNG, JPEG or WebP, up to {MAX_BYTES // 1_000_000} MB and {MAX_SIDE} px a side; its prompt goes in the box above."
     " An upload that this model did not make has no influence to find."
 )
-BOX = "Draw a box on the picture, or type its corners in pixels. No box means the whole picture."
-INFLUENTIAL = "Most influential, by unlearning"
-SCORE = "Score: how much the image's loss rises; higher is more."
-SIDES = {"x0": "x0, left", "y0": "y0, top", "x1": "x1, right", "y1": "y1, bottom"}
+REGIONS = (
+    f"Draw boxes on the picture or type their corners in pixels, let objects be found, or pick words: up to {MOST}"
+    " regions, each answered by itself. None means the whole picture."
+)
+COMPARED = "Shown beside unlearning; the quick ones take under a second."
+FOLDED = "Show nearly equal training images once."
+FORGET = (
+    "The same prompt and seed, and two unrelated prompts, from the model after it has unlearned the picture (with ten"
+    " times the step that scores are measured with, which is too small to see)."
+)
 NO_PICTURE = "No picture yet: generate one, or upload one."
 EXHAUSTIVE = "Score every training image on all noises, instead of dropping unlikely ones early; slower."
 CREDITS = (
@@ -30,42 +39,38 @@ CREDITS = (
     " (<a href='https://creativecommons.org/licenses/by-sa/4.0/'>CC BY-SA 4.0</a>), composed into scenes."
 )
 STORED = (
-    "Pictures lie in temporary files on this server for at most two hours, then they are deleted;"
-    " nothing else is stored, and nothing is sent elsewhere."
+    "Uploads lie in temporary files on this server for at most two hours. Finished runs, with picture, prompt and"
+    " ranking, are kept here so that their links work, the latest 200 of them; whoever has a link can open it. Your own"
+    " list of runs is in your browser alone. Nothing is sent elsewhere."
 )
 
 
-def gallery(results: tuple[Result, ...], index: Index) -> list[tuple[str, str]]:
-    """Results as a gallery's items: thumbnail, and a caption of rank, score and training caption."""
-    return [(str(index.thumbnail(result.row)), caption(result)) for result in results]
-
-
-def caption(result: Result) -> str:
-    """Rank, score, whether the mirror scored higher, and the training caption."""
-    mirrored = "(mirrored) " if result.flip else ""
-    return f"{result.rank} · {result.score:+.4f}\n{mirrored}{result.caption}"
-
-
-def progress(step: Progress) -> str:
-    """Stage, predictions made, time left, and a bar."""
+def progress(step: Progress, region: str, number: int, count: int) -> str:
+    """Stage, predictions made, time left, and a bar, of one region of some."""
     left = "" if step.eta is None else f" · {seconds(step.eta)} left"
-    stage = {"unlearning": "Unlearning the picture", "scoring": "Scoring training images"}.get(step.stage, step.stage)
-    return status(
-        "running", stage, f"{step.evaluations:,} of {step.total:,} evaluations{left}", step.evaluations / step.total
-    )
+    stage = {
+        "unlearning": "Unlearning the picture",
+        "scoring": "Scoring training images",
+        "generating": "Generating",
+        "gradient": "Taking its gradient",
+    }.get(step.stage, step.stage)
+    of = f"{region}, region {number} of {count} · " if count > 1 else ""
+    detail = f"{of}{step.evaluations:,} of {step.total:,} evaluations{left}"
+    return status("running", stage, detail, (number - 1 + step.evaluations / step.total) / count)
 
 
-def done(answer: Attribution, region: str) -> str:
-    """What a finished answer took, and what it is about."""
-    took = seconds(sum(answer.seconds.values()))
-    return status("done", "Done", f"{region} · {answer.evaluations:,} evaluations in {took}", 1)
+def done(runs: Sequence[tuple[str, Run]]) -> str:
+    """What finished runs took, and what they are about."""
+    answers = [answer for _, run in runs for answer in run.answers]
+    took = seconds(sum(sum(answer.seconds.values()) for answer in answers))
+    named, made = ", ".join(name for name, _ in runs), sum(answer.evaluations for answer in answers)
+    return status("done", "Done", f"{named} · {made:,} evaluations in {took}", 1)
 
 
-def region(boxes: tuple[Box, ...]) -> str:
-    """What part of the picture a query is about."""
-    if not boxes:
-        return "the whole picture"
-    return "the box " + ", ".join(f"{side:g}" for side in boxes[0])
+def waiting(step: Waiting) -> str:
+    """A place in the line."""
+    runs = "1 run is" if step.ahead == 1 else f"{step.ahead} runs are"
+    return status("waiting", "Waiting", f"{runs} ahead of this one")
 
 
 def status(state: str, title: str, detail: str = "", share: float | None = None) -> str:
@@ -126,10 +131,34 @@ def missing(methods: dict[str, str]) -> str:
     return f"<ul class='note missing'>{''.join(rows)}</ul>" if methods else ""
 
 
-def heading(method: str) -> str:
-    """Over the ranking that is compared with."""
-    entry = METHODS[method]
-    return f"<h2>Compared with {escape(method)}</h2>{note(f'Score: {entry.line} ({entry.source}).')}"
+def found(objects: Found) -> str:
+    """What was found, by what, with the scores."""
+    if not objects.detections:
+        return note(f"{objects.by} Nothing reaches the threshold; lower it, or draw a box.", "warning")
+    listed = ", ".join(f"{each.label} {each.score:.2f}" for each in objects.detections)
+    return note(f"{objects.by} {listed}.")
+
+
+def word_figure(word: str, picture: str) -> str:
+    """A picture that is lit where a word is."""
+    alt = f"Where the picture attends to “{word}”"
+    image = f"<img src='{picture}' alt='{escape(alt, quote=True)}'>"
+    return f"<figure class='word'>{image}<figcaption>{escape(word)}</figcaption></figure>"
+
+
+def searched(name: str) -> str:
+    """What it means to attribute a training image."""
+    return note(f"The training image {name}, taken as the picture: its own rank tells whether a method finds itself.")
+
+
+def forgotten(made: Sequence[tuple[str, str, str]]) -> str:
+    """Pictures before and after unlearning, the first of the query's prompt: (prompt, before, after)."""
+    rows = "".join(
+        f"<figure><div><img src='{before}' alt='Before'><img src='{after}' alt='After'></div>"
+        f"<figcaption>{'' if place else 'This picture. '}{escape(prompt)}</figcaption></figure>"
+        for place, (prompt, before, after) in enumerate(made)
+    )
+    return f"<div class='forgotten'>{rows}</div>"
 
 
 def note(text: str, kind: str = "plain") -> str:
