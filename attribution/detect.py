@@ -27,7 +27,7 @@ from torchvision.ops import box_convert, nms
 from torchvision.transforms.functional import normalize, resize, to_tensor
 from transformers import AutoTokenizer, BertConfig, BertModel
 
-from attribution.attention import inside, word_map
+from attribution.attention import inside, word_map, words_of
 from attribution.data import to_pixels, to_square
 from attribution.errors import InputError, WeightsUnavailable
 from attribution.index import Index
@@ -234,6 +234,11 @@ def phrases(prompt: str) -> list[str]:
                 named.append(" ".join(run))
             run = []
     return list(dict.fromkeys(named))[:MAX_LABELS]
+
+
+def telling(prompt: str) -> list[str]:
+    """The words of a prompt, without articles, prepositions and the like."""
+    return [word for word in words_of(prompt) if not BREAKS.fullmatch(word.lower())]
 
 
 def parse_labels(text: str) -> list[str]:

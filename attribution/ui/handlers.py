@@ -17,7 +17,8 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from attribution.attention import word_map, words_of
+from attribution import report_html
+from attribution.attention import word_map
 from attribution.attribute import (
     METHODS,
     AttributeSettings,
@@ -28,7 +29,7 @@ from attribution.attribute import (
     check_settings,
 )
 from attribution.data import open_upload, to_pixels, to_square
-from attribution.detect import Found, find, parse_labels, phrases
+from attribution.detect import Found, find, parse_labels, phrases, telling
 from attribution.errors import AttributionError, InputError, Stopped
 from attribution.forget import Regenerated, regenerate
 from attribution.model import GenerateSettings, check_prompt, check_seed
@@ -107,7 +108,7 @@ class Handlers:
         """Picture, annotator, frame, the prompt's words and the labels to look for."""
         copy, frame = shown_copy(picture.image)
         read = picture.prompt or prompt
-        choices = gr.CheckboxGroup(words_of(read), value=[], visible=bool(read.strip()))
+        choices = gr.CheckboxGroup(telling(read), value=[], visible=bool(telling(read)))
         return picture, {"image": copy, "boxes": []}, frame, choices, " . ".join(phrases(read))
 
     # --- its regions ---
@@ -301,13 +302,13 @@ class Handlers:
         main, query = run.answers[0], run.query
         if (main.index_id, main.model_sha256) != (self.studio.index.id, self.studio.model.sha256):
             raise InputError(f"the run {run_id} is of index {main.index_id}; this page serves {self.studio.index.id}")
-        name = region(query)
+        name = report_html.region(query)
         picture = Picture(query.image, query.prompt if query.seed is not None else None, query.seed)
         state, shown, frame, choices, labels = self._new_picture(picture, query.prompt)
         rows = [["", *box] for box in query.boxes]
         shown["boxes"] = drawn_boxes(rows, frame["factor"])
         if query.word is not None:
-            choices = gr.CheckboxGroup(words_of(query.prompt), value=[query.word], visible=True)
+            choices = gr.CheckboxGroup([*telling(query.prompt)], value=[query.word], visible=True)
         tabs, panels = tabs_of([name]), [self._panel(by_method(run), run.top_k, folded), *[""] * (MOST - 1)]
         note = words.note(f"Run {run_id} opened.")
         status = words.status("done", "Opened", f"run {run_id}: {name}", 1)

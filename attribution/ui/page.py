@@ -1,7 +1,7 @@
 """The page: its layout, and below it the wiring."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -307,12 +307,14 @@ def _wire_answers(handlers: Handlers, on: Parts) -> None:
     on.stop.click(handlers.stop, queue=False, **QUIET)
     on.folded.input(handlers.fold, [on.runs, on.folded], on.panels, **QUIET)
     for place, panel in enumerate(on.panels):
-        opening = partial(_open, handlers, place)
-        panel.select(opening, on.runs, [on.row, on.opened, on.search], **QUIET)
+        panel.select(_opening(handlers, place), on.runs, [on.row, on.opened, on.search], **QUIET)
 
 
-def _open(handlers: Handlers, place: int, runs: Any, event: gr.EventData) -> tuple[Any, ...]:
-    return handlers.open_image(event, runs, place)
+def _opening(handlers: Handlers, place: int) -> Callable[..., tuple[Any, ...]]:
+    def opening(runs: Any, event: gr.EventData) -> tuple[Any, ...]:  # Gradio reads the event's annotation
+        return handlers.open_image(event, runs, place)
+
+    return opening
 
 
 def _busy(running: bool) -> list[Any]:

@@ -53,9 +53,8 @@ CSS = """
 #looking { grid-area: looking; min-width: 0 !important; }
 #acting { grid-area: acting; min-width: 0 !important; padding-top: 1rem;
   border-top: 1px solid var(--border-color-primary); }
-#seeding, #box { align-items: end; flex-wrap: nowrap; }
-#box span { font-size: .75rem; white-space: nowrap; }
-#seeding button, #box button { min-height: 2.6rem; font-weight: 500; font-size: .9375rem; }
+#seeding { align-items: end; flex-wrap: nowrap; }
+#seeding button { min-height: 2.6rem; font-weight: 500; font-size: .9375rem; }
 
 /* The picture: its place is kept while it is empty, its pixels stay sharp, and it is never turned. */
 #picture { min-height: 568px; }
@@ -69,30 +68,54 @@ CSS = """
 .status[data-state=idle] p { color: var(--body-text-color-subdued); }
 .status[data-state=idle] .bar { visibility: hidden; }
 
-/* Rankings: five across, captions of a fixed height under the thumbnails, so that nothing moves while they settle. */
-#answers { gap: 1.5rem; margin-top: .5rem; }
-#answers h2 { font-size: 1.0625rem; margin: 0; }
-.ranking { min-height: 516px; border: 0 !important; background: none !important; }
-.ranking .grid-wrap { padding: 0; max-height: none !important; min-height: 0 !important; overflow: visible; }
-.ranking .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)); gap: .9rem .6rem; }
-.ranking .thumbnail-lg { aspect-ratio: auto; height: auto; width: 100%; overflow: visible; border: 0;
-  box-shadow: none; background: none; display: block; text-align: left; }
-.ranking .thumbnail-lg img { aspect-ratio: 1; width: 100%; height: auto; border-radius: var(--radius-md);
-  border: 1px solid var(--border-color-primary); }
-.ranking .empty .icon { display: none; }
-.ranking .empty::after { content: "The training images appear here."; font-size: .8125rem;
-  color: var(--body-text-color-subdued); }
-.ranking img { image-rendering: pixelated; }
-.ranking .thumbnail-lg .caption-label { position: static; display: block; max-width: none; width: 100%; height: 11.6em;
-  padding: .35rem 0 0; border: 0; background: none; color: var(--body-text-color); font-size: .75rem; line-height: 1.25;
-  white-space: pre-line; overflow: hidden; text-overflow: clip; font-variant-numeric: tabular-nums; }
-.ranking .caption-label::first-line { font-weight: 600; }
+/* Rankings: places of a fixed size, so that nothing moves while they settle. */
+#answers { margin-top: .5rem; }
+.panel h3 { font-size: 1rem; margin: 0; }
+.answer { display: grid; grid-template-columns: 3fr 2fr; gap: 1.5rem; align-items: start; }
+.kept { font-size: .8125rem; margin: 0 0 .75rem; }
+.kept a { color: inherit; text-decoration: underline; margin-right: .4rem; }
+.cards { list-style: none; display: grid; gap: .6rem; margin: .4rem 0 1.2rem; padding: 0; }
+.cards.large { grid-template-columns: repeat(5, minmax(0, 1fr)); }
+.cards.small { grid-template-columns: repeat(10, minmax(0, 1fr)); gap: .25rem; }
+.card { position: relative; margin: 0; min-width: 0; }
+.card button { all: unset; display: block; width: 100%; cursor: pointer; box-sizing: border-box; }
+.card button:focus-visible { outline: 2px solid ACCENT; outline-offset: 2px; }
+.card img { display: block; width: 100%; aspect-ratio: 1; margin: 0; image-rendering: pixelated;
+  border-radius: var(--radius-sm); border: 1px solid var(--border-color-primary); box-sizing: border-box; }
+.card.empty { border: 1px dashed var(--border-color-primary); border-radius: var(--radius-sm); aspect-ratio: 1; }
+.card.marked img { outline: 3px solid ACCENT; }
+.large .card { height: 15.5rem; overflow: hidden; }
+.large .card.empty { height: auto; margin-bottom: 8.5rem; }
+.card span { display: block; font-size: .75rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
+.card .rank { font-weight: 600; margin-top: .25rem; }
+.card .interval { color: var(--body-text-color-subdued); font-size: .6875rem; }
+.small .card .rank { text-align: center; font-weight: 400; font-size: .6875rem; }
+.card .badge { position: absolute; top: 3px; right: 3px; min-width: 1.1rem; padding: 0 .2rem; border-radius: .6rem;
+  background: ACCENT; color: white; text-align: center; font-weight: 600; font-size: .6875rem; line-height: 1.1rem; }
+.card .alike { position: absolute; top: 3px; left: 3px; padding: 0 .25rem; border-radius: .6rem; background: #1c1917;
+  color: white; font-size: .625rem; line-height: 1rem; }
+.agreement { font-size: .8125rem; border-collapse: collapse; width: 100%; }
+.agreement caption { text-align: left; color: var(--body-text-color-subdued); padding-bottom: .25rem; }
+.agreement th, .agreement td, .opened th, .opened td { text-align: left; font-weight: 400; border: 0;
+  padding: .1rem .75rem .1rem 0; }
+.floor { font-size: .8125rem; }
+.floor.none { color: ACCENT; font-weight: 600; }
+.opened { display: grid; grid-template-columns: 12rem minmax(0, 1fr); gap: 1.25rem; padding: 1rem 0;
+  border-top: 1px solid var(--border-color-primary); font-size: .875rem; }
+.opened img { width: 100%; image-rendering: pixelated; border-radius: var(--radius-md); margin: 0; }
+.opened h3 { font-size: 1rem; margin: 0; }
+.opened h4 { font-size: .875rem; margin: .75rem 0 .25rem; }
+.opened svg { max-width: 24rem; }
+#maps { display: flex; gap: .75rem; flex-wrap: wrap; }
+figure.word { margin: 0; width: 8rem; }
+figure.word img, .forgotten img { width: 100%; image-rendering: pixelated; margin: 0; border-radius: var(--radius-sm); }
+figcaption { font-size: .75rem; color: var(--body-text-color-subdued); }
+.forgotten { display: flex; gap: 1.25rem; flex-wrap: wrap; }
+.forgotten figure { margin: 0; width: 18rem; }
+.forgotten figure div { display: grid; grid-template-columns: 1fr 1fr; gap: .25rem; }
+#finding { align-items: end; }
 
 footer .divider:last-child { display: none; }
-.ranking .preview { bottom: auto; height: 460px; }
-.ranking .preview .media-button { height: 320px !important; flex: none; }
-.ranking .preview .caption { display: block; flex: none; height: 4.5em; margin: 0; padding: .25rem .75rem 0;
-  white-space: normal; text-align: center; font-weight: 400; line-height: 1.35; }
 
 #credits { margin-top: 1rem; padding-top: .75rem; border-top: 1px solid var(--border-color-primary); }
 #credits p { margin: 0 0 .25rem; font-size: .8125rem; color: var(--body-text-color-subdued); }
@@ -102,10 +125,12 @@ footer .divider:last-child { display: none; }
   #studio { grid-template: "asking" auto "looking" auto "acting" auto / minmax(0, 1fr); }
   #picture { min-height: calc(100vw - 12px); }
   #picture .image-container:has(.empty) { height: calc(100vw - 40px); }
-  #box { flex-wrap: wrap; }
   #seeding button { white-space: nowrap; }
-  .ranking .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
-  .ranking { min-height: 1052px; }
+  .answer { grid-template-columns: minmax(0, 1fr); }
+  .cards.large { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+  .cards.small { grid-template-columns: repeat(5, minmax(0, 1fr)); }
+  .opened { grid-template-columns: minmax(0, 1fr); }
+  .opened img { width: 12rem; }
 }
 @media (prefers-reduced-motion: reduce) { * { transition: none !important; animation: none !important; } }
 """.replace("ACCENT", ACCENT)
