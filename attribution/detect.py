@@ -155,14 +155,26 @@ def find(
         WeightsUnavailable: `source` cannot be loaded.
     """
     labels = check_labels(labels)
-    beside = index.path.resolve().parent / "detector"
     try:
-        detector = open_detector(source or (str(beside) if beside.is_dir() else PUBLISHED))
+        detector = open_detector(source or _default_source(index))
     except WeightsUnavailable:
         if source:
             raise
         return _by_attention(model, index, image, labels, prompt)
     return Found(detector.detect(image, labels, threshold), "Found by GroundingDINO.")
+
+
+def detector_threshold(index: Index, source: str | None = None) -> float:
+    """The threshold of the detector that `find` would use, without loading its weights."""
+    config = Path(source or _default_source(index)) / "config.json"
+    if not config.is_file():
+        return THRESHOLD
+    return float(json.loads(config.read_text(encoding="utf-8")).get("threshold", THRESHOLD))
+
+
+def _default_source(index: Index) -> str:
+    beside = index.path.resolve().parent / "detector"
+    return str(beside) if beside.is_dir() else PUBLISHED
 
 
 def _by_attention(model: Model, index: Index, image: Image.Image, labels: Sequence[str], prompt: str) -> Found:

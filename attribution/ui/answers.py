@@ -1,5 +1,6 @@
 """What is shown of an answer: rankings of several methods, their agreement, one training image opened. Escaped HTML."""
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -94,7 +95,14 @@ def _card(result: Result, alike: int, badge: str | None, size: str) -> str:
     marks += f"<span class='alike'>+{alike} alike</span>" if alike else ""
     text = ""
     if size == "large":
-        interval = f"{result.low:+.4f} to {result.high:+.4f}"
+        known = math.isfinite(result.low) and result.low < result.high
+        interval = (
+            f"{result.low:+.4f} to {result.high:+.4f}"
+            if known
+            else ""
+            if result.low == result.high
+            else "not settled yet"
+        )
         mirrored = " · mirrored" if result.flip else ""
         text = (
             f"<span class='rank'>{result.rank} · {result.score:+.4f}</span>"

@@ -38,9 +38,10 @@ from attribution.report import Run, read_zip
 from attribution.score import Floats
 from attribution.ui import answers, words
 from attribution.ui.regions import MOST, Region, drawn_boxes, found_rows, read_regions, shown_copy
-from attribution.ui.studio import Picture, Studio, Waiting
+from attribution.ui.studio import Picture, Studio, Waiting, title_of
 
 LARGEST_K = 100
+HISTORY = 50  # runs that a browser remembers
 DICE = 2**31 - 1  # the largest seed that the dice throw
 EVERY = 0.3  # seconds between updates of the status line
 STEPS = gr.Progress()
@@ -313,6 +314,37 @@ class Handlers:
         note = words.note(f"Run {run_id} opened.")
         status = words.status("done", "Opened", f"run {run_id}: {name}", 1)
         return (state, shown, frame, choices, labels, note, query.prompt, rows, status, [(name, run)], *tabs, *panels)
+
+    def reopen_linked(self, folded: bool, request: gr.Request) -> tuple[Any, ...]:
+        """The run that the page's address names."""
+        run_id = str(dict(request.query_params).get("run", ""))
+        return self.reopen_chosen(run_id, folded)
+
+    def reopen_chosen(self, run_id: str | None, folded: bool) -> tuple[Any, ...]:
+        """A run that was chosen from the list; nothing changes where none is."""
+        if not run_id:
+            return _unchanged(10 + 2 * MOST)
+        try:
+            return self.reopen(run_id, folded)
+        except AttributionError as error:
+            raise refusal(error) from error
+
+    def remember(self, runs: Runs, mine: list[list[str]]) -> tuple[Any, ...]:
+        """Put finished runs into the browser's own list, the newest first."""
+        new = [[title_of(run), run.id] for _, run in reversed(runs)]
+        kept = [*new, *(each for each in mine or [] if each[1] not in {run_id for _, run_id in new})][:HISTORY]
+        return kept, self.list_runs(kept)
+
+    def list_runs(self, mine: list[list[str]] | None) -> gr.Dropdown:
+        """The visitor's own runs that are still kept, then the examples."""
+        own = []
+        for title, run_id in mine or []:
+            try:
+                self.studio.run_file(run_id)
+            except InputError:
+                continue
+            own.append((title, run_id))
+        return gr.Dropdown([*own, *(each for each in self.studio.shipped() if each not in own)])
 
     def stop(self, request: gr.Request) -> None:
         """Stop the visitor's run, if there is one."""

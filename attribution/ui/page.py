@@ -8,12 +8,13 @@ import gradio as gr
 from gradio_image_annotation import image_annotator
 
 from attribution.attribute import AttributeSettings
-from attribution.detect import THRESHOLD
 from attribution.model import GenerateSettings
 from attribution.ui import words
+from attribution.ui.api import add_api
 from attribution.ui.handlers import Handlers, throw_dice
-from attribution.ui.regions import BOXES_FOLLOW, COLOURS, COLUMNS, MOST, START, TABLE_FOLLOWS
+from attribution.ui.regions import BOXES_FOLLOW, COLUMNS, MOST, START, TABLE_FOLLOWS
 from attribution.ui.studio import LINE, Studio
+from attribution.ui.style import COLOURS
 
 KEEP = (600, 7200)  # seconds: look every ten minutes, delete temporary files that are two hours old
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -76,6 +77,8 @@ class Parts:
     search: gr.Button
     forget: gr.Button
     forgotten: gr.HTML
+    history: gr.Dropdown
+    mine: gr.BrowserState
 
 
 def build_page(studio: Studio) -> gr.Blocks:
@@ -90,15 +93,19 @@ def build_page(studio: Studio) -> gr.Blocks:
                 parts |= _lay_asking(handlers)
             with gr.Column(elem_id="looking"):
                 parts |= _lay_looking()
+            with gr.Column(elem_id="marking"):
+                parts |= _lay_marking(studio)
             with gr.Column(elem_id="acting"):
                 parts |= _lay_acting(studio)
         parts |= _lay_answering()
+        parts |= _lay_kept(studio)
         gr.HTML(f"<p>{words.CREDITS}</p><p>{words.STORED}</p>", elem_id="credits")
         wired = Parts(**parts)
         _wire_picture(handlers, wired)
         _wire_regions(handlers, wired)
         _wire_answers(handlers, wired)
-        page.load(None, None, None, js=START)
+        _wire_kept(handlers, wired)
+        add_api(handlers)
         page.unload(handlers.stop)
     page.queue(default_concurrency_limit=LINE, max_size=4 * LINE)
     return page
@@ -145,11 +152,15 @@ def _lay_looking() -> dict[str, Any]:
         elem_id="picture",
     )
     note = gr.HTML(words.note(words.NO_PICTURE), elem_id="picture-note")
+    return {"picture": gr.State(), "annotator": annotator, "frame": gr.JSON(visible=False), "note": note}
+
+
+def _lay_marking(studio: Studio) -> dict[str, Any]:
     gr.HTML(f"<h2>What matters?</h2>{words.note(words.REGIONS)}", elem_id="regions-note")
     with gr.Row(equal_height=True, elem_id="finding"):
         labels = gr.Textbox(label="Objects", placeholder="apple . motorcycle", elem_id="labels", scale=3)
         threshold = gr.Slider(
-            0, 1, THRESHOLD, step=0.01, label="Threshold", elem_id="threshold", scale=2, min_width=120
+            0, 1, studio.threshold, step=0.01, label="Threshold", elem_id="threshold", scale=2, min_width=120
         )
         find = gr.Button("Find", elem_id="find", scale=1, min_width=80)
     found = gr.HTML(elem_id="found")
@@ -160,18 +171,13 @@ def _lay_looking() -> dict[str, Any]:
         datatype=["str", "number", "number", "number", "number"],
         type="array",
         interactive=True,
-        row_limits=(0, MOST),
-        column_limits=(len(COLUMNS), len(COLUMNS)),
+        column_count=len(COLUMNS),
         label="Boxes, in pixels of the picture",
         elem_id="boxes",
         buttons=[],
     )
     clear = gr.Button("Clear boxes", elem_id="clear", min_width=90)
     return {
-        "picture": gr.State(),
-        "annotator": annotator,
-        "frame": gr.JSON(visible=False),
-        "note": note,
         "labels": labels,
         "threshold": threshold,
         "find": find,
@@ -239,6 +245,17 @@ def _lay_answering() -> dict[str, Any]:
     }
 
 
+def _lay_kept(studio: Studio) -> dict[str, Any]:
+    history = gr.Dropdown(
+        studio.shipped(),
+        value=None,
+        label="Finished runs",
+        info=words.HISTORY,
+        elem_id="history",
+    )
+    return {"history": history, "mine": gr.BrowserState([], storage_key="attribution-runs", secret="attribution-runs")}
+
+
 def _wire_picture(handlers: Handlers, on: Parts) -> None:
     shown = [on.picture, on.annotator, on.frame, on.chosen, on.labels, on.note]
     on.prompt.change(handlers.tokens, on.prompt, on.tokens, queue=False, **QUIET)
@@ -291,7 +308,8 @@ CLEAR = "(drawn, frame, table) => [drawn && {...drawn, boxes: []}, {...table, da
 def _wire_answers(handlers: Handlers, on: Parts) -> None:
     controls = [on.generate, on.attribute, on.find, on.forget, on.stop]
     busy: dict[str, Any] = {"outputs": controls, "queue": False, **QUIET}
-    answered = on.attribute.click(lambda: _busy(True), **busy).then(
+    coloured = on.attribute.click(None, [on.annotator, on.frame, on.table], on.annotator, js=BOXES_FOLLOW)
+    answered = coloured.then(lambda: _busy(True), **busy).then(
         handlers.attribute,
         [on.prompt, on.picture, on.table, on.chosen, on.top_k, on.exhaustive, on.compared, on.folded],
         [on.status, on.runs, *on.tabs, *on.panels],
@@ -308,6 +326,18 @@ def _wire_answers(handlers: Handlers, on: Parts) -> None:
     on.folded.input(handlers.fold, [on.runs, on.folded], on.panels, **QUIET)
     for place, panel in enumerate(on.panels):
         panel.select(_opening(handlers, place), on.runs, [on.row, on.opened, on.search], **QUIET)
+
+
+def _wire_kept(handlers: Handlers, on: Parts) -> None:
+    """Runs by link, examples, and the visitor's own."""
+    page = [on.picture, on.annotator, on.frame, on.chosen, on.labels, on.note, on.prompt, on.table, on.status, on.runs]
+    opened = [*page, *on.tabs, *on.panels]
+    context = gr.context.Context.root_block
+    assert context is not None
+    loaded = context.load(handlers.reopen_linked, on.folded, opened, js=START, **QUIET)
+    loaded.success(handlers.list_runs, on.mine, on.history, queue=False, **QUIET)
+    on.history.input(handlers.reopen_chosen, [on.history, on.folded], opened, **QUIET)
+    on.runs.change(handlers.remember, [on.runs, on.mine], [on.mine, on.history], queue=False, **QUIET)
 
 
 def _opening(handlers: Handlers, place: int) -> Callable[..., tuple[Any, ...]]:

@@ -16,11 +16,11 @@ from PIL import Image
 from attribution.detect import Detection
 from attribution.errors import InputError
 from attribution.query import Box
+from attribution.ui.style import COLOURS
 
 SHOWN_SIDE = 512  # px: small pictures are enlarged to about this
 LARGEST_SHOWN = 1024  # px
 COLUMNS = ["label", "x0", "y0", "x1", "y1"]
-COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce")  # of regions, in their order; all dark enough for white text
 MOST = len(COLOURS)
 
 

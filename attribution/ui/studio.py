@@ -10,10 +10,12 @@ from typing import TypeVar
 from PIL import Image
 
 from attribution.attribute import METHODS, AttributeSettings, check_settings
+from attribution.detect import detector_threshold
 from attribution.errors import AttributionError, InputError, Stopped
 from attribution.index import Index
 from attribution.model import GenerateSettings, Model
-from attribution.report import RunFolder
+from attribution.report import Run, RunFolder, read_zip
+from attribution.report_html import region
 
 WAIT = 0.25  # seconds between looks at the line
 LINE = 20  # runs that may wait or work at once
@@ -44,6 +46,11 @@ class Waiting:
     ahead: int
 
 
+def title_of(run: Run) -> str:
+    """A run's prompt and region, in a line."""
+    return f"{run.query.prompt[:80]} · {region(run.query)}"
+
+
 class Studio:
     """The model, the index, the line for the device, the stop events of the runs in progress, and finished runs.
 
@@ -61,6 +68,11 @@ class Studio:
         self._runs: dict[str, Event] = {}
 
     @property
+    def threshold(self) -> float:
+        """The least score of an object that the detector here has by default."""
+        return detector_threshold(self.index, self.detector)
+
+    @property
     def waiting(self) -> int:
         """Runs that wait or work."""
         return len(self._line)
@@ -69,6 +81,10 @@ class Studio:
     def examples(self) -> Path:
         """Where finished runs that ship with the index are."""
         return self.index.path.resolve().parent / "examples"
+
+    def shipped(self) -> list[tuple[str, str]]:
+        """Examples as (title, id)."""
+        return [(title_of(read_zip(path)), path.stem) for path in sorted(self.examples.glob("*.zip"))]
 
     def run_file(self, run_id: str) -> Path:
         """The ZIP of a kept run or an example.

@@ -3,6 +3,7 @@
 import gradio as gr
 
 ACCENT = "#c2410c"  # orange 700
+COLOURS = (ACCENT, "#1d4ed8", "#15803d", "#7e22ce")  # of regions, in their order; all dark enough for white text
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")
 MONO = ("ui-monospace", "Menlo", "Consolas", "monospace")
 
@@ -47,12 +48,15 @@ CSS = """
 .missing .off { opacity: .6; font-weight: 600; margin-right: .25rem; }
 #picture-note { min-height: 2.3rem; }
 
-/* Asking and acting on the left, the picture on the right; on a phone in the order of use. */
-#studio { display: grid; gap: 1rem 1.5rem; grid-template: "asking looking" auto "acting looking" 1fr / 5fr 6fr; }
+/* Asking and marking on the left, the picture and acting on the right; on a phone in the order of use. */
+#studio { display: grid; gap: 1rem 1.5rem;
+  grid-template: "asking looking" auto "marking looking" auto "marking acting" 1fr / 5fr 6fr; }
+#marking { grid-area: marking; min-width: 0 !important; padding-top: 1rem;
+  border-top: 1px solid var(--border-color-primary); }
+#marking h2 { font-size: 1.0625rem; margin: 0; }
 #asking { grid-area: asking; min-width: 0 !important; }
 #looking { grid-area: looking; min-width: 0 !important; }
-#acting { grid-area: acting; min-width: 0 !important; padding-top: 1rem;
-  border-top: 1px solid var(--border-color-primary); }
+#acting { grid-area: acting; min-width: 0 !important; }
 #seeding { align-items: end; flex-wrap: nowrap; }
 #seeding button { min-height: 2.6rem; font-weight: 500; font-size: .9375rem; }
 
@@ -96,8 +100,13 @@ CSS = """
   color: white; font-size: .625rem; line-height: 1rem; }
 .agreement { font-size: .8125rem; border-collapse: collapse; width: 100%; }
 .agreement caption { text-align: left; color: var(--body-text-color-subdued); padding-bottom: .25rem; }
-.agreement th, .agreement td, .opened th, .opened td { text-align: left; font-weight: 400; border: 0;
-  padding: .1rem .75rem .1rem 0; }
+.agreement th, .agreement td, .opened th, .opened td { text-align: left !important; font-weight: 400 !important;
+  border: 0 !important; padding: .1rem .75rem .1rem 0 !important; }
+.ranking { margin-bottom: .75rem; }
+#answers button[role=tab]:nth-of-type(1) { border-top: 3px solid C0; }
+#answers button[role=tab]:nth-of-type(2) { border-top: 3px solid C1; }
+#answers button[role=tab]:nth-of-type(3) { border-top: 3px solid C2; }
+#answers button[role=tab]:nth-of-type(4) { border-top: 3px solid C3; }
 .floor { font-size: .8125rem; }
 .floor.none { color: ACCENT; font-weight: 600; }
 .opened { display: grid; grid-template-columns: 12rem minmax(0, 1fr); gap: 1.25rem; padding: 1rem 0;
@@ -122,7 +131,7 @@ footer .divider:last-child { display: none; }
 #credits a { margin: 0; padding: 0; color: inherit; text-decoration: underline; }
 
 @media (max-width: 760px) {
-  #studio { grid-template: "asking" auto "looking" auto "acting" auto / minmax(0, 1fr); }
+  #studio { grid-template: "asking" auto "looking" auto "marking" auto "acting" auto / minmax(0, 1fr); }
   #picture { min-height: calc(100vw - 12px); }
   #picture .image-container:has(.empty) { height: calc(100vw - 40px); }
   #seeding button { white-space: nowrap; }
@@ -133,4 +142,6 @@ footer .divider:last-child { display: none; }
   .opened img { width: 12rem; }
 }
 @media (prefers-reduced-motion: reduce) { * { transition: none !important; animation: none !important; } }
-""".replace("ACCENT", ACCENT)
+"""
+for name, colour in {"ACCENT": ACCENT, **{f"C{place}": colour for place, colour in enumerate(COLOURS)}}.items():
+    CSS = CSS.replace(name, colour)

@@ -26,6 +26,7 @@ REGIONS = (
 )
 COMPARED = "Shown beside unlearning; the quick ones take under a second."
 FOLDED = "Show nearly equal training images once."
+HISTORY = "Examples, and the runs of this browser."
 FORGET = (
     "The same prompt and seed, and two unrelated prompts, from the model after it has unlearned the picture (with ten"
     " times the step that scores are measured with, which is too small to see)."

@@ -1,0 +1,170 @@
+"""The page as an API: four endpoints with inputs of their own, for gradio_client and MCP."""
+
+from collections.abc import Generator
+from pathlib import Path
+from threading import Event
+from typing import Any, TypeVar
+
+import gradio as gr
+from PIL import Image
+
+from attribution.attribute import AttributeSettings, Attribution, Progress, Query, attribute, check_settings
+from attribution.data import open_upload
+from attribution.detect import Found, find, parse_labels
+from attribution.errors import AttributionError, InputError
+from attribution.model import GenerateSettings, check_prompt, check_seed
+from attribution.query import check_query
+from attribution.report import Run, to_json
+from attribution.ui.handlers import LARGEST_K, Handlers, refusal, whole
+from attribution.ui.studio import Studio, Waiting
+
+Made = TypeVar("Made")
+
+
+def add_api(handlers: Handlers) -> None:
+    """Register the endpoints; nothing of them is seen on the page."""
+    endpoints = Endpoints(handlers.studio)
+    defaults = GenerateSettings()
+    with gr.Column(visible=False):
+        prompt, word, method = gr.Textbox(), gr.Textbox(), gr.Textbox("unlearning")
+        seed, steps, guidance = gr.Number(0), gr.Number(defaults.steps), gr.Number(defaults.guidance)
+        image, labels, threshold = gr.Image(type="filepath"), gr.Textbox(), gr.Number(handlers.studio.threshold)
+        boxes, top_k, exhaustive = gr.JSON([]), gr.Number(10), gr.Checkbox(False)
+        run_id, picture, told, file = gr.Textbox(), gr.Image(type="pil", format="png"), gr.JSON(), gr.File()
+        button = gr.Button()
+    button.click(endpoints.generate, [prompt, seed, steps, guidance], picture, api_name="generate")
+    button.click(endpoints.detect, [image, labels, prompt, threshold], told, api_name="detect")
+    asked = [image, prompt, seed, boxes, word, method, top_k, exhaustive]
+    button.click(endpoints.attribute, asked, told, api_name="attribute")
+    button.click(endpoints.report, run_id, file, api_name="report")
+
+
+class Endpoints:
+    """What the endpoints do; each waits for its turn and answers at the end."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+
+    def generate(self, prompt: str, seed: float = 0, steps: float = 25, guidance: float = 3.0) -> Image.Image:
+        """Generate a picture.
+
+        Args:
+            prompt: what to draw, not empty.
+            seed: a whole number of at least 0.
+            steps: of denoising, 1 to 100.
+            guidance: 1 to 20; 1 is none.
+
+        Returns:
+            The picture.
+        """
+        try:
+            check_prompt(prompt)
+            number, settings = check_seed(whole(seed, "seed")), GenerateSettings(whole(steps, "steps"), guidance)
+
+            def work() -> Generator[Image.Image, None, None]:
+                yield self.studio.model.generate(prompt, number, settings)
+
+            return self._last(work())
+        except AttributionError as error:
+            raise refusal(error) from error
+
+    def detect(self, image: str, labels: str, prompt: str = "", threshold: float | None = None) -> list[dict[str, Any]]:
+        """Find objects in a picture.
+
+        Args:
+            image: a PNG, JPEG or WebP file.
+            labels: names, such as "apple . motorcycle".
+            prompt: of the picture, for cross-attention where no detector can be had.
+            threshold: 0 to 1, the least score.
+
+        Returns:
+            `label`, `score`, `box` (x0, y0, x1, y1 in pixels) of each, best first, and `by`.
+        """
+        try:
+            picture, wanted = self._picture(image), parse_labels(labels)
+
+            def work() -> Generator[Found, None, None]:
+                asked = (self.studio.model, self.studio.index, picture, wanted, prompt or labels)
+                yield find(*asked, threshold, self.studio.detector)
+
+            found = self._last(work())
+            return [{"label": x.label, "score": x.score, "box": list(x.box), "by": found.by} for x in found.detections]
+        except AttributionError as error:
+            raise refusal(error) from error
+
+    def attribute(
+        self,
+        image: str | None,
+        prompt: str,
+        seed: float = 0,
+        boxes: list[list[float]] | None = None,
+        word: str = "",
+        method: str = "unlearning",
+        top_k: float = 10,
+        exhaustive: bool = False,
+    ) -> dict[str, Any]:
+        """Find the training images that a picture is made of.
+
+        Args:
+            image: a PNG, JPEG or WebP file; None generates one from the prompt and the seed.
+            prompt: of the picture.
+            seed: a whole number of at least 0.
+            boxes: [[x0, y0, x1, y1], ...] in pixels of the picture; empty is the whole picture.
+            word: of the prompt, instead of boxes.
+            method: a method of this index.
+            top_k: how many training images, 1 to 100.
+            exhaustive: score every training image on all noises.
+
+        Returns:
+            The attribution as `python -m attribution attribute --out` writes it, and its `run` id for /report.
+        """
+        try:
+            check_prompt(prompt)
+            count, number = whole(top_k, "K"), check_seed(whole(seed, "seed"))
+            if count > LARGEST_K:
+                raise InputError(f"K = {count} is not possible; accepted are 1 to {LARGEST_K}")
+            settings = AttributeSettings(method=method, top_k=count, exhaustive=exhaustive)
+            check_settings(self.studio.model, self.studio.index, settings)
+            picture = self._picture(image) if image else None
+            square = (self.studio.model.resolution,) * 2
+            asked = tuple(tuple(float(side) for side in box) for box in boxes or [])
+            blank = Query(prompt, picture or Image.new("RGB", square), None, asked, word or None)  # type: ignore[arg-type]
+            check_query(blank, self.studio.model, self.studio.index.center_crop)
+
+            def work() -> Generator[Progress | Attribution, None, None]:
+                made = picture or self.studio.model.generate(prompt, number)
+                query = Query(prompt, made, None if picture else number, blank.boxes, blank.word)
+                yield from attribute(self.studio.model, self.studio.index, query, settings)
+
+            answer = self._last(work())
+            assert isinstance(answer, Attribution)
+            run = Run((answer,))
+            self.studio.runs.keep(run, self.studio.index, self.studio.model)
+            return {**to_json(answer), "run": run.id}
+        except (TypeError, ValueError) as error:
+            raise refusal(
+                InputError(f"boxes {boxes!r} are not possible; accepted is [[x0, y0, x1, y1], ...]")
+            ) from error
+        except AttributionError as error:
+            raise refusal(error) from error
+
+    def report(self, run_id: str) -> str:
+        """The ZIP of a finished run.
+
+        Args:
+            run_id: twelve hexadecimal digits, from /attribute or a page's address.
+
+        Returns:
+            The file: run.json, picture.png, results.csv, report.html and thumbnails.
+        """
+        try:
+            return str(self.studio.run_file(run_id))
+        except AttributionError as error:
+            raise refusal(error) from error
+
+    def _picture(self, path: str) -> Image.Image:
+        return open_upload(Path(path))
+
+    def _last(self, work: Generator[Made, None, None]) -> Made:
+        *_, last = (step for step in self.studio.alone(work, Event()) if not isinstance(step, Waiting))
+        return last
