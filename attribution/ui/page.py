@@ -100,12 +100,12 @@ def build_page(studio: Studio) -> gr.Blocks:
         parts |= _lay_answering()
         parts |= _lay_kept(studio)
         gr.HTML(f"<p>{words.CREDITS}</p><p>{words.STORED}</p>", elem_id="credits")
+        add_api(handlers)  # before all else, that the names are free
         wired = Parts(**parts)
         _wire_picture(handlers, wired)
         _wire_regions(handlers, wired)
         _wire_answers(handlers, wired)
         _wire_kept(handlers, wired)
-        add_api(handlers)
         page.unload(handlers.stop)
     page.queue(default_concurrency_limit=LINE, max_size=4 * LINE)
     return page
@@ -319,6 +319,7 @@ def _wire_answers(handlers: Handlers, on: Parts) -> None:
     forgot = on.forget.click(lambda: _busy(True), **busy).then(
         handlers.forget, [on.picture, on.table, on.chosen], [on.status, on.forgotten], **QUIET
     )
+    answered.success(handlers.remember, [on.runs, on.mine], [on.mine, on.history], queue=False, **QUIET)
     for run in (answered, forgot):
         for ended in (run.success, run.failure):  # Gradio 6.31 runs `then` after a success only
             ended(lambda: _busy(False), **busy)
@@ -334,10 +335,10 @@ def _wire_kept(handlers: Handlers, on: Parts) -> None:
     opened = [*page, *on.tabs, *on.panels]
     context = gr.context.Context.root_block
     assert context is not None
-    loaded = context.load(handlers.reopen_linked, on.folded, opened, js=START, **QUIET)
+    context.load(None, None, None, js=START)
+    loaded = context.load(handlers.reopen_linked, on.folded, opened, **QUIET)
     loaded.success(handlers.list_runs, on.mine, on.history, queue=False, **QUIET)
     on.history.input(handlers.reopen_chosen, [on.history, on.folded], opened, **QUIET)
-    on.runs.change(handlers.remember, [on.runs, on.mine], [on.mine, on.history], queue=False, **QUIET)
 
 
 def _opening(handlers: Handlers, place: int) -> Callable[..., tuple[Any, ...]]:
