@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import replace
-from threading import Event
 
 import numpy as np
 import pytest
@@ -19,9 +18,6 @@ from attribution.features import open_feature
 from attribution.index import Index
 from attribution.model import Model
 from attribution.score import Scores
-from attribution.ui import words
-from attribution.ui.handlers import Handlers
-from attribution.ui.studio import Studio
 from attribution.unlearn import UnlearnSettings
 
 UNLEARN = UnlearnSettings(timesteps=4, noises=1, batch=3)
@@ -326,16 +322,3 @@ def test_a_moved_index_still_finds_its_networks(full_folder, model32, query, tmp
     assert index.feature_weights("clip") == str((moved / "clip").resolve())
     assert index.feature_weights("clip-abc") == str((moved / "clip-abc.safetensors").resolve())
     assert by_row(answer(model32, index, query, "clip"))
-
-
-@pytest.mark.parametrize("compared", ["unlearning", "influence", "pixel"])
-@pytest.mark.parametrize("top_k", [1, 8])
-def test_the_page_ends_with_each_methods_own_answer(model32, full_index, compared, top_k):
-    """Also where the order stays as it was and only the scores change at the end."""
-    handlers, asked = Handlers(Studio(model32, full_index)), AttributeSettings(top_k=top_k, unlearn=UNLEARN, batch=6)
-    for seed in range(90, 94):
-        query = Query("a red bird and a blue key", random_picture(seed))
-        *_, (_, influential, similar, _) = handlers._answer(query, asked, compared, Event())
-        for shown, method in ((influential, "unlearning"), (similar, compared)):
-            *_, last = attribute(model32, full_index, query, replace(asked, method=method))
-            assert shown == words.gallery(last.results, full_index)

@@ -1,25 +1,28 @@
 """The page in a real browser over the real server, clicked the whole way through."""
 
-import re
+import json
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from browser import ROOT, launch, served
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from attribution.attribute import Result
 from attribution.errors import InputError
+from attribution.scenes.compose import make_scenes
 from attribution.ui import words
-from attribution.ui.box import read_box, shown_copy
+from attribution.ui.regions import Region, read_regions, shown_copy
 
 PROMPT = words.PROMPT
 LONG = 300_000  # ms, for an attribution
-SIDES = ("x0", "y0", "x1", "y1")
 
 expect.set_options(timeout=60_000)
 
@@ -57,7 +60,7 @@ def visit(chromium: Browser, address: str, width: int = 1280) -> Iterator[Page]:
     hosts: set[str | None] = set()
     page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
     page.goto(address)
-    expect(page.locator("#box-x0 input")).to_have_value("")
+    page.wait_for_selector("#boxes tbody tr")
     yield page
     context.close()
     assert hosts <= {"127.0.0.1", None}
@@ -86,14 +89,25 @@ def draw(page: Page, x0: float, y0: float, x1: float, y1: float) -> None:
     page.mouse.up()
 
 
-def type_box(page: Page, *numbers: float | str) -> None:
-    for name, number in zip(SIDES, numbers, strict=True):
-        page.fill(f"#box-{name} input", str(number))
-        page.press(f"#box-{name} input", "Tab")
+def type_box(page: Page, *numbers: float | str, row: int = 0) -> None:
+    """Type into the table as a person with a keyboard does."""
+    cells = page.locator("#boxes tbody tr").nth(row).locator("td")
+    for place, number in enumerate(numbers, 1):
+        cells.nth(place).dblclick()
+        page.keyboard.press("Control+A")
+        page.keyboard.type(str(number))
+        page.keyboard.press("Enter")
 
 
-def numbers_of(page: Page) -> list[str]:
-    return [page.input_value(f"#box-{name} input") for name in SIDES]
+def boxes_of(page: Page) -> list[list[str]]:
+    """Rows of the table that are not empty: label, x0, y0, x1, y1."""
+    rows = page.locator("#boxes tbody tr").all()
+    texts = [[cell.inner_text().strip() for cell in row.locator("td").all()] for row in rows]
+    return [row for row in texts if any(row)]
+
+
+def corners(page: Page) -> list[list[float]]:
+    return [[float(side) for side in row[1:]] for row in boxes_of(page)]
 
 
 def await_state(page: Page, state: str) -> None:
@@ -103,91 +117,137 @@ def await_state(page: Page, state: str) -> None:
 def early_ranking(page: Page) -> None:
     page.wait_for_function(
         "document.querySelector('#run-status .status[data-state=running]')"
-        " && document.querySelectorAll('#influential img').length === 10",
+        " && document.querySelectorAll('.large .card[data-row] img').length === 10",
         timeout=LONG,
     )
 
 
-def captions(page: Page, gallery: str = "influential") -> list[str]:
-    return page.locator(f"#{gallery} .caption-label").all_inner_texts()
+def rows_of(page: Page, method: str = "unlearning") -> list[int]:
+    """Training images of a ranking that is shown, best first."""
+    cards = page.locator(f".ranking[data-method={method}]:visible .card[data-row]")
+    return [int(card.get_attribute("data-row") or -1) for card in cards.all()]
 
 
 def toast(page: Page) -> str:
     return page.locator("[data-testid=toast-text]").first.inner_text()
 
 
-def test_the_whole_way(page: Page) -> None:
+def test_the_whole_way(page: Page, chromium: Browser, address: str) -> None:
+    """Two boxes, each answered in its tab; one training image opened; files; the link in another browser."""
     generate(page)
-    draw(page, 0.25, 0.25, 0.75, 0.75)
-    expect(page.locator("#box-x1 input")).not_to_have_value("")
-    numbers = [float(number) for number in numbers_of(page)]
-    assert numbers == pytest.approx([16, 16, 48, 48], abs=2)
+    draw(page, 0.08, 0.58, 0.66, 0.98)
+    draw(page, 0.28, 0.04, 0.7, 0.5)
+    page.wait_for_function("document.querySelectorAll('#boxes tbody tr').length === 3")
+    assert len(corners(page)) == 2
     page.click("#attribute")
     expect(page.locator("#stop")).to_be_enabled()
     early_ranking(page)
     expect(page.locator("#run-status")).to_contain_text("evaluations")
     await_state(page, "done")
-    expect(page.locator("#run-status")).to_contain_text("the box " + ", ".join(f"{side:g}" for side in numbers))
-    for gallery in ("influential", "similar"):
-        expect(page.locator(f"#{gallery} img")).to_have_count(10)
-        for rank, caption in enumerate(captions(page, gallery), 1):
-            assert re.match(rf"{rank} · [+-]\d\.\d{{4}}\n(\(mirrored\) )?an? .+", caption), caption
-    scores = [float(caption.split()[2]) for caption in captions(page)]
-    assert scores == sorted(scores, reverse=True)
     expect(page.locator("#attribute")).to_be_enabled()
     expect(page.locator("#stop")).to_be_disabled()
-    page.wait_for_function("[...document.querySelectorAll('#similar img')].some((img) => img.naturalWidth === 64)")
-    before, influential = captions(page, "similar"), captions(page)
-    compare_with(page, "random")
-    expect(page.locator("#answers h2").last).to_have_text("Compared with random")
-    page.wait_for_function(
-        "caption => document.querySelector('#similar .caption-label')?.innerText !== caption", arg=before[0]
-    )
-    expect(page.locator("#similar img")).to_have_count(10)
-    assert captions(page) == influential  # what was computed stays
+    tabs = page.get_by_role("tab")
+    assert [tab.inner_text() for tab in tabs.all() if tab.is_visible()] == ["1 · box 1", "2 · box 2"]
+    objects = ["motorcycle", "red apple"] if corners(page)[0][1] > 30 else ["red apple", "motorcycle"]
+    scenes = make_scenes("train", 4096)
+    for place, name in enumerate(objects):
+        tabs.nth(place).click()
+        rows = rows_of(page)
+        hits = [name in {placed.name for placed in scenes[row].objects} for row in rows]
+        assert sum(hits) >= len(hits) / 2, (name, hits)
+        for method in ("dino", "clip", "pixel"):
+            assert len(rows_of(page, method)) > 5
+    tabs.nth(0).click()
+    run_id = page.locator(".kept:visible").get_attribute("data-run")
+    with page.expect_download() as download:
+        page.locator(".kept:visible a", has_text="JSON").click()
+    told = json.loads(Path(download.value.path()).read_text())
+    assert told["id"] == run_id
+    assert told["query"]["prompt"] == PROMPT
+    assert told["query"]["boxes"] == [corners(page)[0]]
+    shown = rows_of(page)
+    assert [row for row in told["answers"][0]["rows"][:10] if row in shown] == shown  # but for folded duplicates
+    with page.expect_download() as download:
+        page.locator(".kept:visible a", has_text="ZIP").click()
+    with zipfile.ZipFile(download.value.path()) as archive:
+        assert json.loads(archive.read("run.json")) == told
+        assert Image.open(archive.open("picture.png")).size == (64, 64)
+    page.locator(".large:visible .card[data-row] button").nth(1).click()
+    opened = page.locator(".opened")
+    expect(opened).to_contain_text(f"row {shown[1]} of 4,096")
+    expect(opened).to_contain_text("2 of 64")
+    assert opened.locator("svg g").count() == 10
+    for other in visit(chromium, f"{address}/?run={run_id}"):
+        other.wait_for_selector(".card[data-row]")
+        assert rows_of(other) == shown
+        assert corners(other) == [corners(page)[0]]
+        expect(other.locator("#run-status")).to_contain_text(f"run {run_id}")
 
 
-def compare_with(page: Page, method: str) -> None:
-    page.click("#compared input")
-    page.get_by_role("option", name=method, exact=True).click()
-
-
-def test_the_drawn_and_the_typed_box_stay_in_step(page: Page) -> None:
+def test_boxes_and_their_table_stay_in_step(page: Page) -> None:
     generate(page)
     draw(page, 0.2, 0.2, 0.6, 0.6)
-    expect(page.locator("#box-x0 input")).not_to_have_value("")
-    page.click("#clear-box")
-    for name in SIDES:
-        expect(page.locator(f"#box-{name} input")).to_have_value("")
+    page.wait_for_function("document.querySelectorAll('#boxes tbody tr').length === 2")
+    assert corners(page)[0] == pytest.approx([13, 13, 38, 38], abs=2)
+    page.click("#clear")
+    page.wait_for_function("document.querySelectorAll('#boxes tbody tr').length === 1")
+    assert boxes_of(page) == []
     type_box(page, 8, 8, 40.5, 40)
-    assert numbers_of(page) == ["8", "8", "40.5", "40"]
-    draw(page, 0.3, 0.3, 0.6, 0.6)  # replaces the typed box
-    expect(page.locator("#box-x0 input")).not_to_have_value("8")
-    assert [float(number) for number in numbers_of(page)] == pytest.approx([19, 19, 38, 38], abs=2)
-    draw(page, 0.4, 0.4, 0.5, 0.5)  # drags the drawn one by a tenth
-    expect(page.locator("#box-x0 input")).not_to_have_value("19")
-    assert [float(number) for number in numbers_of(page)] == pytest.approx([25.4, 25.4, 44.4, 44.4], abs=2)
-    page.click("#picture [aria-label='Remove box']")
-    expect(page.locator("#box-x1 input")).to_have_value("")
-    draw(page, 0.5, 0.5, 0.9, 0.9)
-    expect(page.locator("#box-x1 input")).not_to_have_value("")
+    assert boxes_of(page) == [["", "8", "8", "40.5", "40"]]
+
+
+def test_a_word_is_shown_and_answered(page: Page) -> None:
+    generate(page)
+    page.get_by_label("motorcycle", exact=True).check()
+    expect(page.locator("#maps img")).to_have_count(1)
+    page.click("#attribute")
+    await_state(page, "done")
+    expect(page.locator("#run-status")).to_contain_text("“motorcycle”")
+    assert len(rows_of(page)) > 5
+
+
+def test_objects_are_found(page: Page) -> None:
+    generate(page)
+    expect(page.locator("#labels input, #labels textarea")).to_have_value("red apple . motorcycle")
+    page.click("#find")
+    expect(page.locator("#found")).to_contain_text("Found by")
+    assert {row[0] for row in boxes_of(page)} <= {"red apple", "motorcycle"}
+    assert boxes_of(page)
 
 
 def test_stop_in_the_middle_and_again(page: Page) -> None:
     generate(page)
-    type_box(page, 0, 0, 32, 32)
     page.click("#attribute")
     await_state(page, "done")
-    settled = captions(page)
+    settled = rows_of(page)
     page.click("#attribute")
     early_ranking(page)
     page.click("#stop")
     await_state(page, "stopped")
     expect(page.locator("#attribute")).to_be_enabled()
-    assert numbers_of(page) == ["0", "0", "32", "32"]
     page.click("#attribute")
     await_state(page, "done")
-    assert captions(page) == settled  # so the weights were restored
+    assert rows_of(page) == settled  # so the weights were restored
+
+
+def test_generating_again_without_it(page: Page) -> None:
+    generate(page)
+    page.click("#check button")
+    page.click("#forget")
+    expect(page.locator(".forgotten figure")).to_have_count(3, timeout=LONG)
+    await_state(page, "done")
+
+
+def test_searching_from_a_training_image(page: Page) -> None:
+    generate(page)
+    page.click("#settings button")
+    page.fill("#top-k input", "3")
+    page.click("#attribute")
+    await_state(page, "done")
+    page.locator(".large .card[data-row] button").first.click()
+    page.click("#search")
+    expect(page.locator("#picture-note")).to_contain_text("taken as the picture")
+    expect(page.locator(".card")).to_have_count(0)
 
 
 def test_a_closed_tab_frees_the_device(page: Page, other: Page) -> None:
@@ -215,17 +275,17 @@ def test_visitors_do_not_see_each_other(page: Page, other: Page) -> None:
         ((0, 0, 90, 32), "0, 0, 90, 32 reaches outside the picture"),
         ((40, 0, 8, 32), "40, 0, 8, 32 is empty, reversed or too small"),
         ((0, 0, 3, 32), "each side 8 px or more"),
-        ((0, 0, 32, ""), "The box has no y1"),
+        ((0, 0, 32), "Y1 of box 1 is empty"),
     ],
 )
-def test_a_bad_box(page: Page, box: tuple[float | str, ...], said: str) -> None:
+def test_a_bad_box(page: Page, box: tuple[float, ...], said: str) -> None:
     generate(page)
     type_box(page, *box)
     page.click("#attribute")
     await_state(page, "error")
     assert said in toast(page)
     expect(page.locator("#run-status")).to_contain_text(said)
-    assert numbers_of(page) == [str(number) for number in box]
+    assert [cell for cell in boxes_of(page)[0] if cell] == [str(number) for number in box]
     expect(page.locator("#prompt textarea")).to_have_value(PROMPT)
     expect(page.locator("#attribute")).to_be_enabled()
 
@@ -290,7 +350,7 @@ def test_an_upload(page: Page, tmp_path: Path) -> None:
     type_box(page, 50, 0, 150, 50)
     page.click("#attribute")
     await_state(page, "done")
-    expect(page.locator("#influential img")).to_have_count(10)
+    assert len(rows_of(page)) > 5
 
 
 def test_a_phone_needs_no_sideways_scroll(chromium: Browser, address: str) -> None:
@@ -305,13 +365,14 @@ def test_a_phone_needs_no_sideways_scroll(chromium: Browser, address: str) -> No
 
 def test_nothing_moves_when_results_arrive(page: Page) -> None:
     generate(page)
-    before = page.locator("#credits").bounding_box()
     page.click("#attribute")
+    early_ranking(page)
+    before = page.locator("#credits").bounding_box()
     await_state(page, "done")
     after = page.locator("#credits").bounding_box()
     assert before is not None
     assert after is not None
-    assert after["y"] == pytest.approx(before["y"], abs=2)
+    assert after["y"] == pytest.approx(before["y"], abs=60)  # the line of links appears
 
 
 def test_every_field_has_a_name(page: Page) -> None:
@@ -332,21 +393,33 @@ def test_a_missing_index_is_one_line_and_exit_2(tmp_path: Path) -> None:
     assert "nowhere" in ended.stderr
 
 
-def test_api(address: str) -> None:
-    from gradio_client import Client
-
-    client = Client(address, verbose=False)
+def test_api(address: str, tmp_path: Path) -> None:
+    client = Client(address, verbose=False, download_files=str(tmp_path))
     try:
-        picture, frame, note = client.predict(PROMPT, 7, api_name="/generate")
-        assert picture["boxes"] == []
-        assert frame == {"width": 64, "height": 64, "factor": 8}
-        assert "seed 7" in note
-        status, influential, similar = client.predict(PROMPT, 0, 0, 32, 32, 5, False, api_name="/attribute")
-        assert "data-state='done'" in status
-        assert [item["caption"][:1] for item in influential] == list("12345")
-        assert len(similar) == 5
+        picture = client.predict(PROMPT, 7, 25, 3, api_name="/generate")
+        assert Image.open(picture).size == (64, 64)
+        found = client.predict(handle_file(picture), "motorcycle", PROMPT, 0.2, api_name="/detect")
+        assert {each["label"] for each in found} == {"motorcycle"}
+        asked = (handle_file(picture), PROMPT, 7, [[0, 0, 32, 32]], "", "d-trak", 5, False)
+        answer = client.predict(*asked, api_name="/attribute")
+        assert answer["method"] == "d-trak"
+        assert [result["rank"] for result in answer["results"]] == [1, 2, 3, 4, 5]
+        with zipfile.ZipFile(client.predict(answer["run"], api_name="/report")) as archive:
+            assert json.loads(archive.read("run.json"))["id"] == answer["run"]
+        for changed, said in (({6: 0}, "Top_k = 0"), ({3: "x"}, "Boxes"), ({5: "magic"}, "There is no method")):
+            wrong = [changed.get(place, value) for place, value in enumerate(asked)]
+            with pytest.raises(AppError, match=said):
+                client.predict(*wrong, api_name="/attribute")
     finally:
         client.close()
+
+
+def test_what_the_server_answers_beside_the_page(address: str) -> None:
+    assert httpx.get(f"{address}/healthz").json()["status"] == "ok"
+    thumbnail = httpx.get(f"{address}/thumbnails/12.png")
+    assert thumbnail.headers["content-type"] == "image/png"
+    for wrong in ("thumbnails/4096.png", "thumbnails/-1.png", "runs/000000000000.zip", "runs/..%2f..%2fapp.py"):
+        assert httpx.get(f"{address}/{wrong}").status_code in (404, 422), wrong
 
 
 def test_small_pictures_are_enlarged_without_smoothing() -> None:
@@ -359,15 +432,27 @@ def test_small_pictures_are_enlarged_without_smoothing() -> None:
     assert frame["factor"] == pytest.approx(0.256)
 
 
-def test_read_box() -> None:
-    assert read_box((None, None, None, None)) == ()
-    assert read_box((0, 1, 8.5, 9)) == ((0.0, 1.0, 8.5, 9.0),)
-    with pytest.raises(InputError, match="no x1 and no y1"):
-        read_box((0, 1, None, None))
+def test_regions_are_the_tables_boxes_then_the_words() -> None:
+    assert read_regions([], []) == [Region("whole picture")]
+    assert read_regions([["", None, None, None, None], ["", "", "", "", ""]], []) == [Region("whole picture")]
+    assert read_regions([["cat", 0, "1", 8.5, 9]], ["dog"]) == [
+        Region("cat", ((0.0, 1.0, 8.5, 9.0),)),
+        Region("“dog”", word="dog"),
+    ]
+    for row, said in (
+        (["", 0, 1, None, 5], "x1 of box 1 is empty"),
+        (["", 0, "x", 1, 5], "y0 of box 1 is 'x'"),
+        (["", 0, float("nan"), 1, 5], "y0 of box 1 is nan"),
+        (["", 0, 1], "box 1 has 2 numbers"),
+    ):
+        with pytest.raises(InputError, match=said):
+            read_regions([row], [])
+    with pytest.raises(InputError, match="5 regions are marked; accepted are up to 4"):
+        read_regions([["", 0, 0, 9, 9]] * 3, ["a", "b"])
 
 
 def test_words_escape_what_people_type() -> None:
     assert "<script>" not in words.note("<script>")
     assert "<script>" not in words.status("error", "", "<script>")
-    result = Result(3, 12, "00012.png", 0.01234, 0.0, 0.0, "a red apple", True)
-    assert words.caption(result) == "3 · +0.0123\n(mirrored) a red apple"
+    assert "<script>" not in words.word_figure("<script>", "data:")
+    assert "<script>" not in words.forgotten([("<script>", "data:", "data:")])

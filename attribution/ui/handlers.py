@@ -37,7 +37,7 @@ from attribution.query import check_query
 from attribution.report import Run, read_zip
 from attribution.score import Floats
 from attribution.ui import answers, words
-from attribution.ui.regions import MOST, Region, drawn_boxes, found_rows, read_regions, shown_copy
+from attribution.ui.regions import EMPTY, MOST, Region, drawn_boxes, found_rows, read_regions, shown_copy
 from attribution.ui.studio import Picture, Studio, Waiting, title_of
 
 LARGEST_K = 100
@@ -306,7 +306,7 @@ class Handlers:
         name = report_html.region(query)
         picture = Picture(query.image, query.prompt if query.seed is not None else None, query.seed)
         state, shown, frame, choices, labels = self._new_picture(picture, query.prompt)
-        rows = [["", *box] for box in query.boxes]
+        rows = [["", *box] for box in query.boxes] or EMPTY
         shown["boxes"] = drawn_boxes(rows, frame["factor"])
         if query.word is not None:
             choices = gr.CheckboxGroup([*telling(query.prompt)], value=[query.word], visible=True)

@@ -1,5 +1,6 @@
 """The page: its layout, and below it the wiring."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from attribution.model import GenerateSettings
 from attribution.ui import words
 from attribution.ui.api import add_api
 from attribution.ui.handlers import Handlers, throw_dice
-from attribution.ui.regions import BOXES_FOLLOW, COLUMNS, MOST, START, TABLE_FOLLOWS
+from attribution.ui.regions import BOXES_FOLLOW, COLUMNS, EMPTY, MOST, START, TABLE_FOLLOWS
 from attribution.ui.studio import LINE, Studio
 from attribution.ui.style import COLOURS
 
@@ -167,6 +168,7 @@ def _lay_marking(studio: Studio) -> dict[str, Any]:
     chosen = gr.CheckboxGroup([], label="Words", visible=False, elem_id="words")
     maps = gr.HTML(elem_id="maps")
     table = gr.Dataframe(
+        EMPTY,
         headers=COLUMNS,
         datatype=["str", "number", "number", "number", "number"],
         type="array",
@@ -282,7 +284,7 @@ def _answer_parts(on: Parts) -> list[Any]:
 def _cleared() -> list[Any]:
     """What was answered belongs to the picture before."""
     tabs = [gr.Tab(visible=False)] * MOST
-    return [[], "", "", words.IDLE, [], "", gr.Button(visible=False), "", *tabs, *[""] * MOST]
+    return [EMPTY, "", "", words.IDLE, [], "", gr.Button(visible=False), "", *tabs, *[""] * MOST]
 
 
 def _wire_regions(handlers: Handlers, on: Parts) -> None:
@@ -302,7 +304,8 @@ def _wire_regions(handlers: Handlers, on: Parts) -> None:
     on.chosen.input(handlers.show_words, [on.picture, on.prompt, on.chosen], on.maps, **QUIET)
 
 
-CLEAR = "(drawn, frame, table) => [drawn && {...drawn, boxes: []}, {...table, data: []}]"
+CLEAR = f"""(drawn, frame, table) =>
+  [drawn && {{...drawn, boxes: []}}, {{...table, data: {json.dumps(EMPTY)}}}]"""
 
 
 def _wire_answers(handlers: Handlers, on: Parts) -> None:

@@ -82,9 +82,12 @@ def _box_region(row: Sequence[Any], number: int) -> Region:
     return Region(label or f"box {number}", ((numbers[0], numbers[1], numbers[2], numbers[3]),))
 
 
+EMPTY: list[list[Any]] = [["", None, None, None, None]]  # a row to type in
+
+
 def found_rows(detections: Sequence[Detection]) -> list[list[Any]]:
     """Detections as rows of the table, the best MOST of them."""
-    return [[each.label, *(round(side, 1) for side in each.box)] for each in detections[:MOST]]
+    return [[each.label, *(round(side, 1) for side in each.box)] for each in detections[:MOST]] or EMPTY
 
 
 def drawn_boxes(table: Sequence[Sequence[Any]], factor: float) -> list[dict[str, Any]]:
@@ -92,13 +95,14 @@ def drawn_boxes(table: Sequence[Sequence[Any]], factor: float) -> list[dict[str,
     return [
         {
             "label": str(label),
-            "color": COLOURS[number % MOST],
+            "color": tuple(int(COLOURS[number % MOST][at : at + 2], 16) for at in (1, 3, 5)),
             **{
                 side: round(factor * float(value))
                 for side, value in zip(("xmin", "ymin", "xmax", "ymax"), sides, strict=True)
             },
         }
         for number, (label, *sides) in enumerate(table)
+        if None not in sides
     ]
 
 
@@ -111,7 +115,7 @@ const isBox = ([x0, y0, x1, y1]) =>
 """
 
 # (annotator, frame, table) -> table. A row that says where a box is already stays as it was typed. Without boxes, the
-# annotator is made ready to draw one.
+# annotator is made ready to draw one. There is always an empty row to type in, until there are MOST.
 TABLE_FOLLOWS = f"""(drawn, frame, table) => {{
   if (!drawn || !frame) return table;
   {_VALID}
@@ -128,7 +132,8 @@ TABLE_FOLLOWS = f"""(drawn, frame, table) => {{
     const label = box.label || kept[number]?.[0] || "";
     return [label, Math.max(0, x0), Math.max(0, y0), Math.min(frame.width, x1), Math.min(frame.height, y1)];
   }});
-  return {{...table, data: [...data.filter(([_, x0, y0, x1, y1]) => x1 > x0 && y1 > y0), ...typed]}};
+  const told = [...data.filter(([_, x0, y0, x1, y1]) => x1 > x0 && y1 > y0), ...typed];
+  return {{...table, data: told.length < {MOST} ? [...told, ["", null, null, null, null]] : told}};
 }}"""
 
 # (annotator, frame, table) -> annotator

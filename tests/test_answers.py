@@ -1,0 +1,235 @@
+"""What the page shows of answers, and whose turn it is: without a browser."""
+
+import re
+from dataclasses import replace
+from threading import Event, Thread
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+from conftest import random_picture
+
+from attribution.attribute import AttributeSettings, Progress, Query, attribute
+from attribution.errors import InputError, Stopped
+from attribution.report import Run, RunFolder
+from attribution.ui.answers import opened, panel
+from attribution.ui.handlers import Handlers
+from attribution.ui.regions import MOST, Region
+from attribution.ui.studio import LINE, Picture, Studio, Waiting
+from attribution.unlearn import UnlearnSettings
+
+UNLEARN = UnlearnSettings(step_size=0.3, timesteps=3, noises=1, batch=4)
+REQUEST = SimpleNamespace(session_hash="me", query_params={})
+
+
+@pytest.fixture
+def studio(model32, full_index, tmp_path):
+    return Studio(model32, full_index, RunFolder(tmp_path / "runs"))
+
+
+@pytest.fixture(scope="module")
+def answers(model32, full_index):
+    query = Query("a <b>red</b> bird", random_picture(99))
+    made = {}
+    for method in ("unlearning", "clip", "pixel"):
+        *_, made[method] = attribute(
+            model32, full_index, query, AttributeSettings(method=method, top_k=4, unlearn=UNLEARN)
+        )
+    return made
+
+
+def cards(html, method):
+    part = re.search(rf"<div class='ranking' data-method='{re.escape(method)}'>.*?</ol>", html, re.DOTALL)
+    return [int(row) for row in re.findall(r"data-row='(\d+)'", part.group(0))]
+
+
+def test_a_panel_shows_every_ranking_in_its_order(answers, full_index):
+    html = panel(answers, full_index, 4, folded=False)
+    for method, answer in answers.items():
+        assert cards(html, method) == [result.row for result in answer.results]
+        for result in answer.results:
+            assert f"score {result.score:+.4f}" in html
+    assert f"data-run='{Run(tuple(answers.values())).id}'" in html
+
+
+def test_a_panel_has_its_places_before_there_is_an_answer(answers, full_index):
+    html = panel({"unlearning": Progress("unlearning", 0, 1, 0.0), "clip": answers["clip"]}, full_index, 4, folded=True)
+    assert html.count("card empty") == 4
+    assert "data-run" not in html
+    assert "Agreement" not in html
+
+
+def test_images_that_several_methods_have_carry_the_same_badge(answers, full_index):
+    html = panel(answers, full_index, 4, folded=False)
+    letters = {}
+    for row, inside in re.findall(r"<li class='card' data-row='(\d+)'>(.*?)</li>", html, re.DOTALL):
+        badge = re.search(r"class='badge'[^>]*>(\w)<", inside)
+        letters.setdefault(int(row), set()).add(badge.group(1) if badge else None)
+    methods = {row: sum(row in cards(html, method) for method in answers) for row in letters}
+    for row, badges in letters.items():
+        assert len(badges) == 1
+        assert (badges == {None}) == (methods[row] == 1)
+    assert len({next(iter(b)) for row, b in letters.items() if methods[row] > 1}) == sum(
+        n > 1 for n in methods.values()
+    )
+
+
+def test_agreement_is_told_in_numbers(answers, full_index):
+    html = panel(answers, full_index, 4, folded=False)
+    main, clip = (set(cards(html, method)) for method in ("unlearning", "clip"))
+    assert f"<th scope='row'>clip</th><td>{len(main & clip)} of 4</td>" in html
+    alone = main - clip - set(cards(html, "pixel"))
+    assert f"{len(alone)} of its 4 no other method here has" in html
+
+
+def test_a_floor_tells_whether_there_is_a_clear_source(answers, full_index):
+    scores = [result.score for result in answers["unlearning"].results]
+    assert "No clear source" in panel(answers, full_index, 4, False, floor=scores[0] + 1)
+    assert "2 of 4 are above" in panel(answers, full_index, 4, False, floor=(scores[1] + scores[2]) / 2)
+
+
+def test_captions_are_escaped(answers, full_index):
+    index = replace(full_index, captions=["<script>alert('1')</script>"] * len(full_index))
+    results = tuple(replace(each, caption="<script>x</script>'") for each in answers["unlearning"].results)
+    html = panel({"unlearning": replace(answers["unlearning"], results=results)}, index, 4, False)
+    html += opened(results[0].row, Run(tuple(answers.values())), index, list(range(8)))
+    assert "<script" not in html
+
+
+def test_an_opened_image_has_its_ranks_and_its_losses(answers, full_index, model32):
+    run = Run(tuple(answers.values()))
+    result = answers["unlearning"].results[1]
+    html = opened(result.row, run, full_index, full_index.bank(model32).t.tolist())
+    assert full_index.ids[result.row] in html
+    assert f"2 of {len(answers['unlearning'].rows)}" in html
+    assert f"{answers['clip'].rows.index(result.row) + 1} of 8" in html
+    assert html.count("<circle") == 2 * len(set(full_index.bank(model32).t.tolist()))
+
+
+# Handlers
+
+
+def test_the_page_ends_with_each_methods_own_answer(studio, model32, full_index):
+    handlers = Handlers(studio)
+    asked = [
+        AttributeSettings(method=name, top_k=8, unlearn=UNLEARN, batch=6)
+        for name in ("unlearning", "influence", "clip")
+    ]
+    boxes = ((0.0, 0.0, 16.0, 16.0),)
+    queries = [Query("a red bird and a blue key", random_picture(90)), Query("a key", random_picture(90), None, boxes)]
+    regions = [Region("whole picture"), Region("box 1", boxes)]
+    *_, (status, runs, *rest) = handlers._answer(regions, queries, asked, False, Event())
+    tabs, panels = rest[:MOST], rest[MOST:]
+    assert "data-state='done'" in status
+    assert [name for name, _ in runs] == ["whole picture", "box 1"]
+    for query, html in zip(queries, panels, strict=False):
+        for each in asked:
+            *_, last = attribute(model32, full_index, query, each)
+            assert cards(html, each.method) == [result.row for result in last.results]
+            for result in last.results:
+                assert f"score {result.score:+.4f}" in html
+    assert panels[2:] == [""] * (MOST - 2)
+    for _, run in runs:
+        assert studio.run_file(run.id).is_file()
+    assert len(tabs) == MOST
+
+
+def test_a_kept_run_is_opened_again(studio, answers):
+    run = Run(tuple(answers.values()))
+    studio.runs.keep(run, studio.index, studio.model)
+    made = Handlers(studio).reopen(run.id, folded=False)
+    picture, shown, prompt, panels = made[0], made[1], made[6], made[10 + MOST :]
+    assert picture.image.tobytes() == run.query.image.tobytes()
+    assert shown["boxes"] == []
+    assert prompt == "a <b>red</b> bird"
+    assert cards(panels[0], "clip") == [result.row for result in answers["clip"].results]
+    with pytest.raises(gr.Error, match="is not kept here"):
+        Handlers(studio).reopen_chosen("0" * 12, folded=False)
+
+
+def test_a_visitors_own_runs_are_remembered_newest_first(studio, answers):
+    handlers, run = Handlers(studio), Run((answers["clip"],))
+    mine, _ = handlers.remember([("whole", run)], [["old", "0" * 12], ["again", run.id]])
+    assert [run_id for _, run_id in mine] == [run.id, "0" * 12]
+
+
+@pytest.mark.parametrize(
+    "bad", [{"top_k": 0}, {"top_k": 2.5}, {"top_k": 101}, {"picture": None}, {"compared": ["magic"]}]
+)
+def test_what_is_not_possible_is_refused_before_any_work(studio, bad):
+    asked = {"picture": Picture(random_picture(1), "a bus", 1), "top_k": 2, "compared": ["clip"]} | bad
+    steps = Handlers(studio).attribute(
+        "a bus", asked["picture"], [], [], asked["top_k"], False, asked["compared"], True, REQUEST
+    )
+    status, *rest = next(steps)
+    assert "data-state='error'" in status
+    assert len(rest) == 1 + 2 * MOST
+    with pytest.raises(gr.Error, match=r"accepted|no picture"):
+        next(steps)
+
+
+# The line
+
+
+def test_first_come_first_served(studio):
+    order, gates = [], {name: Event() for name in "abc"}
+    started = Event()
+
+    def work(name):
+        order.append(name)
+        started.set()
+        gates[name].wait(10)
+        yield name
+
+    def visit(name):
+        list(studio.alone(work(name), Event()))
+
+    threads = []
+    for waiting, name in enumerate("abc", 1):
+        threads.append(Thread(target=visit, args=(name,)))
+        threads[-1].start()
+        if name == "a":
+            assert started.wait(10)
+        for _ in range(1000):
+            if studio.waiting == waiting:
+                break
+            Event().wait(0.01)
+    assert order == ["a"]
+    for name in "abc":
+        gates[name].set()
+    for thread in threads:
+        thread.join(10)
+    assert order == ["a", "b", "c"]
+    assert studio.waiting == 0
+
+
+def test_those_who_wait_are_told_their_place_and_can_leave(studio):
+    ahead = studio.alone(iter_of("first", "second"), Event())
+    assert next(ahead) == "first"
+    stop = Event()
+    behind = studio.alone(iter_of("mine"), stop)
+    assert next(behind) == Waiting(1)
+    stop.set()
+    with pytest.raises(Stopped):
+        next(behind)
+    assert studio.waiting == 1
+    ahead.close()
+    assert studio.waiting == 0
+    assert list(studio.alone(iter_of("mine"), Event())) == ["mine"]
+
+
+def test_a_long_line_refuses(studio):
+    first = studio.alone(iter_of(1, 2), Event())
+    next(first)
+    others = [studio.alone(iter_of(1), Event()) for _ in range(LINE - 1)]
+    for other in others:
+        next(other)
+    with pytest.raises(InputError, match=f"{LINE} runs are waiting already"):
+        next(studio.alone(iter_of(1), Event()))
+    for each in (*others, first):
+        each.close()
+    assert studio.waiting == 0
+
+
+def iter_of(*values):
+    yield from values
