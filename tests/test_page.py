@@ -60,7 +60,7 @@ def visit(chromium: Browser, address: str, width: int = 1280) -> Iterator[Page]:
     hosts: set[str | None] = set()
     page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
     page.goto(address)
-    page.wait_for_selector("#boxes tbody tr")
+    page.wait_for_selector("#boxes .virtual-row")
     yield page
     context.close()
     assert hosts <= {"127.0.0.1", None}
@@ -91,7 +91,7 @@ def draw(page: Page, x0: float, y0: float, x1: float, y1: float) -> None:
 
 def type_box(page: Page, *numbers: float | str, row: int = 0) -> None:
     """Type into the table as a person with a keyboard does."""
-    cells = page.locator("#boxes tbody tr").nth(row).locator("td")
+    cells = page.locator("#boxes .virtual-row").nth(row).locator("[role=gridcell]")
     for place, number in enumerate(numbers, 1):
         cells.nth(place).dblclick()
         page.keyboard.press("Control+A")
@@ -101,8 +101,8 @@ def type_box(page: Page, *numbers: float | str, row: int = 0) -> None:
 
 def boxes_of(page: Page) -> list[list[str]]:
     """Rows of the table that are not empty: label, x0, y0, x1, y1."""
-    rows = page.locator("#boxes tbody tr").all()
-    texts = [[cell.inner_text().strip() for cell in row.locator("td").all()] for row in rows]
+    rows = page.locator("#boxes .virtual-row").all()
+    texts = [[cell.inner_text().strip("\n \u22ee") for cell in row.locator("[role=gridcell]").all()] for row in rows]
     return [row for row in texts if any(row)]
 
 
@@ -137,7 +137,7 @@ def test_the_whole_way(page: Page, chromium: Browser, address: str) -> None:
     generate(page)
     draw(page, 0.08, 0.58, 0.66, 0.98)
     draw(page, 0.28, 0.04, 0.7, 0.5)
-    page.wait_for_function("document.querySelectorAll('#boxes tbody tr').length === 3")
+    page.wait_for_function("document.querySelectorAll('#boxes .virtual-row').length === 3")
     assert len(corners(page)) == 2
     page.click("#attribute")
     expect(page.locator("#stop")).to_be_enabled()
@@ -187,11 +187,12 @@ def test_the_whole_way(page: Page, chromium: Browser, address: str) -> None:
 def test_boxes_and_their_table_stay_in_step(page: Page) -> None:
     generate(page)
     draw(page, 0.2, 0.2, 0.6, 0.6)
-    page.wait_for_function("document.querySelectorAll('#boxes tbody tr').length === 2")
+    page.wait_for_function("document.querySelectorAll('#boxes .virtual-row').length === 2")
     assert corners(page)[0] == pytest.approx([13, 13, 38, 38], abs=2)
     page.click("#clear")
-    page.wait_for_function("document.querySelectorAll('#boxes tbody tr').length === 1")
+    page.wait_for_function("document.querySelectorAll('#boxes .virtual-row').length === 1")
     assert boxes_of(page) == []
+    page.wait_for_timeout(1000)  # the annotator's own news of it
     type_box(page, 8, 8, 40.5, 40)
     assert boxes_of(page) == [["", "8", "8", "40.5", "40"]]
 
