@@ -117,7 +117,7 @@ def await_state(page: Page, state: str) -> None:
 def early_ranking(page: Page) -> None:
     page.wait_for_function(
         "document.querySelector('#run-status .status[data-state=running]')"
-        " && document.querySelectorAll('.large .card[data-row] img').length === 10",
+        " && document.querySelectorAll('.large .card[data-row] img').length > 5",
         timeout=LONG,
     )
 
