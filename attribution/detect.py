@@ -26,6 +26,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, nms
 from torchvision.transforms.functional import normalize, resize, to_tensor
 from transformers import AutoTokenizer, BertConfig, BertModel
+from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from attribution.attention import inside, word_map
 from attribution.data import to_pixels, to_square
@@ -79,8 +80,21 @@ class Found:
     by: str
 
 
+class Embeddings(BertEmbeddings):  # type: ignore[misc]
+    """BERT's embeddings, called with an argument that newer releases of transformers 5 do not take."""
+
+    def forward(self, past_key_values_length: int = 0, **given: Any) -> Tensor:
+        """Nothing is ever cached, so the length is 0."""
+        embedded: Tensor = super().forward(**given)
+        return embedded
+
+
 class Bert(BertModel):  # type: ignore[misc]
     """BERT with the three methods that groundingdino-py 0.4 calls and transformers 5 dropped."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.embeddings = Embeddings(config)
 
     def get_extended_attention_mask(self, mask: Tensor, *_: Any) -> Tensor:
         """Additive: 0 where attended, the type's minimum elsewhere; (B, 1, 1, L) or, of a 3-D mask, (B, 1, L, L)."""
