@@ -22,11 +22,10 @@ import torch
 from huggingface_hub import hf_hub_download
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import box_convert, nms
 from torchvision.transforms.functional import normalize, resize, to_tensor
 from transformers import AutoTokenizer, BertConfig, BertModel
-from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from attribution.attention import inside, word_map
 from attribution.data import to_pixels, to_square
@@ -80,31 +79,22 @@ class Found:
     by: str
 
 
-class Embeddings(BertEmbeddings):  # type: ignore[misc]
-    """BERT's embeddings, called with an argument that newer releases of transformers 5 do not take."""
+class TextEncoder(nn.Module):
+    """BERT under its published names, in place of groundingdino-py's wrapper, which transformers 5 has outgrown."""
 
-    def forward(self, past_key_values_length: int = 0, **given: Any) -> Tensor:
-        """Nothing is ever cached, so the length is 0."""
-        embedded: Tensor = super().forward(**given)
-        return embedded
+    def __init__(self, bert_model: Any) -> None:
+        super().__init__()
+        self.config = bert_model.config
+        self.embeddings, self.encoder, self.pooler = bert_model.embeddings, bert_model.encoder, bert_model.pooler
 
-
-class Bert(BertModel):  # type: ignore[misc]
-    """BERT with the three methods that groundingdino-py 0.4 calls and transformers 5 dropped."""
-
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__(config)
-        self.embeddings = Embeddings(config)
-
-    def get_extended_attention_mask(self, mask: Tensor, *_: Any) -> Tensor:
-        """Additive: 0 where attended, the type's minimum elsewhere; (B, 1, 1, L) or, of a 3-D mask, (B, 1, L, L)."""
-        shown = (mask[:, None, None] if mask.dim() == 2 else mask[:, None]).to(self.dtype)
-        return (1 - shown) * torch.finfo(self.dtype).min
-
-    invert_attention_mask = get_extended_attention_mask
-
-    def get_head_mask(self, *_: Any) -> None:
-        """No head is masked."""
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, position_ids: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Hidden states (B, L, D); the mask is (B, L), or (B, L, L) of which token attends to which."""
+        embedded = self.embeddings(input_ids=input_ids, token_type_ids=token_type_ids, position_ids=position_ids)
+        shown = attention_mask[:, None] if attention_mask.dim() == 3 else attention_mask[:, None, None]
+        hidden = (1 - shown.to(embedded.dtype)) * torch.finfo(embedded.dtype).min
+        return {"last_hidden_state": self.encoder(embedded, attention_mask=hidden).last_hidden_state}
 
 
 class Detector:
@@ -347,7 +337,7 @@ def build(config: dict[str, Any], folder: Path | None = None) -> Any:
     body = swin.SwinTransformer(**named.swin, out_indices=tuple(named.return_interm_indices))
     joined = backbone.Joiner(body, position.build_position_encoding(named))
     joined.num_channels = [body.num_features[level] for level in named.return_interm_indices]
-    with _language_model(config, folder):
+    with _language_model(dino, config, folder):
         return dino.GroundingDINO(
             joined,
             transformer.build_transformer(named),
@@ -379,16 +369,17 @@ def _package() -> tuple[Any, ...]:
 
 
 @contextmanager
-def _language_model(config: dict[str, Any], folder: Path | None) -> Iterator[None]:
-    """Hand our BERT and a tokenizer to the package, whose own way to them fails under transformers 5."""
+def _language_model(dino: Any, config: dict[str, Any], folder: Path | None) -> Iterator[None]:
+    """Hand our text encoder and a tokenizer to the package, whose own way to them fails under transformers 5."""
     loaders: Any = importlib.import_module("groundingdino.util.get_tokenlizer")
-    before = loaders.get_tokenlizer, loaders.get_pretrained_language_model
+    before = loaders.get_tokenlizer, loaders.get_pretrained_language_model, dino.BertModelWarper
     loaders.get_tokenlizer = lambda name: AutoTokenizer.from_pretrained(folder or name)
-    loaders.get_pretrained_language_model = lambda _: Bert(BertConfig(**config.get("bert", {})))
+    loaders.get_pretrained_language_model = lambda _: BertModel(BertConfig(**config.get("bert", {})))
+    dino.BertModelWarper = TextEncoder
     try:
         yield
     finally:
-        loaders.get_tokenlizer, loaders.get_pretrained_language_model = before
+        loaders.get_tokenlizer, loaders.get_pretrained_language_model, dino.BertModelWarper = before
 
 
 def _source(source: str) -> tuple[dict[str, Any], Path | None, dict[str, Tensor]]:
