@@ -29,7 +29,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from attribution.attention import inside, word_map
 from attribution.data import to_pixels, to_square
-from attribution.errors import InputError, WeightsUnavailable
+from attribution.errors import HUB, InputError, WeightsUnavailable, reason
 from attribution.index import Index
 from attribution.model import Model, default_device
 from attribution.query import Box, mask_box
@@ -317,10 +317,9 @@ def open_detector(source: str = PUBLISHED, device: torch.device | None = None) -
         held = {re.sub(r"^module\.", "", name): value for name, value in state.items()}
         _fill(network, held)
     except Exception as error:  # torch, safetensors, the hub and the package raise a dozen kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsUnavailable(
-            f"no GroundingDINO could be loaded from {source!r} ({reason}); name a folder or a .pth file with"
-            " --detector, or use a machine that reaches the hub (HF_ENDPOINT, HF_TOKEN, HF_HOME are honoured)"
+            f"no GroundingDINO could be loaded from {source!r} ({reason(error)}); name a folder or a .pth file with"
+            f" --detector, or use {HUB}"
         ) from error
     return Detector(network.to(device or default_device()), config)
 

@@ -26,6 +26,7 @@ from attribution.attribute import (
 from attribution.data import open_upload
 from attribution.errors import AttributionError, InputError, Stopped
 from attribution.model import check_prompt, check_seed
+from attribution.query import region_words
 from attribution.ui import words
 from attribution.ui.box import read_box, shown_copy
 from attribution.ui.studio import Picture, Studio
@@ -174,7 +175,7 @@ class Handlers:
             finished = isinstance(step, Attribution)  # its scores are new even where its order is not
             changed = self._shown_in(place, step, galleries) if finished or rows != shown else _unchanged(2)
             if isinstance(step, Attribution):
-                done = words.done(step, words.region(query.boxes)) if place == 0 else done
+                done = words.done(step, region_words(query)) if place == 0 else done
                 yield (gr.skip(), *changed, gr.skip())
             elif time.monotonic() - last >= EVERY or (rows[1] and not shown[1]):
                 last = time.monotonic()

@@ -2,7 +2,7 @@
 
 from html import escape
 
-from attribution.attribute import METHODS, Attribution, Box, Progress, Result
+from attribution.attribute import METHODS, Attribution, Progress, Result
 from attribution.data import MAX_BYTES, MAX_SIDE
 from attribution.index import Index
 from attribution.model import TokenCount
@@ -59,13 +59,6 @@ def done(answer: Attribution, region: str) -> str:
     """What a finished answer took, and what it is about."""
     took = seconds(sum(answer.seconds.values()))
     return status("done", "Done", f"{region} · {answer.evaluations:,} evaluations in {took}", 1)
-
-
-def region(boxes: tuple[Box, ...]) -> str:
-    """What part of the picture a query is about."""
-    if not boxes:
-        return "the whole picture"
-    return "the box " + ", ".join(f"{side:g}" for side in boxes[0])
 
 
 def status(state: str, title: str, detail: str = "", share: float | None = None) -> str:
