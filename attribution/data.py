@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from attribution.errors import InputError
+from attribution.errors import InputError, reason
 from attribution.scenes import compose
 
 SCENES = "emoji-scenes"  # the name of the embedded training set
@@ -77,9 +77,8 @@ class TrainingSet:
                 raise ValueError("it has pixels that are not finite")
             return picture.convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
-                f"the training image {self.ids[row]} cannot be used ({reason}); mend it or leave it out"
+                f"the training image {self.ids[row]} cannot be used ({reason(error)}); mend it or leave it out"
             ) from error
 
     def sha256(self) -> str:
@@ -137,7 +136,7 @@ def _open_dataset(settings: DataSettings) -> TrainingSet:
         else:
             table = datasets.load_dataset(where, split="train")
     except Exception as error:  # datasets raises many kinds
-        raise InputError(f"the training data {where!r} could not be read ({str(error).splitlines()[0]})") from error
+        raise InputError(f"the training data {where!r} could not be read ({reason(error)})") from error
     for column in (settings.image_column, settings.caption_column):
         if column not in table.column_names:
             raise InputError(f"{where!r} has no column {column!r}; its columns are {', '.join(table.column_names)}")

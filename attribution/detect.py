@@ -22,14 +22,14 @@ import torch
 from huggingface_hub import hf_hub_download
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import box_convert, nms
 from torchvision.transforms.functional import normalize, resize, to_tensor
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from attribution.attention import inside, word_map, words_of
 from attribution.data import to_pixels, to_square
-from attribution.errors import InputError, WeightsUnavailable
+from attribution.errors import HUB, InputError, WeightsUnavailable, reason
 from attribution.index import Index
 from attribution.model import Model, default_device
 from attribution.query import Box, mask_box
@@ -79,18 +79,22 @@ class Found:
     by: str
 
 
-class Bert(BertModel):  # type: ignore[misc]
-    """BERT with the three methods that groundingdino-py 0.4 calls and transformers 5 dropped."""
+class TextEncoder(nn.Module):
+    """BERT under its published names, in place of groundingdino-py's wrapper, which transformers 5 has outgrown."""
 
-    def get_extended_attention_mask(self, mask: Tensor, *_: Any) -> Tensor:
-        """Additive: 0 where attended, the type's minimum elsewhere; (B, 1, 1, L) or, of a 3-D mask, (B, 1, L, L)."""
-        shown = (mask[:, None, None] if mask.dim() == 2 else mask[:, None]).to(self.dtype)
-        return (1 - shown) * torch.finfo(self.dtype).min
+    def __init__(self, bert_model: Any) -> None:
+        super().__init__()
+        self.config = bert_model.config
+        self.embeddings, self.encoder, self.pooler = bert_model.embeddings, bert_model.encoder, bert_model.pooler
 
-    invert_attention_mask = get_extended_attention_mask
-
-    def get_head_mask(self, *_: Any) -> None:
-        """No head is masked."""
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, position_ids: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Hidden states (B, L, D); the mask is (B, L), or (B, L, L) of which token attends to which."""
+        embedded = self.embeddings(input_ids=input_ids, token_type_ids=token_type_ids, position_ids=position_ids)
+        shown = attention_mask[:, None] if attention_mask.dim() == 3 else attention_mask[:, None, None]
+        hidden = (1 - shown.to(embedded.dtype)) * torch.finfo(embedded.dtype).min
+        return {"last_hidden_state": self.encoder(embedded, attention_mask=hidden).last_hidden_state}
 
 
 class Detector:
@@ -330,10 +334,9 @@ def open_detector(source: str = PUBLISHED, device: torch.device | None = None) -
         held = {re.sub(r"^module\.", "", name): value for name, value in state.items()}
         _fill(network, held)
     except Exception as error:  # torch, safetensors, the hub and the package raise a dozen kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsUnavailable(
-            f"no GroundingDINO could be loaded from {source!r} ({reason}); name a folder or a .pth file with"
-            " --detector, or use a machine that reaches the hub (HF_ENDPOINT, HF_TOKEN, HF_HOME are honoured)"
+            f"no GroundingDINO could be loaded from {source!r} ({reason(error)}); name a folder or a .pth file with"
+            f" --detector, or use {HUB}"
         ) from error
     return Detector(network.to(device or default_device()), config)
 
@@ -350,7 +353,7 @@ def build(config: dict[str, Any], folder: Path | None = None) -> Any:
     body = swin.SwinTransformer(**named.swin, out_indices=tuple(named.return_interm_indices))
     joined = backbone.Joiner(body, position.build_position_encoding(named))
     joined.num_channels = [body.num_features[level] for level in named.return_interm_indices]
-    with _language_model(config, folder):
+    with _language_model(dino, config, folder):
         return dino.GroundingDINO(
             joined,
             transformer.build_transformer(named),
@@ -382,16 +385,17 @@ def _package() -> tuple[Any, ...]:
 
 
 @contextmanager
-def _language_model(config: dict[str, Any], folder: Path | None) -> Iterator[None]:
-    """Hand our BERT and a tokenizer to the package, whose own way to them fails under transformers 5."""
+def _language_model(dino: Any, config: dict[str, Any], folder: Path | None) -> Iterator[None]:
+    """Hand our text encoder and a tokenizer to the package, whose own way to them fails under transformers 5."""
     loaders: Any = importlib.import_module("groundingdino.util.get_tokenlizer")
-    before = loaders.get_tokenlizer, loaders.get_pretrained_language_model
+    before = loaders.get_tokenlizer, loaders.get_pretrained_language_model, dino.BertModelWarper
     loaders.get_tokenlizer = lambda name: AutoTokenizer.from_pretrained(folder or name)
-    loaders.get_pretrained_language_model = lambda _: Bert(BertConfig(**config.get("bert", {})))
+    loaders.get_pretrained_language_model = lambda _: BertModel(BertConfig(**config.get("bert", {})))
+    dino.BertModelWarper = TextEncoder
     try:
         yield
     finally:
-        loaders.get_tokenlizer, loaders.get_pretrained_language_model = before
+        loaders.get_tokenlizer, loaders.get_pretrained_language_model, dino.BertModelWarper = before
 
 
 def _source(source: str) -> tuple[dict[str, Any], Path | None, dict[str, Tensor]]:

@@ -7,6 +7,14 @@ AttributionError
   Stopped             the work was stopped on request
 """
 
+HUB = "a machine that reaches the hub (HF_ENDPOINT, HF_TOKEN, HF_HOME are honoured)"
+
+
+def reason(error: Exception) -> str:
+    """The first line of a library's error, or its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
 
 class AttributionError(Exception):
     """Base of this package's errors."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
 
-from attribution.errors import InputError, WeightsUnavailable
+from attribution.errors import HUB, InputError, WeightsUnavailable, reason
 from attribution.model import default_device
 from attribution.score import Floats, Scores
 
@@ -57,10 +57,9 @@ def _loaded(load: Callable[..., Any], weights: str, **how: Any) -> Any:
     try:
         return load(weights, **how)
     except Exception as error:  # transformers and the hub raise a dozen kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsUnavailable(
-            f"no feature network could be loaded from {weights!r} ({reason}); name a folder with --feature_weights,"
-            " or a hub id on a machine that reaches the hub (HF_ENDPOINT, HF_TOKEN, HF_HOME are honoured)"
+            f"no feature network could be loaded from {weights!r} ({reason(error)}); name a folder with"
+            f" --feature_weights, or a hub id on {HUB}"
         ) from error
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from attribution.errors import InputError, WeightsUnavailable
+from attribution.errors import HUB, InputError, WeightsUnavailable, reason
 
 WeightSubset = Literal["cross-attn-kv", "cross-attn", "attn", "all"]
 
@@ -115,10 +115,9 @@ class Model:
                 str(source), dtype=dtype, safety_checker=None, requires_safety_checker=False
             )
         except Exception as error:  # diffusers and the hub raise a dozen kinds
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise WeightsUnavailable(
-                f"no Stable Diffusion pipeline could be loaded from {str(source)!r} ({reason}); name a pipeline folder,"
-                " or a hub id on a machine that reaches the hub (HF_ENDPOINT, HF_TOKEN, HF_HOME are honoured)"
+                f"no Stable Diffusion pipeline could be loaded from {str(source)!r} ({reason(error)}); name a pipeline"
+                f" folder, or a hub id on {HUB}"
             ) from error
         return cls(pipe.to(device or default_device()), str(source))
 

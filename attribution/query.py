@@ -93,12 +93,11 @@ def region_crop(query: Query, model: Model, center_crop: bool = True) -> Image.I
         center_crop: cut the whole picture's middle square; otherwise squeeze it.
     """
     square, frame = to_square(query.image, model.resolution, center_crop)
-    boxes = query.boxes
-    if query.word is not None:
-        mask = word_map(model, model.encode_images(to_pixels([square])), query.prompt, query.word)
-        boxes = (mask_box(mask, model, frame),)
-    if not boxes:
+    boxes, mask = query.boxes, region_mask(query, model, center_crop)
+    if mask is None:
         return square
+    if query.word is not None:
+        boxes = (mask_box(mask, model, frame),)
     sides = list(zip(*boxes, strict=True))
     corners = (math.floor(min(sides[0])), math.floor(min(sides[1])), math.ceil(max(sides[2])), math.ceil(max(sides[3])))
     part = upright(query.image).crop(corners)
@@ -133,6 +132,13 @@ def check_query(query: Query, model: Model, center_crop: bool) -> None:
         raise InputError(
             f"the word {query.word!r} and {len(query.boxes)} boxes are given; accepted is one or the other"
         )
+
+
+def region_words(query: Query) -> str:
+    """What part of the picture a query is about."""
+    if query.word is not None:
+        return f"the word “{query.word}”"
+    return "the box " + " and ".join(map(_shown, query.boxes)) if query.boxes else "the whole picture"
 
 
 def image_sha256(image: Image.Image) -> str:

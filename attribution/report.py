@@ -136,7 +136,7 @@ def to_csv(run: Run) -> str:
 
 def write_json(attribution: Attribution, path: Path) -> None:
     """Write the JSON, whole or not at all."""
-    _write(path, (json.dumps(to_json(attribution), indent=1, ensure_ascii=False) + "\n").encode())
+    write_whole(path, (json.dumps(to_json(attribution), indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def write_zip(run: Run, index: Index, model: Model, path: Path) -> None:
@@ -157,10 +157,11 @@ def write_zip(run: Run, index: Index, model: Model, path: Path) -> None:
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in entries.items():
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED)
-    _write(path, packed.getvalue())
+    write_whole(path, packed.getvalue())
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content)
     os.replace(partial, path)

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from attribution.answer import Attribution, Result
 from attribution.compare import agreement, finders
-from attribution.query import Query
+from attribution.query import Query, region_words
 
 STYLE = """
 :root { color-scheme: light dark; font: 15px/1.45 system-ui, sans-serif; }
@@ -46,18 +46,9 @@ def page(
     return (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Run {run_id}</title><style>{STYLE}</style>"
         f"<h1>Which training images is this picture made of?</h1>{_query(query, picture)}"
-        f"<p>“{escape(query.prompt)}”, {made}; {escape(region(query))}. Run {run_id}, index {main.index_id}, model"
-        f" {main.model_sha256[:12]}.</p>{_agreements(main, answers[1:])}{rankings}</html>\n"
+        f"<p>“{escape(query.prompt)}”, {made}; {escape(region_words(query))}. Run {run_id}, index {main.index_id},"
+        f" model {main.model_sha256[:12]}.</p>{_agreements(main, answers[1:])}{rankings}</html>\n"
     )
-
-
-def region(query: Query) -> str:
-    """What part of the picture a query is about."""
-    if query.word is not None:
-        return f"the word “{query.word}”"
-    if not query.boxes:
-        return "the whole picture"
-    return "the box " + " and ".join(", ".join(f"{side:g}" for side in box) for box in query.boxes)
 
 
 def loss_plot(losses: Sequence[tuple[float, float]], timesteps: Sequence[int]) -> str:

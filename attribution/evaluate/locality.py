@@ -5,7 +5,6 @@ place of the lattice, and counts as there if it matches that place better than a
 """
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -34,6 +33,7 @@ from attribution.fisher import per_image_gradients
 from attribution.index import Index
 from attribution.model import Model
 from attribution.noise import NoiseBank, NoiseSettings
+from attribution.report import write_whole
 from attribution.scenes.compose import (
     BACKGROUNDS,
     CELL,
@@ -175,9 +175,7 @@ def measure(model: Model, index: Index, settings: LocalitySettings, out: Path) -
 
 
 def _save(out: Path, header: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in (header, *rows)), encoding="utf-8")
-    os.replace(partial, out)
+    write_whole(out, "".join(json.dumps(line) + "\n" for line in (header, *rows)).encode())
 
 
 def _resume(out: Path, header: dict[str, Any]) -> list[dict[str, Any]]:

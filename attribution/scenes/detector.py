@@ -22,8 +22,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
-from torchvision.ops import box_convert, box_iou, generalized_box_iou
+from torchvision.ops import box_convert, box_iou, generalized_box_iou, generalized_box_iou_loss, sigmoid_focal_loss
 from torchvision.transforms.functional import normalize
 from transformers import BertTokenizer
 
@@ -31,7 +30,7 @@ from attribution.detect import DEVIATION, MEAN, Detector, build, caption_of, ope
 from attribution.evaluate.locality import locate, subjects
 from attribution.model import Model
 from attribution.query import Box
-from attribution.scenes.compose import OBJECTS, SIZE, Scene, make_scenes, object_name
+from attribution.scenes.compose import OBJECTS, SIZE, Scene, draw_scene, make_scenes, object_name
 from attribution.scenes.pictures import encode, to_unit
 from attribution.scenes.train import Recipe, Trainer
 from attribution.scenes.views import Pool
@@ -111,7 +110,7 @@ class DetectorArgs:
         scenes: of the training split that are composed.
         heldout: scenes that the report asks about.
         pictures: generated pictures that the report asks about.
-        threshold: the report's, which is written into the folder; 0 is the best of a grid.
+        threshold: the report's, which is written into the folder; 0 is the folder's own.
         seed: of weights, batches and captions.
     """
 
@@ -175,14 +174,6 @@ def stages(network: Any, pictures: Tensor, captions: list[str]) -> list[tuple[Te
     return [*found[:-1], (last["pred_logits"], last["pred_boxes"])]
 
 
-def focal(logits: Tensor, target: Tensor) -> Tensor:
-    """Focal loss of each logit (Lin et al. 2017; alpha 0.25, gamma 2)."""
-    chance = logits.sigmoid()
-    right = chance * target + (1 - chance) * (1 - target)
-    weight = 0.25 * target + 0.75 * (1 - target)
-    return weight * (1 - right).square() * binary_cross_entropy_with_logits(logits, target, reduction="none")
-
-
 def detection_loss(logits: Tensor, boxes: Tensor, tokens: list[list[slice]], wanted: list[Tensor]) -> Tensor:
     """One stage's loss over a batch, per object.
 
@@ -201,16 +192,20 @@ def detection_loss(logits: Tensor, boxes: Tensor, tokens: list[list[slice]], wan
             for query, number in zip(queries, objects, strict=True):
                 target[query, spans[number]] = 1
             near, right = guess[queries], truth[objects]
-            overlap = generalized_box_iou(*(box_convert(side, "cxcywh", "xyxy") for side in (near, right))).diag()
-            total = total + L1 * (near - right).abs().sum() + GIOU * (1 - overlap).sum()
-        total = total + CLASS * focal(read, target).sum()
+            corners = [box_convert(side, "cxcywh", "xyxy") for side in (near, right)]
+            apart = generalized_box_iou_loss(*corners, reduction="sum")
+            total = total + L1 * (near - right).abs().sum() + GIOU * apart
+        total = total + CLASS * sigmoid_focal_loss(read, target).sum()
     return total / count
 
 
 @torch.no_grad()
 def match(logits: Tensor, boxes: Tensor, spans: list[slice], truth: Tensor) -> tuple[list[int], list[int]]:
     """The cheapest assignment of queries to objects: (queries, objects)."""
-    ones, zeros = focal(logits, torch.ones_like(logits)), focal(logits, torch.zeros_like(logits))
+    ones, zeros = (
+        sigmoid_focal_loss(logits, torch.ones_like(logits)),
+        sigmoid_focal_loss(logits, torch.zeros_like(logits)),
+    )
     named = torch.stack([(ones - zeros)[:, span].mean(1) for span in spans], 1)
     corners = [box_convert(side, "cxcywh", "xyxy") for side in (boxes, truth)]
     cost = CLASS * named + L1 * torch.cdist(boxes, truth, p=1) - GIOU * generalized_box_iou(*corners)
@@ -300,6 +295,11 @@ def write(network: Any, state: dict[str, Tensor], config: dict[str, Any], out: P
     places = {name: value.data_ptr() for name, value in network.state_dict().items()}
     first = {place: name for name, place in reversed(places.items())}
     save_file({name: state[name].half().contiguous() for name in first.values()}, out / "model.safetensors")
+    write_config(config, out)
+
+
+def write_config(config: dict[str, Any], out: Path) -> None:
+    """The folder's `config.json`."""
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
@@ -317,12 +317,10 @@ class Asked:
 
 def heldout(count: int) -> list[Asked]:
     """Held-out scenes."""
-    pool = Pool.compose(make_scenes("heldout", count))
-    pictures = [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels in pool.pixels]
     found = []
-    for number, (picture, scene) in enumerate(zip(pictures, pool.scenes, strict=True)):
+    for number, scene in enumerate(make_scenes("heldout", count)):
         there = {placed.name: tuple(map(float, placed.box)) for placed in scene.objects}
-        found.append(Asked(picture, there, _absent(set(there), number)))  # type: ignore[arg-type]
+        found.append(Asked(draw_scene(scene), there, _absent(set(there), number)))  # type: ignore[arg-type]
     return found
 
 
@@ -359,14 +357,13 @@ def recall_of(detector: Detector, asked: list[Asked], threshold: float) -> dict[
 
 def report(args: DetectorArgs) -> dict[str, Any]:
     """Recall and false boxes on held-out scenes and on generated pictures, at the shipped threshold."""
-    config = json.loads((args.out / "config.json").read_text(encoding="utf-8"))
     detector = open_detector(str(args.out), torch.device("cpu"))
-    threshold = args.threshold or config.get("threshold", 0.3)
+    threshold = args.threshold or detector.threshold
     sets = {"heldout": heldout(args.heldout), "generated": generated(Model.load(args.model), args.pictures)}
     measured = {name: recall_of(detector, asked, threshold) for name, asked in sets.items()}
     if args.threshold:
-        config["threshold"] = threshold
-        (args.out / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        config = json.loads((args.out / "config.json").read_text(encoding="utf-8"))
+        write_config({**config, "threshold": threshold}, args.out)
     return measured
 
 

@@ -17,7 +17,6 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from attribution import report_html
 from attribution.attention import word_map
 from attribution.attribute import (
     METHODS,
@@ -33,7 +32,7 @@ from attribution.detect import Found, find, parse_labels, phrases, telling
 from attribution.errors import AttributionError, InputError, Stopped
 from attribution.forget import Regenerated, regenerate
 from attribution.model import GenerateSettings, check_prompt, check_seed
-from attribution.query import check_query
+from attribution.query import check_query, region_words
 from attribution.report import Run, read_zip
 from attribution.score import Floats
 from attribution.ui import answers, words
@@ -303,7 +302,7 @@ class Handlers:
         main, query = run.answers[0], run.query
         if (main.index_id, main.model_sha256) != (self.studio.index.id, self.studio.model.sha256):
             raise InputError(f"the run {run_id} is of index {main.index_id}; this page serves {self.studio.index.id}")
-        name = report_html.region(query)
+        name = region_words(query)
         picture = Picture(query.image, query.prompt if query.seed is not None else None, query.seed)
         state, shown, frame, choices, labels = self._new_picture(picture, query.prompt)
         rows = [["", *box] for box in query.boxes] or EMPTY

@@ -14,8 +14,8 @@ from attribution.detect import detector_threshold
 from attribution.errors import AttributionError, InputError, Stopped
 from attribution.index import Index
 from attribution.model import GenerateSettings, Model
+from attribution.query import region_words
 from attribution.report import Run, RunFolder, read_zip
-from attribution.report_html import region
 
 WAIT = 0.25  # seconds between looks at the line
 LINE = 20  # runs that may wait or work at once
@@ -48,7 +48,7 @@ class Waiting:
 
 def title_of(run: Run) -> str:
     """A run's prompt and region, in a line."""
-    return f"{run.query.prompt[:80]} · {region(run.query)}"
+    return f"{run.query.prompt[:80]} · {region_words(run.query)}"
 
 
 class Studio:
