@@ -33,6 +33,7 @@ WEIGHT_PATTERNS: dict[WeightSubset, str] = {
     "all": r"",
 }
 MAX_SEED = 2**63 - 1
+MAX_PROMPT = 4000  # characters; CLIP reads 77 tokens of them
 
 
 @dataclass(frozen=True)
@@ -292,11 +293,16 @@ def check_prompt(prompt: str) -> str:
     """Return the prompt, stripped.
 
     Raises:
-        InputError: it is empty.
+        InputError: it is empty, too long, or has characters that cannot be printed.
     """
-    if not prompt.strip():
+    stripped = prompt.strip()
+    if not stripped:
         raise InputError("the prompt is empty; describe the picture in a few words")
-    return prompt.strip()
+    if len(stripped) > MAX_PROMPT:
+        raise InputError(f"the prompt has {len(stripped):,} characters; accepted are up to {MAX_PROMPT:,}")
+    if unprintable := [letter for letter in stripped if not letter.isprintable() and not letter.isspace()]:
+        raise InputError(f"the prompt has the character {unprintable[0]!r}; accepted is text that can be printed")
+    return stripped
 
 
 def check_seed(seed: int) -> int:

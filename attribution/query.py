@@ -14,6 +14,7 @@ from attribution.errors import InputError
 from attribution.model import Model, check_prompt, check_seed
 
 Box = tuple[float, float, float, float]
+MAX_BOXES = 64
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,11 @@ def check_query(query: Query, model: Model, center_crop: bool) -> None:
     """Refuse a query before any work.
 
     Raises:
-        InputError: the prompt is empty, the seed out of range, or a region not possible.
+        InputError: the prompt, the seed or a region is not possible.
     """
     check_prompt(query.prompt)
+    if len(query.boxes) > MAX_BOXES:
+        raise InputError(f"{len(query.boxes):,} boxes are given; accepted are up to {MAX_BOXES}")
     if query.seed is not None:
         check_seed(query.seed)
     if query.word is None:

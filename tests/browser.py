@@ -1,4 +1,4 @@
-"""A browser and a served page for the tests: Chromium is found or installed, and app.py runs as it is."""
+"""A browser, a served page, and what a person does there: Chromium is found or installed, app.py runs as it is."""
 
 import os
 import shutil
@@ -10,11 +10,13 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Error, Playwright
+from playwright.sync_api import Browser, Error, Page, Playwright, expect
 
 from attribution.index import EMBEDDED
+from attribution.ui import words
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 180  # seconds for the server to answer
@@ -96,3 +98,91 @@ def _await(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
         except OSError:
             time.sleep(0.5)
     pytest.fail(f"app.py did not answer within {PATIENCE} s: {log.read_text()}")
+
+
+# --- what a person does ---
+
+PROMPT = words.PROMPT
+LONG = 300_000  # ms, for an attribution
+
+expect.set_options(timeout=60_000)
+
+
+def visit(chromium: Browser, address: str, width: int = 1280) -> Iterator[Page]:
+    """A visitor of their own; afterwards, nothing may have been asked of another machine."""
+    context = chromium.new_context(viewport={"width": width, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    hosts: set[str | None] = set()
+    page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
+    page.goto(address)
+    page.wait_for_selector("#boxes .virtual-row")
+    yield page
+    context.close()
+    assert hosts <= {"127.0.0.1", None}
+
+
+def generate(page: Page, prompt: str = PROMPT, seed: int = 7) -> None:
+    page.fill("#prompt textarea", prompt)
+    page.fill("#seed input", str(seed))
+    page.click("#generate")
+    expect(page.locator("#picture-note")).to_contain_text(f"seed {seed}.")
+    expect(page.locator("#picture canvas")).to_be_visible()
+
+
+def draw(page: Page, x0: float, y0: float, x1: float, y1: float) -> None:
+    """Drag over the picture; corners are shares of its side."""
+    canvas = page.locator("#picture canvas")
+    canvas.scroll_into_view_if_needed()
+    around = canvas.bounding_box()
+    assert around is not None
+    side = min(around["width"], around["height"])
+    left = around["x"] + (around["width"] - side) / 2
+    page.mouse.move(left + side * x0, around["y"] + side * y0)
+    page.mouse.down()
+    page.mouse.move(left + side * (x0 + x1) / 2, around["y"] + side * (y0 + y1) / 2, steps=5)
+    page.mouse.move(left + side * x1, around["y"] + side * y1, steps=5)
+    page.mouse.up()
+
+
+def type_box(page: Page, *numbers: float | str, row: int = 0) -> None:
+    """Type into the table as a person with a keyboard does."""
+    cells = page.locator("#boxes .virtual-row").nth(row).locator("[role=gridcell]")
+    for place, number in enumerate(numbers, 1):
+        cells.nth(place).dblclick()
+        page.keyboard.press("Control+A")
+        page.keyboard.type(str(number))
+        page.keyboard.press("Enter")
+
+
+def boxes_of(page: Page) -> list[list[str]]:
+    """Rows of the table that are not empty: label, x0, y0, x1, y1."""
+    rows = page.locator("#boxes .virtual-row").all()
+    texts = [[cell.inner_text().strip("\n \u22ee") for cell in row.locator("[role=gridcell]").all()] for row in rows]
+    return [row for row in texts if any(row)]
+
+
+def corners(page: Page) -> list[list[float]]:
+    return [[float(side) for side in row[1:]] for row in boxes_of(page)]
+
+
+def await_state(page: Page, state: str) -> None:
+    page.wait_for_selector(f"#run-status .status[data-state={state}]", timeout=LONG)
+
+
+def early_ranking(page: Page) -> None:
+    page.wait_for_function(
+        "document.querySelector('#run-status .status[data-state=running]')"
+        " && document.querySelectorAll('.large .card[data-row] img').length > 5",
+        timeout=LONG,
+    )
+
+
+def rows_of(page: Page, method: str = "unlearning") -> list[int]:
+    """Training images of a ranking that is shown, best first."""
+    cards = page.locator(f".ranking[data-method={method}]:visible .card[data-row]")
+    return [int(card.get_attribute("data-row") or -1) for card in cards.all()]
+
+
+def toast(page: Page) -> str:
+    return page.locator("[data-testid=toast-text]").first.inner_text()

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from browser import launch, served, visit
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from networks import tiny_clip, tiny_dinov2, tiny_mappers, tiny_vit
 from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -276,3 +278,31 @@ def two_checkpoints(index_folder: Path, model32: Model, extend_all: Callable[...
         extend_all(folder, model32, gradients=("loss", "d-trak"), checkpoints=checkpoints)
         opened[name] = Index.open(folder)
     return opened
+
+
+# The page
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("served")
+    with served(folder / "log.txt", folder / "gradio") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = launch(playwright)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium: Browser, address: str) -> Iterator[Page]:
+    yield from visit(chromium, address)
+
+
+@pytest.fixture
+def other(chromium: Browser, address: str) -> Iterator[Page]:
+    yield from visit(chromium, address)

@@ -28,7 +28,7 @@ def add_api(handlers: Handlers) -> None:
     with gr.Column(visible=False):
         prompt, word, method = gr.Textbox(), gr.Textbox(), gr.Textbox("unlearning")
         seed, steps, guidance = gr.Number(0), gr.Number(defaults.steps), gr.Number(defaults.guidance)
-        image, labels, threshold = gr.Image(type="filepath"), gr.Textbox(), gr.Number(handlers.studio.threshold)
+        image, labels, threshold = gr.File(), gr.Textbox(), gr.Number(handlers.studio.threshold)
         boxes, top_k, exhaustive = gr.JSON([]), gr.Number(10), gr.Checkbox(False)
         run_id, picture, told, file = gr.Textbox(), gr.Image(type="pil", format="png"), gr.JSON(), gr.File()
         button = gr.Button()

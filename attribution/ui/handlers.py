@@ -31,7 +31,7 @@ from attribution.data import open_upload, to_pixels, to_square
 from attribution.detect import Found, find, parse_labels, phrases, telling
 from attribution.errors import AttributionError, InputError, Stopped
 from attribution.forget import Regenerated, regenerate
-from attribution.model import GenerateSettings, check_prompt, check_seed
+from attribution.model import MAX_PROMPT, GenerateSettings, check_prompt, check_seed
 from attribution.query import check_query, region_words
 from attribution.report import Run, read_zip
 from attribution.score import Floats
@@ -351,6 +351,8 @@ class Handlers:
 
     def tokens(self, prompt: str) -> str:
         """Say how much of the prompt the model reads."""
+        if len(prompt) > MAX_PROMPT:
+            return words.note(f"The prompt has {len(prompt):,} characters; accepted are up to {MAX_PROMPT:,}.", "error")
         return words.tokens(self.studio.model.count_tokens(prompt))
 
 

@@ -1,0 +1,107 @@
+"""The page for everyone: axe-core in every state, light and dark; the keyboard alone; a phone; no one's own machine."""
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from browser import await_state, early_ranking, generate, rows_of, visit
+from playwright.sync_api import Browser, Page, expect
+
+SEVERE = ("serious", "critical")
+# Gradio's own, by rule and by the target that axe names
+GRADIOS: dict[str, tuple[str, ...]] = {}
+MOST_TABS = 150
+
+
+def violations(page: Page) -> list[tuple[str, str]]:
+    """Serious and critical violations that are not Gradio's: (rule, target)."""
+    found = Axe().run(page).response["violations"]
+    return [
+        (rule["id"], target)
+        for rule in found
+        if rule["impact"] in SEVERE
+        for node in rule["nodes"]
+        for target in [" ".join(map(str, node["target"]))]
+        if not any(known in target for known in GRADIOS.get(rule["id"], ()))
+    ]
+
+
+def tab_to(page: Page, selector: str) -> None:
+    """Press Tab until what has the focus is, or is in, the selector."""
+    for _ in range(MOST_TABS):
+        page.keyboard.press("Tab")
+        if page.evaluate("(selector) => Boolean(document.activeElement?.closest(selector))", selector):
+            return
+    raise AssertionError(f"{MOST_TABS} tabs do not reach {selector}")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_severe(chromium: Browser, address: str, theme: str) -> None:
+    for page in visit(chromium, f"{address}/?__theme={theme}"):
+        dark = page.evaluate("document.body.classList.contains('dark')")
+        assert dark == (theme == "dark")
+        assert violations(page) == []
+        page.click("#sampling button")
+        page.click("#settings button")
+        generate(page)
+        assert violations(page) == []
+        page.fill("#top-k input", "5")
+        page.get_by_label("motorcycle", exact=True).check()
+        expect(page.locator("#maps img")).to_have_count(1)
+        page.click("#attribute")
+        await_state(page, "done")
+        page.locator(".large .card[data-row] button").first.click()
+        expect(page.locator(".opened")).to_be_visible()
+        assert violations(page) == []
+        page.fill("#top-k input", "0")
+        page.click("#attribute")
+        await_state(page, "error")
+        assert violations(page) == []
+
+
+def test_the_keyboard_alone(page: Page) -> None:
+    """Generate, type a box, attribute, open a training image, by Tab, Enter and digits."""
+    tab_to(page, "#generate")
+    page.keyboard.press("Enter")
+    expect(page.locator("#picture-note")).to_contain_text("seed 7.")
+    page.locator("#generate").focus()
+    tab_to(page, "#boxes [role=gridcell]")
+    for number in (None, 8, 8, 48, 48):
+        if number is not None:
+            page.keyboard.press("Enter")
+            page.keyboard.type(str(number))
+            page.keyboard.press("Enter")
+            page.keyboard.press("ArrowUp")
+        page.keyboard.press("ArrowRight")
+    page.locator("#clear").focus()
+    tab_to(page, "#attribute")
+    page.keyboard.press("Enter")
+    await_state(page, "done")
+    expect(page.locator("#run-status")).to_contain_text("box 1")
+    page.locator("#top-k, #settings button").first.focus()
+    tab_to(page, ".large .card[data-row]")
+    page.keyboard.press("Enter")
+    expect(page.locator(".opened")).to_contain_text(f"row {rows_of(page)[0]} of")
+
+
+def test_a_phone_needs_no_sideways_scroll(chromium: Browser, address: str) -> None:
+    for page in visit(chromium, address, width=390):
+        generate(page)
+        page.click("#attribute")
+        early_ranking(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        await_state(page, "done")
+        page.locator(".large .card[data-row] button").first.click()
+        expect(page.locator(".opened")).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_the_page_is_light(chromium: Browser, address: str) -> None:
+    """Under 5 MB before the first run."""
+    context = chromium.new_context()
+    page = context.new_page()
+    sizes: list[int] = []
+    page.on("requestfinished", lambda request: sizes.append(request.sizes()["responseBodySize"]))
+    page.goto(address)
+    page.wait_for_selector("#boxes .virtual-row")
+    page.wait_for_load_state("networkidle")
+    context.close()
+    assert 0 < sum(sizes) < 5_000_000
