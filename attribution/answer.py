@@ -94,6 +94,7 @@ class Attribution:
         index_id: of the index.
         model_sha256: of the model.
         rows: of the training set, best first: all that have a final score.
+        own: the query's own score, on the same noises and in its region; None where the method does not unlearn.
     """
 
     query: Query
@@ -104,6 +105,11 @@ class Attribution:
     index_id: str
     model_sha256: str
     rows: tuple[int, ...] = ()
+    own: float | None = None
+
+    def share(self, result: Result) -> float | None:
+        """A result's score as a share of the query's own; None where the query's did not rise."""
+        return result.score / self.own if self.own is not None and self.own > 0 else None
 
 
 Answer = Generator[Progress | Attribution, None, None]  # close it to stop early

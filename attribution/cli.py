@@ -304,6 +304,30 @@ def detect(
         out.write_text(text + "\n", encoding="utf-8")
 
 
+def floor(index: Path | None = None, pictures: int = 8) -> None:
+    """Measure what unrelated pictures reach, below which an answer has no clear source; written into the index.
+
+    Args:
+        index: an index folder; the embedded one by default.
+        pictures: unrelated pictures that are attributed.
+    """
+    from attribution.answer import Progress
+    from attribution.attribute import open_index
+    from attribution.floor import FloorProgress, measure_floor
+
+    model, opened = open_index(index)
+
+    def describe(step: Progress | FloorProgress) -> str:
+        if isinstance(step, Progress):
+            return f"{step.stage} {step.evaluations}/{step.total} evaluations"
+        return f"picture {step.done} of {step.count}"
+
+    for step in _watch(measure_floor(model, opened, pictures), describe):
+        if isinstance(step, FloorProgress):
+            print(f"{step.done:3} of {step.count}: {step.share:.4f}")
+    print(json.dumps(opened.floor))
+
+
 def _list_methods(index: Path | None) -> None:
     """Print every method: a line, its source, what it costs on this machine, or why it cannot be used."""
     from attribution.attribute import METHODS, open_index
@@ -382,6 +406,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "attribute": attribute,
     "detect": detect,
     "replay": replay,
+    "floor": floor,
     "evaluate": evaluate,
     "bench": bench,
 }

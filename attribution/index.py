@@ -47,6 +47,7 @@ from attribution.unlearn import Curvature
 FORMAT_VERSION = 1
 THUMBNAIL_SIDE = 128  # px, at most
 STEPS = ("captions", "thumbnails", "latents", "base_losses", "fisher")
+FLOOR = "floor.json"
 MANIFEST_PARTS = {"model": dict, "data": dict, "settings": dict, "finished": list, "progress": dict}
 EMBEDDED = Path(__file__).parent.parent / "assets" / "emoji-scenes" / "index"
 
@@ -167,6 +168,22 @@ class Index:
     def artifacts(self) -> dict[str, dict[str, Any]]:
         """Settings of what was added to the index, by file name without its ending."""
         return dict(self.manifest.get("artifacts", {}))
+
+    @property
+    def floor(self) -> dict[str, Any] | None:
+        """What `measure_floor` wrote: `method`, `share`, `shares`; None where it was not measured.
+
+        Raises:
+            IndexMismatch: the file is damaged.
+        """
+        path = self.path / FLOOR
+        if not path.is_file():
+            return None
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+            return {"method": str(told["method"]), "share": float(told["share"]), "shares": list(told["shares"])}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise IndexMismatch(f"{path} is damaged; measure it anew: python -m attribution floor") from error
 
     def information(self, names: Iterable[str], curvature: Curvature) -> dict[str, Information] | None:
         """The Fisher information of some parameters; None where none is wanted.

@@ -150,6 +150,7 @@ def type_box(page: Page, *numbers: float | str, row: int = 0) -> None:
     cells = page.locator("#boxes .virtual-row").nth(row).locator("[role=gridcell]")
     for place, number in enumerate(numbers, 1):
         cells.nth(place).dblclick()
+        cells.nth(place).locator("input, textarea").wait_for()
         page.keyboard.press("Control+A")
         page.keyboard.type(str(number))
         page.keyboard.press("Enter")

@@ -1,5 +1,6 @@
 """What the page shows of answers, and whose turn it is: without a browser."""
 
+import json
 import re
 from dataclasses import replace
 from threading import Event, Thread
@@ -10,7 +11,7 @@ import pytest
 from conftest import random_picture
 
 from attribution.attribute import AttributeSettings, Progress, Query, attribute
-from attribution.errors import InputError, Stopped
+from attribution.errors import IndexMismatch, InputError, Stopped
 from attribution.report import Run, RunFolder
 from attribution.ui.answers import opened, panel
 from attribution.ui.handlers import Handlers
@@ -82,10 +83,16 @@ def test_agreement_is_told_in_numbers(answers, full_index):
     assert f"{len(alone)} of its 4 no other method here has" in html
 
 
-def test_a_floor_tells_whether_there_is_a_clear_source(answers, full_index):
-    scores = [result.score for result in answers["unlearning"].results]
-    assert "No clear source" in panel(answers, full_index, 4, False, floor=scores[0] + 1)
-    assert "2 of 4 are above" in panel(answers, full_index, 4, False, floor=(scores[1] + scores[2]) / 2)
+def test_a_floor_tells_whether_there_is_a_clear_source(answers, full_index, plain_copy):
+    answer = answers["unlearning"]
+    shares = [answer.share(result) for result in answer.results]
+    assert "class='floor" not in panel(answers, full_index, 4, False)
+    for floor, said in ((shares[0] + 1, "No clear source"), ((shares[1] + shares[2]) / 2, "2 of 4 are above")):
+        (plain_copy / "floor.json").write_text(json.dumps({"method": "unlearning", "share": floor, "shares": [floor]}))
+        assert said in panel(answers, replace(full_index, path=plain_copy), 4, False)
+    (plain_copy / "floor.json").write_text("{")
+    with pytest.raises(IndexMismatch, match="measure it anew"):
+        panel(answers, replace(full_index, path=plain_copy), 4, False)
 
 
 def test_captions_are_escaped(answers, full_index):

@@ -290,7 +290,8 @@ def test_api(address: str, tmp_path: Path) -> None:
     client = Client(address, verbose=False, download_files=str(tmp_path))
     try:
         picture = client.predict(PROMPT, 7, 25, 3, api_name="/generate")
-        assert Image.open(picture).size == (64, 64)
+        with Image.open(picture) as image:
+            assert image.size == (64, 64)
         found = client.predict(handle_file(picture), "motorcycle", PROMPT, 0.2, api_name="/detect")
         assert {each["label"] for each in found} == {"motorcycle"}
         asked = (handle_file(picture), PROMPT, 7, [[0, 0, 32, 32]], "", "d-trak", 5, False)

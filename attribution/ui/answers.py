@@ -17,7 +17,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Answers = Mapping[str, Attribution | Progress]  # by method, the main one first
 
 
-def panel(answers: Answers, index: Index, top_k: int, folded: bool, floor: float | None = None) -> str:
+def panel(answers: Answers, index: Index, top_k: int, folded: bool) -> str:
     """The rankings of one region, and the finished run's links.
 
     Args:
@@ -25,7 +25,6 @@ def panel(answers: Answers, index: Index, top_k: int, folded: bool, floor: float
         index: of the training set.
         top_k: places that a ranking has, so that nothing moves while it fills.
         folded: show nearly equal training images as one.
-        floor: the main method's score that an unrelated picture gets.
     """
     finished = {name: answer for name, answer in answers.items() if isinstance(answer, Attribution)}
     badges = _badges(finished)
@@ -34,7 +33,7 @@ def panel(answers: Answers, index: Index, top_k: int, folded: bool, floor: float
     smaller = "".join(_ranking(name, answers[name], index, top_k, folded, badges, "small") for name in others)
     kept = _links(Run(tuple(finished.values()))) if len(finished) == len(answers) else ""
     return (
-        f"{kept}<div class='answer'><div class='main'>{larger}{_clear_source(answers[main], floor)}</div>"
+        f"{kept}<div class='answer'><div class='main'>{larger}{_clear_source(answers[main], index)}</div>"
         f"<div class='others'>{smaller}{_agreements(finished, main)}</div></div>"
     )
 
@@ -152,12 +151,17 @@ def _agreements(answers: Mapping[str, Attribution], main: str) -> str:
     )
 
 
-def _clear_source(answer: Attribution | Progress, floor: float | None) -> str:
-    if floor is None or not isinstance(answer, Attribution) or not answer.results:
+def _clear_source(answer: Attribution | Progress, index: Index) -> str:
+    """How the scores stand against what unrelated pictures reach, where the index knows that."""
+    floor = index.floor
+    if floor is None or not isinstance(answer, Attribution) or answer.settings.method != floor["method"]:
         return ""
-    above = sum(result.score > floor for result in answer.results)
-    if above == 0:
-        told = f"No clear source: an unrelated picture reaches {floor:+.4f}, and none of these does more."
-        return f"<p class='floor none'>{told}</p>"
-    told = f"{above} of {len(answer.results)} are above {floor:+.4f}, what an unrelated picture reaches."
-    return f"<p class='floor'>{told}</p>"
+    shares = [answer.share(result) for result in answer.results]
+    if not shares or shares[0] is None:
+        return ""
+    above = sum(share is not None and share > floor["share"] for share in shares)
+    told = (
+        f"The first rises by {shares[0]:.1%} of what the picture itself does; unrelated pictures reach"
+        f" {floor['share']:.1%}. {above} of {len(shares)} are above that."
+    )
+    return f"<p class='floor'>{told}</p>" if above else f"<p class='floor none'>No clear source. {told}</p>"

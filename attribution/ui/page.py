@@ -13,7 +13,7 @@ from attribution.model import GenerateSettings
 from attribution.ui import words
 from attribution.ui.api import add_api
 from attribution.ui.handlers import Handlers, throw_dice
-from attribution.ui.regions import BOXES_FOLLOW, COLUMNS, EMPTY, MOST, START, TABLE_FOLLOWS
+from attribution.ui.regions import BOXES_FOLLOW, COLUMNS, EMPTY, MOST, RECOLOUR, START, TABLE_FOLLOWS
 from attribution.ui.studio import LINE, Studio
 from attribution.ui.style import COLOURS
 
@@ -311,7 +311,7 @@ CLEAR = f"""(drawn, frame, table) =>
 def _wire_answers(handlers: Handlers, on: Parts) -> None:
     controls = [on.generate, on.attribute, on.find, on.forget, on.stop]
     busy: dict[str, Any] = {"outputs": controls, "queue": False, **QUIET}
-    coloured = on.attribute.click(None, [on.annotator, on.frame, on.table], on.annotator, js=BOXES_FOLLOW)
+    coloured = on.attribute.click(None, [on.annotator, on.frame, on.table], on.annotator, js=RECOLOUR)
     answered = coloured.then(lambda: _busy(True), **busy).then(
         handlers.attribute,
         [on.prompt, on.picture, on.table, on.chosen, on.top_k, on.exhaustive, on.compared, on.folded],

@@ -136,16 +136,26 @@ TABLE_FOLLOWS = f"""(drawn, frame, table) => {{
   return {{...table, data: told.length < {MOST} ? [...told, ["", null, null, null, null]] : told}};
 }}"""
 
-# (annotator, frame, table) -> annotator
-BOXES_FOLLOW = f"""(drawn, frame, table) => {{
+# (annotator, frame, table) -> annotator, the same one where it shows these boxes already: of a new one it tells, and
+# the table that follows it would lose what is being typed meanwhile.
+_BOXES = f"""(drawn, frame, table, always) => {{
   if (!drawn || !frame) return drawn;
   {_VALID}
   const boxes = rows.filter((row) => isBox(sidesOf(row))).map((row, number) => {{
     const [xmin, ymin, xmax, ymax] = sidesOf(row).map((side) => side * frame.factor);
     return {{xmin, ymin, xmax, ymax, label: row[0] || "", color: colours[number % colours.length]}};
   }});
-  return {{...drawn, boxes}};
+  const shown = drawn.boxes ?? [];
+  const same = !always && boxes.length === shown.length && boxes.every((box, number) => {{
+    const {{scaleFactor: scale = 1, ...now}} = shown[number];
+    const near = (side) => Math.abs(now[side] / (scale || 1) - box[side]) < frame.factor / 2;
+    return ["xmin", "ymin", "xmax", "ymax"].every(near);
+  }});
+  return same ? drawn : {{...drawn, boxes}};
 }}"""
+
+BOXES_FOLLOW = f"(drawn, frame, table) => ({_BOXES})(drawn, frame, table, false)"
+RECOLOUR = f"(drawn, frame, table) => ({_BOXES})(drawn, frame, table, true)"  # by the order of the table
 
 # At the start: the annotator zooms with the wheel where a person wants to scroll the page; the wheel is kept from it
 # unless Control is held.
