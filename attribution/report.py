@@ -140,20 +140,21 @@ def write_json(attribution: Attribution, path: Path) -> None:
     write_whole(path, (json.dumps(to_json(attribution), indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def write_zip(run: Run, index: Index, model: Model, path: Path) -> None:
-    """Write a run's RUN, PICTURE, TABLE, HTML and thumbnails, whole or not at all."""
+def write_zip(run: Run, index: Index, model: Model, path: Path, whole: bool = True) -> None:
+    """Write a run's RUN and PICTURE and, where it is `whole`, TABLE, HTML and thumbnails."""
     rows = dict.fromkeys(result.row for answer in run.answers for result in answer.results)
     thumbnails = {row: index.thumbnail(row).read_bytes() for row in rows}
     picture = io.BytesIO()
     run.query.image.save(picture, "PNG")
     told = run_json(run, index, model)
-    entries = {
+    entries: dict[str, bytes] = {
         RUN: (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode(),
         PICTURE: picture.getvalue(),
-        TABLE: to_csv(run).encode(),
-        HTML: page(run.id, run.answers, told["timesteps"], picture.getvalue(), thumbnails).encode(),
-        **{f"thumbnails/{row:08d}.png": content for row, content in thumbnails.items()},
     }
+    if whole:
+        entries[TABLE] = to_csv(run).encode()
+        entries[HTML] = page(run.id, run.answers, told["timesteps"], picture.getvalue(), thumbnails).encode()
+        entries |= {f"thumbnails/{row:08d}.png": content for row, content in thumbnails.items()}
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in entries.items():
@@ -277,13 +278,16 @@ class RunFolder:
             old.unlink(missing_ok=True)
         return path
 
+    def holds(self, run_id: str) -> bool:
+        """Whether a run is kept."""
+        return bool(re.fullmatch(r"[0-9a-f]{12}", run_id)) and (self.folder / f"{run_id}.zip").is_file()
+
     def path(self, run_id: str) -> Path:
         """The ZIP of a run.
 
         Raises:
             InputError: the id is none, or that run is not kept (any more).
         """
-        path = self.folder / f"{run_id}.zip"
-        if not re.fullmatch(r"[0-9a-f]{12}", run_id) or not path.is_file():
+        if not self.holds(run_id):
             raise InputError(f"the run {run_id[:40]!r} is not kept here; the latest {self.most} are")
-        return path
+        return self.folder / f"{run_id}.zip"

@@ -89,6 +89,7 @@ CONFIG: dict[str, Any] = {
     "side": SIZE,
     "longest": 2 * SIZE,
 }
+SHIPPED_LAYERS = 1  # of the decoder's: each is trained to answer by itself, and the first does
 ABSENT = 4  # at most so many names in a caption that are not in the picture
 FOREIGN = 0.25  # share of those that this world does not have
 LATENT_NOISE = 0.35  # at most, of the latents that half of the pictures are decoded from
@@ -291,11 +292,16 @@ def train(args: DetectorArgs) -> None:
 
 
 def write(network: Any, state: dict[str, Tensor], config: dict[str, Any], out: Path) -> None:
-    """Configuration and float16 weights; layers that share their weights are written once."""
+    """Configuration and float16 weights; decoder layers beyond the shipped ones are left out.
+
+    Layers that share their weights are written once.
+    """
+    left_out = tuple(f"transformer.decoder.layers.{number}." for number in range(SHIPPED_LAYERS, config["dec_layers"]))
     places = {name: value.data_ptr() for name, value in network.state_dict().items()}
     first = {place: name for name, place in reversed(places.items())}
-    save_file({name: state[name].half().contiguous() for name in first.values()}, out / "model.safetensors")
-    write_config(config, out)
+    kept = {name: state[name].half().contiguous() for name in first.values() if not name.startswith(left_out)}
+    save_file(kept, out / "model.safetensors")
+    write_config({**config, "dec_layers": SHIPPED_LAYERS}, out)
 
 
 def write_config(config: dict[str, Any], out: Path) -> None:

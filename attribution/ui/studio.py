@@ -87,13 +87,15 @@ class Studio:
         return [(title_of(read_zip(path)), path.stem) for path in sorted(self.examples.glob("*.zip"))]
 
     def run_file(self, run_id: str) -> Path:
-        """The ZIP of a kept run or an example.
+        """The ZIP of a kept run or an example, which is made whole first.
 
         Raises:
             InputError: there is none.
         """
         shipped = self.examples / f"{run_id}.zip"
-        return shipped if run_id.isalnum() and shipped.is_file() else self.runs.path(run_id)
+        if run_id.isalnum() and len(run_id) < 40 and shipped.is_file() and not self.runs.holds(run_id):
+            return self.runs.keep(read_zip(shipped), self.index, self.model)
+        return self.runs.path(run_id)
 
     def methods(self) -> tuple[list[str], dict[str, str]]:
         """The methods that can be used, and why the others cannot."""

@@ -1,0 +1,72 @@
+"""Make the finished runs that open on the page at once: `python -m attribution.scenes.examples`.
+
+A box that the detector found, a word of the prompt, and an unrelated picture, which has no clear source.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from attribution.answer import AttributeSettings, Attribution
+from attribution.attribute import attribute, open_index
+from attribution.detect import open_detector
+from attribution.floor import unrelated
+from attribution.index import Index
+from attribution.model import Model
+from attribution.query import Query
+from attribution.report import Run, write_zip
+
+METHODS = ("unlearning", "d-trak", "clip", "dino", "pixel")
+
+
+@dataclass
+class ExamplesArgs:
+    """Make the examples.
+
+    Attributes:
+        out: their folder.
+        detector: folder of the detector whose box is asked about.
+    """
+
+    out: Path = Path("assets/emoji-scenes/examples")
+    detector: Path = Path("assets/emoji-scenes/detector")
+
+
+def queries(model: Model, detector: Path) -> list[Query]:
+    """What is asked."""
+    boxed = "a flat drawing of a red apple and a motorcycle on a blue background"
+    picture = model.generate(boxed, 7)
+    found = open_detector(str(detector), torch.device("cpu")).detect(picture, ["motorcycle"])
+    worded = "a line drawing of a pineapple and a penguin on a green background"
+    return [
+        Query(boxed, picture, 7, (found[0].box,)),
+        Query(worded, model.generate(worded, 3), 3, word="penguin"),
+        unrelated(1, model.resolution),
+    ]
+
+
+def answered(model: Model, index: Index, query: Query) -> Run:
+    """One run by every one of METHODS."""
+    answers: list[Attribution] = []
+    for method in METHODS:
+        *_, answer = attribute(model, index, query, AttributeSettings(method=method))
+        assert isinstance(answer, Attribution)
+        answers.append(answer)
+    return Run(tuple(answers))
+
+
+def main(args: ExamplesArgs) -> None:
+    """Ask, and write each run without what can be made of it again."""
+    model, index = open_index()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for query in queries(model, args.detector):
+        run = answered(model, index, query)
+        path = args.out / f"{run.id}.zip"
+        write_zip(run, index, model, path, whole=False)
+        print(path, query.prompt, f"{run.answers[0].share(run.answers[0].results[0]):.3f}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(ExamplesArgs))
