@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -31,6 +32,7 @@ from attribution.attribute import open_index
 from attribution.model import Model
 from attribution.report import RunFolder
 from attribution.scenes.compose import OBJECTS
+from attribution.ui.jobs import Job
 from attribution.ui.page import build_page
 from attribution.ui.routes import add_routes
 from attribution.ui.studio import Studio
@@ -48,24 +50,25 @@ class WatchedStudio(Studio):
         self.at_once = self.most_at_once = self.longest_line = 0
         self._counting = threading.Lock()
 
-    def alone(self, work: Generator[Any, None, None], stop: Event) -> Iterator[Any]:
+    def alone(self, job: Job, stop: Event) -> Iterator[Any]:
         """As the studio does, watched."""
         with self._counting:
             number = len(self.came)
             self.came.append(number)
 
-        def watched() -> Generator[Any, None, None]:
+        def watched(*given: Any) -> Generator[Any, None, None]:
             with self._counting:
                 self.began.append(number)
                 self.at_once += 1
                 self.most_at_once = max(self.most_at_once, self.at_once)
             try:
-                yield from work
+                with closing(job.run(*given)) as steps:
+                    yield from steps
             finally:
                 with self._counting:
                     self.at_once -= 1
 
-        for step in super().alone(watched(), stop):
+        for step in super().alone(Job(watched, job.asked), stop):
             self.longest_line = max(self.longest_line, self.waiting)
             yield step
 

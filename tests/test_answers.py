@@ -1,7 +1,9 @@
 """What the page shows of answers, and whose turn it is: without a browser."""
 
 import json
+import pickle
 import re
+import sys
 from dataclasses import replace
 from threading import Event, Thread
 from types import SimpleNamespace
@@ -12,9 +14,11 @@ from conftest import random_picture
 
 from attribution.attribute import AttributeSettings, Progress, Query, attribute
 from attribution.errors import IndexMismatch, InputError, Stopped
+from attribution.model import GenerateSettings
 from attribution.report import Run, RunFolder
 from attribution.ui.answers import opened, panel
 from attribution.ui.handlers import Handlers
+from attribution.ui.jobs import Job, attributing, detecting, generating
 from attribution.ui.regions import MOST, Region
 from attribution.ui.studio import LINE, Picture, Studio, Waiting
 from attribution.unlearn import UnlearnSettings
@@ -182,14 +186,14 @@ def test_first_come_first_served(studio):
     order, gates = [], {name: Event() for name in "abc"}
     started = Event()
 
-    def work(name):
+    def work(_model, _index, _stop, name):
         order.append(name)
         started.set()
         gates[name].wait(10)
         yield name
 
     def visit(name):
-        list(studio.alone(work(name), Event()))
+        list(studio.alone(Job(work, (name,)), Event()))
 
     threads = []
     for waiting, name in enumerate("abc", 1):
@@ -211,10 +215,10 @@ def test_first_come_first_served(studio):
 
 
 def test_those_who_wait_are_told_their_place_and_can_leave(studio):
-    ahead = studio.alone(iter_of("first", "second"), Event())
+    ahead = studio.alone(job_of("first", "second"), Event())
     assert next(ahead) == "first"
     stop = Event()
-    behind = studio.alone(iter_of("mine"), stop)
+    behind = studio.alone(job_of("mine"), stop)
     assert next(behind) == Waiting(1)
     stop.set()
     with pytest.raises(Stopped):
@@ -222,21 +226,64 @@ def test_those_who_wait_are_told_their_place_and_can_leave(studio):
     assert studio.waiting == 1
     ahead.close()
     assert studio.waiting == 0
-    assert list(studio.alone(iter_of("mine"), Event())) == ["mine"]
+    assert list(studio.alone(job_of("mine"), Event())) == ["mine"]
 
 
 def test_a_long_line_refuses(studio):
-    first = studio.alone(iter_of(1, 2), Event())
+    first = studio.alone(job_of(1, 2), Event())
     next(first)
-    others = [studio.alone(iter_of(1), Event()) for _ in range(LINE - 1)]
+    others = [studio.alone(job_of(1), Event()) for _ in range(LINE - 1)]
     for other in others:
         next(other)
     with pytest.raises(InputError, match=f"{LINE} runs are waiting already"):
-        next(studio.alone(iter_of(1), Event()))
+        next(studio.alone(job_of(1), Event()))
     for each in (*others, first):
         each.close()
     assert studio.waiting == 0
 
 
-def iter_of(*values):
+def told(_model, _index, _stop, *values):
     yield from values
+
+
+def job_of(*values):
+    return Job(told, values)
+
+
+# A ZeroGPU Space
+
+
+def test_jobs_can_be_sent_to_the_process_that_has_the_gpu(studio, monkeypatch):
+    """`spaces.GPU` sends arguments and steps through pipes, and asks for as many seconds as the job's last took."""
+    asked = []
+
+    def gpu(duration):
+        def decorate(task):
+            def sent(*given):
+                asked.append(duration(*given))
+                for step in task(*pickle.loads(pickle.dumps(given))):
+                    yield pickle.loads(pickle.dumps(step))
+
+            return sent
+
+        return decorate
+
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=gpu))
+    lent = Studio(studio.model, studio.index, studio.runs)
+    query = Query("a red bird", random_picture(99), 3)
+    settings = AttributeSettings(method="pixel", top_k=2)
+    *_, (place, method, answer) = lent.alone(Job(attributing, ([query], [settings])), Event())
+    assert (place, method, len(answer.results)) == (0, "pixel", 2)
+    *_, picture = lent.alone(Job(generating, ("a red bird", 3, GenerateSettings(steps=2))), Event())
+    assert picture.size == (32, 32)
+    list(lent.alone(Job(detecting, (query.image, ["bird"], "a red bird", 0.3, None)), Event()))
+    assert asked == [60.0] * 3
+    list(lent.alone(Job(attributing, ([query], [settings])), Event()))
+    assert 5 < asked[-1] < 60
+    stop = Event()
+    steps = lent.alone(Job(attributing, ([query], [settings])), stop)
+    stop.set()
+    with pytest.raises(Stopped):
+        list(steps)
+    assert lent.waiting == 0

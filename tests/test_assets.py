@@ -12,10 +12,13 @@ from diffusers import StableDiffusionPipeline
 
 from attribution.attribute import open_index
 from attribution.data import to_pixels
+from attribution.detect import open_detector
 from attribution.evaluate.locality import available
 from attribution.index import EMBEDDED
 from attribution.methods import METHODS
+from attribution.report import read_zip
 from attribution.scenes.compose import draw_scene, make_scenes
+from attribution.scenes.detector import generated, heldout, recall_of
 from attribution.score import training_losses
 
 MODEL = EMBEDDED.parent / "model"
@@ -78,3 +81,27 @@ def test_base_losses_are_those_of_the_shipped_weights(embedded):
 
 def test_the_embedded_index_answers_by_every_method_but_dinov2(embedded):
     assert set(METHODS) - set(available(*embedded)) == {"dinov2"}
+
+
+def test_the_detector_meets_its_bar(embedded):
+    """On fewer pictures than `python -m attribution.scenes.detector --stage report`."""
+    model, _ = embedded
+    detector = open_detector(str(EMBEDDED.parent / "detector"), torch.device("cpu"))
+    assert bytes_in(EMBEDDED.parent / "detector") < 13e6
+    for asked, bar in ((heldout(40), 0.9), (generated(model, 8), 0.8)):
+        found = recall_of(detector, asked, detector.threshold)
+        assert found["recall"] >= bar
+        assert found["false"] < 0.2
+
+
+def test_the_examples_are_of_this_index_and_open(embedded):
+    _, index = embedded
+    paths = sorted((EMBEDDED.parent / "examples").glob("*.zip"))
+    assert len(paths) == 3
+    clear = []
+    for path in paths:
+        run = read_zip(path)
+        assert path.stem == run.id
+        assert (run.answers[0].index_id, run.answers[0].settings.method) == (index.id, "unlearning")
+        clear.append(run.answers[0].share(run.answers[0].results[0]) > index.floor["share"])
+    assert sorted(clear) == [False, True, True]

@@ -7,11 +7,11 @@ ROOT = Path(__file__).parent.parent
 ROOMS = (
     *("errors", "scenes.compose", "model", "noise", "loss", "data", "fisher", "unlearn", "gradients", "attention"),
     *("score", "race", "features", "index", "build", "extend", "query", "detect"),
-    *("answer", "methods", "attribute", "forget", "compare", "report_html", "report"),
+    *("answer", "methods", "attribute", "forget", "compare", "report_html", "report", "floor"),
     *("evaluate.locality", "evaluate.tuning", "evaluate.bench"),
     *("scenes.networks", "scenes.pictures", "scenes.judge", "scenes.train"),
-    *("scenes.views", "scenes.nearest", "scenes.encoders", "scenes.customise", "scenes.detector"),
-    *("ui.style", "ui.studio", "ui.regions", "ui.words", "ui.answers", "ui.handlers", "ui.api", "ui.routes"),
+    *("scenes.views", "scenes.nearest", "scenes.encoders", "scenes.customise", "scenes.detector", "scenes.examples"),
+    *("ui.style", "ui.jobs", "ui.studio", "ui.regions", "ui.words", "ui.answers", "ui.handlers", "ui.api", "ui.routes"),
     *("ui.page", "cli", "__main__", "app"),
 )
 PATHS = [*(ROOT / "attribution").rglob("*.py"), ROOT / "app.py"]

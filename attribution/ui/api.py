@@ -1,24 +1,22 @@
 """The page as an API: four endpoints with inputs of their own, for gradio_client and MCP."""
 
-from collections.abc import Generator
 from pathlib import Path
 from threading import Event
-from typing import Any, TypeVar
+from typing import Any
 
 import gradio as gr
 from PIL import Image
 
-from attribution.attribute import AttributeSettings, Attribution, Progress, Query, attribute, check_settings
+from attribution.attribute import AttributeSettings, Attribution, Query, check_settings
 from attribution.data import open_upload
-from attribution.detect import Found, find, parse_labels
+from attribution.detect import Found, parse_labels
 from attribution.errors import AttributionError, InputError
 from attribution.model import GenerateSettings, check_prompt, check_seed
 from attribution.query import check_query
 from attribution.report import Run, to_json
 from attribution.ui.handlers import LARGEST_K, Handlers, refusal, whole
+from attribution.ui.jobs import Job, attributing, detecting, generating
 from attribution.ui.studio import Studio, Waiting
-
-Made = TypeVar("Made")
 
 
 def add_api(handlers: Handlers) -> None:
@@ -60,11 +58,8 @@ class Endpoints:
         try:
             check_prompt(prompt)
             number, settings = check_seed(whole(seed, "seed")), GenerateSettings(whole(steps, "steps"), guidance)
-
-            def work() -> Generator[Image.Image, None, None]:
-                yield self.studio.model.generate(prompt, number, settings)
-
-            return self._last(work())
+            picture: Image.Image = self._last(Job(generating, (prompt, number, settings)))
+            return picture
         except AttributionError as error:
             raise refusal(error) from error
 
@@ -82,12 +77,8 @@ class Endpoints:
         """
         try:
             picture, wanted = self._picture(image), parse_labels(labels)
-
-            def work() -> Generator[Found, None, None]:
-                asked = (self.studio.model, self.studio.index, picture, wanted, prompt or labels)
-                yield find(*asked, threshold, self.studio.detector)
-
-            found = self._last(work())
+            asked = (picture, wanted, prompt or labels, threshold, self.studio.detector)
+            found: Found = self._last(Job(detecting, asked))
             return [{"label": x.label, "score": x.score, "box": list(x.box), "by": found.by} for x in found.detections]
         except AttributionError as error:
             raise refusal(error) from error
@@ -130,13 +121,9 @@ class Endpoints:
             asked = tuple(tuple(float(side) for side in box) for box in boxes or [])
             blank = Query(prompt, picture or Image.new("RGB", square), None, asked, word or None)  # type: ignore[arg-type]
             check_query(blank, self.studio.model, self.studio.index.center_crop)
-
-            def work() -> Generator[Progress | Attribution, None, None]:
-                made = picture or self.studio.model.generate(prompt, number)
-                query = Query(prompt, made, None if picture else number, blank.boxes, blank.word)
-                yield from attribute(self.studio.model, self.studio.index, query, settings)
-
-            answer = self._last(work())
+            made = picture or self._last(Job(generating, (prompt, number)))
+            query = Query(prompt, made, None if picture else number, blank.boxes, blank.word)
+            _, _, answer = self._last(Job(attributing, ([query], [settings])))
             assert isinstance(answer, Attribution)
             run = Run((answer,))
             self.studio.runs.keep(run, self.studio.index, self.studio.model)
@@ -165,6 +152,6 @@ class Endpoints:
     def _picture(self, path: str) -> Image.Image:
         return open_upload(Path(path))
 
-    def _last(self, work: Generator[Made, None, None]) -> Made:
-        *_, last = (step for step in self.studio.alone(work, Event()) if not isinstance(step, Waiting))
+    def _last(self, job: Job) -> Any:
+        *_, last = (step for step in self.studio.alone(job, Event()) if not isinstance(step, Waiting))
         return last

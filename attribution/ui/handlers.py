@@ -2,12 +2,13 @@
 
 import io
 import math
+import os
 import random
 import time
 from base64 import b64encode
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from html import escape
 from pathlib import Path
 from threading import Event
@@ -19,23 +20,22 @@ from PIL import Image
 
 from attribution.attention import word_map
 from attribution.attribute import (
-    METHODS,
     AttributeSettings,
     Attribution,
     Progress,
     Query,
-    attribute,
     check_settings,
 )
 from attribution.data import open_upload, to_pixels, to_square
-from attribution.detect import Found, find, parse_labels, phrases, telling
+from attribution.detect import parse_labels, phrases, telling
 from attribution.errors import AttributionError, InputError, Stopped
-from attribution.forget import Regenerated, regenerate
+from attribution.forget import Regenerated
 from attribution.model import MAX_PROMPT, GenerateSettings, check_prompt, check_seed
 from attribution.query import check_query, region_words
 from attribution.report import Run, read_zip
 from attribution.score import Floats
 from attribution.ui import answers, words
+from attribution.ui.jobs import ZERO, Job, attributing, detecting, forgetting, generating
 from attribution.ui.regions import EMPTY, MOST, Region, drawn_boxes, found_rows, read_regions, shown_copy
 from attribution.ui.studio import Picture, Studio, Waiting, title_of
 
@@ -72,16 +72,9 @@ class Handlers:
             number = check_seed(whole(seed, "seed"))
             settings = GenerateSettings(whole(steps, "steps"), guidance)
             with self.studio.run(str(request.session_hash)) as stop:
-
-                def report(step: int, count: int) -> None:
-                    if stop.is_set():
-                        raise Stopped("stopped; the picture before is kept")
-                    progress((step, count), desc="Generating", unit="steps")
-
-                def work() -> Generator[Image.Image, None, None]:
-                    yield self.studio.model.generate(prompt, number, settings, report)
-
-                for made in self.studio.alone(work(), stop):
+                report = None if ZERO in os.environ else partial(_report, progress)
+                job = Job(generating, (prompt, number, settings, report))
+                for made in self.studio.alone(job, stop):
                     if isinstance(made, Waiting):
                         yield (*_unchanged(5), words.note(f"Waiting: {made.ahead} ahead of this one."))
                         continue
@@ -120,16 +113,9 @@ class Handlers:
         try:
             picture = there_is(picture)
             wanted = parse_labels(labels)
-
-            def work() -> Generator[Found, None, None]:
-                yield find(
-                    *(self.studio.model, self.studio.index, picture.image, wanted, picture.prompt or prompt),
-                    threshold,
-                    self.studio.detector,
-                )
-
+            asked = (picture.image, wanted, picture.prompt or prompt, threshold, self.studio.detector)
             with self.studio.run(str(request.session_hash)) as stop:
-                for found in self.studio.alone(work(), stop):
+                for found in self.studio.alone(Job(detecting, asked), stop):
                     if isinstance(found, Waiting):
                         yield (*_unchanged(2), words.note(f"Waiting: {found.ahead} ahead of this one."))
                         continue
@@ -206,8 +192,7 @@ class Handlers:
         tabs = tabs_of([region.name for region in regions])
         panels: list[Any] = [self._panel(each, top_k, folded) for each in shown] + [""] * (MOST - len(shown))
         yield (words.status("waiting", "Starting"), [], *tabs, *panels)
-        work = self._work(queries, settings, stop)
-        for step in self.studio.alone(work, stop):
+        for step in self.studio.alone(Job(attributing, (queries, settings)), stop):
             if isinstance(step, Waiting):
                 yield (words.waiting(step), *_unchanged(1 + 2 * MOST))
                 continue
@@ -230,17 +215,6 @@ class Handlers:
                     panels[place] = updates[place] = self._panel(shown[place], top_k, folded)
                 yield (status, gr.skip(), *_unchanged(MOST), *updates)
         yield (words.done(runs), runs, *_unchanged(MOST), *panels)
-
-    def _work(
-        self, queries: list[Query], settings: list[AttributeSettings], stop: Event
-    ) -> Generator[tuple[int, str, Progress | Attribution], None, None]:
-        """Steps of every region's answers, the quick methods first."""
-        quick_first = sorted(settings, key=lambda each: bool(METHODS[each.method].curvature))
-        for place, query in enumerate(queries):
-            for each in quick_first:
-                with closing(attribute(self.studio.model, self.studio.index, query, each, stop)) as steps:
-                    for step in steps:
-                        yield place, each.method, step
 
     def _panel(self, shown: answers.Answers, top_k: int, folded: bool) -> str:
         return answers.panel(shown, self.studio.index, top_k, folded)
@@ -278,8 +252,7 @@ class Handlers:
             query = Query(picture.prompt or "", picture.image, picture.seed, asked.boxes, asked.word)
             made: list[tuple[str, str, str]] = []
             with self.studio.run(str(request.session_hash)) as stop:
-                work = regenerate(self.studio.model, self.studio.index, query, generate=picture.settings, stop=stop)
-                for step in self.studio.alone(work, stop):
+                for step in self.studio.alone(Job(forgetting, (query, picture.settings)), stop):
                     if isinstance(step, Waiting):
                         yield words.waiting(step), gr.skip()
                     elif isinstance(step, Regenerated):
@@ -354,6 +327,10 @@ class Handlers:
         if len(prompt) > MAX_PROMPT:
             return words.note(f"The prompt has {len(prompt):,} characters; accepted are up to {MAX_PROMPT:,}.", "error")
         return words.tokens(self.studio.model.count_tokens(prompt))
+
+
+def _report(progress: gr.Progress, step: int, count: int) -> None:
+    progress((step, count), desc="Generating", unit="steps")
 
 
 NOTHING = Progress("waiting", 0, 1, 0.0)

@@ -1,11 +1,12 @@
 """What all visitors share: one model on one device, and whose turn it is. Pictures stay with their visitors."""
 
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Condition, Event
-from typing import TypeVar
+from typing import Any
 
 from PIL import Image
 
@@ -16,10 +17,10 @@ from attribution.index import Index
 from attribution.model import GenerateSettings, Model
 from attribution.query import region_words
 from attribution.report import Run, RunFolder, read_zip
+from attribution.ui.jobs import FIRST, LONGEST, Job, Steps, on_gpu
 
 WAIT = 0.25  # seconds between looks at the line
 LINE = 20  # runs that may wait or work at once
-Step = TypeVar("Step")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Studio:
         self.runs = runs
         self.detector = detector
         self._turn = Condition()
+        self._took: dict[str, float] = {}  # by job, the seconds of the last one that ended
+        self._steps = on_gpu(self._here, self._estimate)
         self._line: list[object] = []
         self._runs: dict[str, Event] = {}
 
@@ -126,8 +129,8 @@ class Studio:
             event.set()
         return event is not None
 
-    def alone(self, work: Generator[Step, None, None], stop: Event) -> Iterator[Step | Waiting]:
-        """Do work while nobody else uses the device: yields Waiting before its turn, then what the work yields.
+    def alone(self, job: Job, stop: Event) -> Iterator[Any]:
+        """Do a job while nobody else uses the device: yields Waiting before its turn, then what the job yields.
 
         Raises:
             InputError: too many are waiting.
@@ -143,12 +146,23 @@ class Studio:
                 if stop.is_set():
                     raise Stopped("stopped before its turn; nothing was changed")
                 yield Waiting(ahead)
-            with closing(work):  # the weights are restored before the next one's turn
-                yield from work
+            began = time.monotonic()
+            with closing(self._steps(job, stop)) as steps:  # the weights are restored before the next one's turn
+                yield from steps
+            self._took[job.run.__name__] = time.monotonic() - began
         finally:
             with self._turn:
                 self._line.remove(ticket)
                 self._turn.notify_all()
+
+    def _here(self, job: Job, stop: Event) -> Steps:
+        with closing(job.run(self.model, self.index, stop, *job.asked)) as steps:
+            yield from steps
+
+    def _estimate(self, job: Job) -> float:
+        """Seconds of a lent GPU to ask for: half again what such a job took last, FIRST before one has ended."""
+        took = self._took.get(job.run.__name__)
+        return FIRST if took is None else min(LONGEST, 5 + 1.5 * took)
 
     def _ahead(self, ticket: object) -> int:
         """How many are ahead, after WAIT at most."""

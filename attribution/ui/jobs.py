@@ -1,0 +1,109 @@
+"""Work for the device, as functions of (model, index, stop, ...) whose arguments can be sent to another process.
+
+On a ZeroGPU Space (`spaces`) each job runs in a process that has the GPU; elsewhere in this one.
+"""
+
+import os
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from threading import Event
+from typing import Any
+
+from PIL import Image
+
+from attribution.attribute import METHODS, AttributeSettings, Attribution, Progress, Query, attribute
+from attribution.detect import Found, find
+from attribution.errors import Stopped
+from attribution.forget import Regenerated, regenerate
+from attribution.index import Index
+from attribution.model import GenerateSettings, Model
+
+ZERO = "SPACES_ZERO_GPU"  # set on a ZeroGPU Space
+FIRST, LONGEST = 60.0, 120.0  # seconds of the GPU that are asked for before a job's pace is known, and at most
+
+Steps = Generator[Any, None, None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A function of this module and its arguments after (model, index, stop)."""
+
+    run: Callable[..., Steps]
+    asked: tuple[Any, ...]
+
+
+def generating(
+    model: Model,
+    _index: Index,
+    stop: Event,
+    prompt: str,
+    seed: int,
+    settings: GenerateSettings | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> Generator[Image.Image, None, None]:
+    """A picture; `report`, which cannot be sent to another process, is told of the steps."""
+
+    def on_step(step: int, count: int) -> None:
+        if stop.is_set():
+            raise Stopped("stopped; the picture before is kept")
+        if report is not None:
+            report(step, count)
+
+    yield model.generate(prompt, seed, settings, on_step)
+
+
+def detecting(
+    model: Model,
+    index: Index,
+    _stop: Event,
+    image: Image.Image,
+    labels: list[str],
+    prompt: str,
+    threshold: float | None,
+    detector: str | None,
+) -> Generator[Found, None, None]:
+    """The objects that were found."""
+    yield find(model, index, image, labels, prompt, threshold, detector)
+
+
+def attributing(
+    model: Model, index: Index, stop: Event, queries: Sequence[Query], settings: Sequence[AttributeSettings]
+) -> Generator[tuple[int, str, Progress | Attribution], None, None]:
+    """Steps of every query's answers, as (place of the query, method, step); the quick methods first."""
+    quick_first = sorted(settings, key=lambda each: bool(METHODS[each.method].curvature))
+    for place, query in enumerate(queries):
+        for each in quick_first:
+            with closing(attribute(model, index, query, each, stop)) as steps:
+                for step in steps:
+                    yield place, each.method, step
+
+
+def forgetting(
+    model: Model, index: Index, stop: Event, query: Query, settings: GenerateSettings | None
+) -> Generator[Progress | Regenerated, None, None]:
+    """Pictures before and after the query is unlearned."""
+    with closing(regenerate(model, index, query, generate=settings, stop=stop)) as steps:
+        yield from steps
+
+
+def on_gpu(steps: Callable[[Job, Event], Steps], seconds: Callable[[Job], float]) -> Callable[[Job, Event], Steps]:
+    """`steps`, with the GPU of a ZeroGPU Space for an estimate of seconds; unchanged anywhere else.
+
+    A stop event cannot be sent: there, a stop ends the stream, which ends the process's work at its next step.
+    """
+    if not os.environ.get(ZERO):
+        return steps
+    import spaces
+
+    @spaces.GPU(duration=seconds)  # type: ignore[untyped-decorator]
+    def sent(job: Job) -> Steps:
+        yield from steps(job, Event())
+
+    def watched(job: Job, stop: Event) -> Steps:
+        for step in sent(job):
+            if stop.is_set():
+                raise Stopped("stopped; the model is as it was")
+            yield step
+
+    return watched
