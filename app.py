@@ -17,6 +17,7 @@ def serve(
     share: bool = False,
     detector: str | None = None,
     runs: Path | None = None,
+    mcp: bool = False,
 ) -> None:
     """Serve the page.
 
@@ -27,6 +28,7 @@ def serve(
         share: open a public tunnel through gradio.live.
         detector: a GroundingDINO's folder, `.pth` file or hub id; the one beside the index, or the published one.
         runs: folder of finished runs; one among the temporary files by default.
+        mcp: serve the API as MCP tools too, under /gradio_api/mcp; needs gradio[mcp].
     """
     from attribution.attribute import open_index
     from attribution.report import RunFolder
@@ -52,6 +54,7 @@ def serve(
         theme=THEME,
         css=CSS,
         prevent_thread_lock=True,
+        mcp_server=mcp,
     )
     add_routes(app, studio)
     page.block_thread()

@@ -1,5 +1,6 @@
 """What an answer is: its settings, its progress, and the attribution at the end."""
 
+import math
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -94,7 +95,7 @@ class Attribution:
         index_id: of the index.
         model_sha256: of the model.
         rows: of the training set, best first: all that have a final score.
-        own: the query's own score, on the same noises and in its region; None where the method does not unlearn.
+        typical: the median score of all training images, on the first round's noises; None where it does not unlearn.
     """
 
     query: Query
@@ -105,11 +106,15 @@ class Attribution:
     index_id: str
     model_sha256: str
     rows: tuple[int, ...] = ()
-    own: float | None = None
+    typical: float | None = None
 
-    def share(self, result: Result) -> float | None:
-        """A result's score as a share of the query's own; None where the query's did not rise."""
-        return result.score / self.own if self.own is not None and self.own > 0 else None
+    def multiple(self, result: Result) -> float | None:
+        """How many times the typical score a result's is: infinite where the typical one is none; None without one."""
+        if self.typical is None:
+            return None
+        if self.typical > 0:
+            return result.score / self.typical
+        return math.inf if result.score > 0 else 0.0
 
 
 Answer = Generator[Progress | Attribution, None, None]  # close it to stop early

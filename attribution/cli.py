@@ -324,7 +324,7 @@ def floor(index: Path | None = None, pictures: int = 8) -> None:
 
     for step in _watch(measure_floor(model, opened, pictures), describe):
         if isinstance(step, FloorProgress):
-            print(f"{step.done:3} of {step.count}: {step.share:.4f}")
+            print(f"{step.done:3} of {step.count}: {step.multiple:.1f}")
     print(json.dumps(opened.floor))
 
 

@@ -1,9 +1,8 @@
 """A noise floor: what unrelated pictures reach, below which an answer has no clear source.
 
-Scores grow with a picture's gradient, and a picture that the model never saw has a large one: what is compared is a
-score as a share of the query's own (`Attribution.share`). An unrelated picture is noise, smooth or fine, under a prompt
-of none of a picture's words. (Under the training set's own words, noise reaches what a generated picture does: what is
-unlearned then is what the model makes of these words, and the images that they caption are its source.)
+Scores grow with a picture's gradient, and a picture that the model never saw has a large one: but then the losses of
+all training images rise. What is compared is a score as a multiple of the typical training image's
+(`Attribution.multiple`). An unrelated picture is noise, smooth or fine, under a prompt of none of a picture's words.
 """
 
 import json
@@ -38,11 +37,11 @@ MOST = 100
 
 @dataclass(frozen=True)
 class FloorProgress:
-    """An unrelated picture's first score as a share of its own; how many are done, of how many."""
+    """An unrelated picture's first score as a multiple of the typical one; how many are done, of how many."""
 
     done: int
     count: int
-    share: float
+    multiple: float
 
 
 def unrelated(number: int, side: int) -> Query:
@@ -54,26 +53,26 @@ def unrelated(number: int, side: int) -> Query:
 
 
 def measure_floor(model: Model, index: Index, count: int = 8) -> Iterator[Progress | FloorProgress]:
-    """Attribute unrelated pictures and write into the index the largest share that one of them reaches.
+    """Attribute unrelated pictures and write into the index the largest multiple that one of them reaches.
 
     Raises:
         InputError: the count is not possible.
     """
     if not 1 <= count <= MOST:
         raise InputError(f"{count} unrelated pictures are not possible; accepted are 1 to {MOST}")
-    shares: list[float] = []
+    multiples: list[float] = []
     for number in range(count):
         query = unrelated(number, model.resolution)
         for step in attribute(model, index, query, AttributeSettings(method=METHOD, top_k=1)):
             if isinstance(step, Progress):
                 yield step
                 continue
-            shares.append(top_share(step) or 0.0)
-            yield FloorProgress(number + 1, count, shares[-1])
-    held = {"method": METHOD, "share": max(shares), "shares": shares}
+            multiples.append(top_multiple(step) or 0.0)
+            yield FloorProgress(number + 1, count, multiples[-1])
+    held = {"method": METHOD, "multiple": max(multiples), "multiples": multiples}
     write_whole(index.path / FLOOR, (json.dumps(held, indent=1) + "\n").encode())
 
 
-def top_share(answer: Attribution) -> float | None:
-    """The first result's score as a share of the query's own."""
-    return answer.share(answer.results[0])
+def top_multiple(answer: Attribution) -> float | None:
+    """The first result's score as a multiple of the typical one."""
+    return answer.multiple(answer.results[0])

@@ -171,7 +171,7 @@ class Index:
 
     @property
     def floor(self) -> dict[str, Any] | None:
-        """What `measure_floor` wrote: `method`, `share`, `shares`; None where it was not measured.
+        """What `measure_floor` wrote: `method`, `multiple`, `multiples`; None where it was not measured.
 
         Raises:
             IndexMismatch: the file is damaged.
@@ -181,7 +181,7 @@ class Index:
             return None
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
-            return {"method": str(told["method"]), "share": float(told["share"]), "shares": list(told["shares"])}
+            return {"method": str(told["method"]), "multiple": float(told["multiple"]), "multiples": told["multiples"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise IndexMismatch(f"{path} is damaged; measure it anew: python -m attribution floor") from error
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from threading import Event
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,12 +25,11 @@ from attribution.gradients import (
     whitening,
 )
 from attribution.index import Index
-from attribution.loss import denoising_loss
 from attribution.model import Model
 from attribution.noise import NoiseBank, NoiseSettings
 from attribution.query import Query, image_sha256, region_crop, region_mask
 from attribution.race import Round, Standing, evaluations, exhaustive, race, schedule
-from attribution.score import Floats, Scores, score, training_losses
+from attribution.score import Floats, Scores, training_losses
 from attribution.unlearn import Curvature, UnlearnSettings, add_step, newton_step, query_gradient, unlearned
 
 
@@ -60,15 +58,12 @@ def unlearning(model: Model, index: Index, query: Query, settings: AttributeSett
     """The paper's method: unlearn the query, then see which training images' losses rose (Eq. 4 to 6)."""
     clock, unlearn, bank = Clock(), settings.unlearn, index.bank(model)
     rounds = _rounds(index, len(bank), settings)
-    gradients = unlearn.steps * unlearn.timesteps * unlearn.noises + 2 * len(bank)
+    gradients = unlearn.steps * unlearn.timesteps * unlearn.noises
     total = gradients + evaluations(rounds)
-    asked = _encoded(model, index, query)
-    before = _own_losses(model, *asked, bank)
     with unlearned(model, unlearn.weights or index.weights) as weights:
         for done in unlearn_query(model, index, query, unlearn, weights):
             check_stop(stop)
-            yield Progress("unlearning", len(bank) + done, total, clock.total())
-        own = float(score(before, _own_losses(model, *asked, bank), settings.score).value[0])
+            yield Progress("unlearning", done, total, clock.total())
         clock.lap("unlearning")
 
         def measure(
@@ -78,21 +73,15 @@ def unlearning(model: Model, index: Index, query: Query, settings: AttributeSett
                 check_stop(stop)
                 yield chunk
 
-        order = likely_first(query.prompt, index.captions)
+        order, typical = likely_first(query.prompt, index.captions), 0.0
         base = index.base_losses[:, : len(index.views)]
         for standing in race(measure, base, rounds, order, settings.score):
+            if len(standing.rows) == len(index):
+                typical = float(np.median(standing.scores.value))
             results = to_results(standing, index, settings.top_k)
             yield Progress("scoring", gradients + standing.evaluations, total, clock.total(), results)
     clock.lap("scoring")
-    yield Attribution(query, settings, results, total, clock.laps, index.id, model.sha256, standing.rows, own)
-
-
-def _own_losses(model: Model, latents: Tensor, text: Tensor, mask: Tensor | None, bank: NoiseBank) -> Floats:
-    """The query's own losses, in its region: (1, 1, S)."""
-    with torch.inference_mode():
-        losses = [denoising_loss(model, latents, text, bank.select([column]), mask) for column in range(len(bank))]
-    made: Floats = torch.cat(losses, 1)[None].cpu().numpy()
-    return made
+    yield Attribution(query, settings, results, total, clock.laps, index.id, model.sha256, standing.rows, typical)
 
 
 def unlearn_query(

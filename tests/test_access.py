@@ -7,7 +7,7 @@ from playwright.sync_api import Browser, Page, expect
 
 SEVERE = ("serious", "critical")
 # Gradio's own, by rule and by the target that axe names
-GRADIOS: dict[str, tuple[str, ...]] = {}
+GRADIOS: dict[str, tuple[str, ...]] = {"nested-interactive": (".toast-header",)}
 MOST_TABS = 150
 
 
@@ -69,7 +69,6 @@ def test_the_keyboard_alone(page: Page) -> None:
             page.keyboard.press("Enter")
             page.keyboard.type(str(number))
             page.keyboard.press("Enter")
-            page.keyboard.press("ArrowUp")
         page.keyboard.press("ArrowRight")
     page.locator("#clear").focus()
     tab_to(page, "#attribute")

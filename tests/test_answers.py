@@ -89,14 +89,18 @@ def test_agreement_is_told_in_numbers(answers, full_index):
 
 def test_a_floor_tells_whether_there_is_a_clear_source(answers, full_index, plain_copy):
     answer = answers["unlearning"]
-    shares = [answer.share(result) for result in answer.results]
-    assert "class='floor" not in panel(answers, full_index, 4, False)
-    for floor, said in ((shares[0] + 1, "No clear source"), ((shares[1] + shares[2]) / 2, "2 of 4 are above")):
-        (plain_copy / "floor.json").write_text(json.dumps({"method": "unlearning", "share": floor, "shares": [floor]}))
-        assert said in panel(answers, replace(full_index, path=plain_copy), 4, False)
+    answer = replace(answer, typical=answer.results[3].score / 2 if answer.results[3].score > 0 else 1e-6)
+    some = {**answers, "unlearning": answer}
+    multiples = [answer.multiple(result) for result in answer.results]
+    assert "class='floor" not in panel(some, full_index, 4, False)
+    for floor, said in ((multiples[0] + 1, "No clear source"), ((multiples[1] + multiples[2]) / 2, "2 of 4 are above")):
+        (plain_copy / "floor.json").write_text(
+            json.dumps({"method": "unlearning", "multiple": floor, "multiples": [floor]})
+        )
+        assert said in panel(some, replace(full_index, path=plain_copy), 4, False)
     (plain_copy / "floor.json").write_text("{")
     with pytest.raises(IndexMismatch, match="measure it anew"):
-        panel(answers, replace(full_index, path=plain_copy), 4, False)
+        panel(some, replace(full_index, path=plain_copy), 4, False)
 
 
 def test_captions_are_escaped(answers, full_index):

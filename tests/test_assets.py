@@ -103,5 +103,5 @@ def test_the_examples_are_of_this_index_and_open(embedded):
         run = read_zip(path)
         assert path.stem == run.id
         assert (run.answers[0].index_id, run.answers[0].settings.method) == (index.id, "unlearning")
-        clear.append(run.answers[0].share(run.answers[0].results[0]) > index.floor["share"])
+        clear.append(run.answers[0].multiple(run.answers[0].results[0]) > index.floor["multiple"])
     assert sorted(clear) == [False, True, True]

@@ -65,7 +65,7 @@ def main(args: ExamplesArgs) -> None:
         run = answered(model, index, query)
         path = args.out / f"{run.id}.zip"
         write_zip(run, index, model, path, whole=False)
-        print(path, query.prompt, f"{run.answers[0].share(run.answers[0].results[0]):.3f}")
+        print(path, query.prompt, f"{run.answers[0].multiple(run.answers[0].results[0]):.1f}")
 
 
 if __name__ == "__main__":

@@ -156,12 +156,13 @@ def _clear_source(answer: Attribution | Progress, index: Index) -> str:
     floor = index.floor
     if floor is None or not isinstance(answer, Attribution) or answer.settings.method != floor["method"]:
         return ""
-    shares = [answer.share(result) for result in answer.results]
-    if not shares or shares[0] is None:
+    multiples = [answer.multiple(result) for result in answer.results]
+    if not multiples or multiples[0] is None:
         return ""
-    above = sum(share is not None and share > floor["share"] for share in shares)
+    above = sum(multiple is not None and multiple > floor["multiple"] for multiple in multiples)
+    first = f"{multiples[0]:.0f} times" if math.isfinite(multiples[0]) else "far more than"
     told = (
-        f"The first rises by {shares[0]:.1%} of what the picture itself does; unrelated pictures reach"
-        f" {floor['share']:.1%}. {above} of {len(shares)} are above that."
+        f"The first score is {first} the typical training image's; unrelated ones reach {floor['multiple']:.0f} times."
+        f" {above} of {len(multiples)} are above that."
     )
     return f"<p class='floor'>{told}</p>" if above else f"<p class='floor none'>No clear source. {told}</p>"

@@ -92,6 +92,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         with gr.Row(elem_id="studio"):
             with gr.Column(elem_id="asking"):
                 parts |= _lay_asking(handlers)
+                parts |= _lay_kept(studio)
             with gr.Column(elem_id="looking"):
                 parts |= _lay_looking()
             with gr.Column(elem_id="marking"):
@@ -99,7 +100,6 @@ def build_page(studio: Studio) -> gr.Blocks:
             with gr.Column(elem_id="acting"):
                 parts |= _lay_acting(studio)
         parts |= _lay_answering()
-        parts |= _lay_kept(studio)
         gr.HTML(f"<p>{words.CREDITS}</p><p>{words.STORED}</p>", elem_id="credits")
         add_api(handlers)  # before all else, that the names are free
         wired = Parts(**parts)
@@ -251,7 +251,7 @@ def _lay_kept(studio: Studio) -> dict[str, Any]:
     history = gr.Dropdown(
         studio.shipped(),
         value=None,
-        label="Finished runs",
+        label="Or open a finished run",
         info=words.HISTORY,
         elem_id="history",
     )

@@ -13,7 +13,11 @@ THEME = gr.themes.Base(
     body_background_fill="#fbfaf9",
     body_background_fill_dark="*neutral_950",
     body_text_color_subdued="*neutral_600",
-    body_text_color_subdued_dark="*neutral_400",
+    body_text_color_subdued_dark="*neutral_300",
+    input_placeholder_color="*neutral_500",
+    input_placeholder_color_dark="*neutral_300",
+    error_text_color=ACCENT,
+    error_text_color_dark="#fdba74",
     block_label_text_color="*neutral_600",
     block_label_text_color_dark="*neutral_300",
     block_title_text_color="*neutral_700",
@@ -42,8 +46,7 @@ CSS = """
 #intro em { color: inherit; }
 #intro p { max-width: 80ch; margin: 0 0 .75rem; color: var(--body-text-color-subdued); }
 .note { margin: 0; font-size: .8125rem; line-height: 1.4; color: var(--body-text-color-subdued); }
-.note.warning, .note.error, .status[data-state=error] p { color: ACCENT; }
-.dark .note.warning, .dark .note.error, .dark .status[data-state=error] p { color: #fdba74; }
+.note.warning, .note.error, .status[data-state=error] p, .floor.none { color: var(--error-text-color); }
 .missing { list-style: none; padding: 0; overflow-wrap: anywhere; }
 .missing .off { opacity: .6; font-weight: 600; margin-right: .25rem; }
 #picture-note { min-height: 2.3rem; }
@@ -80,7 +83,7 @@ CSS = """
 .kept a { color: inherit; text-decoration: underline; margin-right: .4rem; }
 .cards { list-style: none; display: grid; gap: .6rem; margin: .4rem 0 1.2rem; padding: 0; }
 .cards.large { grid-template-columns: repeat(5, minmax(0, 1fr)); }
-.cards.small { grid-template-columns: repeat(10, minmax(0, 1fr)); gap: .25rem; }
+.cards.small { grid-template-columns: repeat(auto-fill, minmax(3.4rem, 1fr)); gap: .25rem; }
 .card { position: relative; margin: 0; min-width: 0; }
 .card button { all: unset; display: block; width: 100%; cursor: pointer; box-sizing: border-box; }
 .card button:focus-visible { outline: 2px solid ACCENT; outline-offset: 2px; }
@@ -102,13 +105,14 @@ CSS = """
 .agreement caption { text-align: left; color: var(--body-text-color-subdued); padding-bottom: .25rem; }
 .agreement th, .agreement td, .opened th, .opened td { text-align: left !important; font-weight: 400 !important;
   border: 0 !important; padding: .1rem .75rem .1rem 0 !important; }
+.agreement tr, .agreement, .opened table, .opened tr { border: 0 !important; }
 .ranking { margin-bottom: .75rem; }
 #answers button[role=tab]:nth-of-type(1) { border-top: 3px solid C0; }
 #answers button[role=tab]:nth-of-type(2) { border-top: 3px solid C1; }
 #answers button[role=tab]:nth-of-type(3) { border-top: 3px solid C2; }
 #answers button[role=tab]:nth-of-type(4) { border-top: 3px solid C3; }
 .floor { font-size: .8125rem; }
-.floor.none { color: ACCENT; font-weight: 600; }
+.floor.none { font-weight: 600; }
 .opened { display: grid; grid-template-columns: 12rem minmax(0, 1fr); gap: 1.25rem; padding: 1rem 0;
   border-top: 1px solid var(--border-color-primary); font-size: .875rem; }
 .opened img { width: 100%; image-rendering: pixelated; border-radius: var(--radius-md); margin: 0; }
@@ -137,7 +141,6 @@ footer .divider:last-child { display: none; }
   #seeding button { white-space: nowrap; }
   .answer { grid-template-columns: minmax(0, 1fr); }
   .cards.large { grid-template-columns: repeat(3, minmax(0, 1fr)); }
-  .cards.small { grid-template-columns: repeat(5, minmax(0, 1fr)); }
   .opened { grid-template-columns: minmax(0, 1fr); }
   .opened img { width: 12rem; }
 }
