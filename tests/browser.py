@@ -104,6 +104,7 @@ def _await(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 PROMPT = words.PROMPT
 LONG = 300_000  # ms, for an attribution
+EDITING = "document.activeElement?.matches('#boxes :is(input, textarea)')"  # a cell of the table
 
 expect.set_options(timeout=60_000)
 
@@ -150,7 +151,7 @@ def type_box(page: Page, *numbers: float | str, row: int = 0) -> None:
     cells = page.locator("#boxes .virtual-row").nth(row).locator("[role=gridcell]")
     for place, number in enumerate(numbers, 1):
         cells.nth(place).dblclick()
-        cells.nth(place).locator("input, textarea").wait_for()
+        page.wait_for_function(EDITING)
         page.keyboard.press("Control+A")
         page.keyboard.type(str(number))
         page.keyboard.press("Enter")

@@ -132,7 +132,7 @@ TABLE_FOLLOWS = f"""(drawn, frame, table) => {{
     const label = box.label || kept[number]?.[0] || "";
     return [label, Math.max(0, x0), Math.max(0, y0), Math.min(frame.width, x1), Math.min(frame.height, y1)];
   }});
-  const told = [...data.filter(([_, x0, y0, x1, y1]) => x1 > x0 && y1 > y0), ...typed];
+  const told = [...data.filter((row) => isBox(sidesOf(row))), ...typed];
   return {{...table, data: told.length < {MOST} ? [...told, ["", null, null, null, null]] : told}};
 }}"""
 

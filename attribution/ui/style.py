@@ -107,6 +107,7 @@ CSS = """
   border: 0 !important; padding: .1rem .75rem .1rem 0 !important; }
 .agreement tr, .agreement, .opened table, .opened tr { border: 0 !important; }
 .ranking { margin-bottom: .75rem; }
+#answers button[role=tab] { color: var(--body-text-color) !important; }
 #answers button[role=tab]:nth-of-type(1) { border-top: 3px solid C0; }
 #answers button[role=tab]:nth-of-type(2) { border-top: 3px solid C1; }
 #answers button[role=tab]:nth-of-type(3) { border-top: 3px solid C2; }
