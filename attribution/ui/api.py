@@ -61,7 +61,7 @@ class Endpoints:
             picture: Image.Image = self._last(Job(generating, (prompt, number, settings)))
             return picture
         except AttributionError as error:
-            raise refusal(error) from error
+            raise refusal(error, shown=False) from error
 
     def detect(self, image: str, labels: str, prompt: str = "", threshold: float | None = None) -> list[dict[str, Any]]:
         """Find objects in a picture.
@@ -81,7 +81,7 @@ class Endpoints:
             found: Found = self._last(Job(detecting, asked))
             return [{"label": x.label, "score": x.score, "box": list(x.box), "by": found.by} for x in found.detections]
         except AttributionError as error:
-            raise refusal(error) from error
+            raise refusal(error, shown=False) from error
 
     def attribute(
         self,
@@ -129,11 +129,10 @@ class Endpoints:
             self.studio.runs.keep(run, self.studio.index, self.studio.model)
             return {**to_json(answer), "run": run.id}
         except (TypeError, ValueError) as error:
-            raise refusal(
-                InputError(f"boxes {boxes!r} are not possible; accepted is [[x0, y0, x1, y1], ...]")
-            ) from error
+            wrong = InputError(f"boxes {repr(boxes)[:60]} are not possible; accepted is [[x0, y0, x1, y1], ...]")
+            raise refusal(wrong, shown=False) from error
         except AttributionError as error:
-            raise refusal(error) from error
+            raise refusal(error, shown=False) from error
 
     def report(self, run_id: str) -> str:
         """The ZIP of a finished run.
@@ -147,7 +146,7 @@ class Endpoints:
         try:
             return str(self.studio.run_file(run_id))
         except AttributionError as error:
-            raise refusal(error) from error
+            raise refusal(error, shown=False) from error
 
     def _picture(self, path: str) -> Image.Image:
         return open_upload(Path(path))

@@ -394,9 +394,10 @@ def sentence(error: AttributionError) -> str:
     return message[:1].upper() + message[1:] + ("" if message.endswith((".", "!", "?")) else ".")
 
 
-def refusal(error: AttributionError) -> gr.Error:
-    """An error as a toast."""
-    return gr.Error(escape(sentence(error)), duration=10, print_exception=False)
+def refusal(error: AttributionError, shown: bool = True) -> gr.Error:
+    """An error for a toast, which takes HTML, or for a program, which takes text."""
+    told = sentence(error)
+    return gr.Error(escape(told) if shown else told, duration=10, print_exception=False)
 
 
 def _unchanged(count: int) -> tuple[Any, ...]:
