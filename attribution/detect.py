@@ -46,6 +46,7 @@ SHORTER, LONGEST, THRESHOLD = 800, 1333, 0.35  # of the published model
 MEAN, DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 MAX_TOKENS = 256
 MAX_LABELS = 50
+MAX_LABEL = 100  # characters of one
 SAME = 0.5  # IoU above which two boxes of one label are one object
 
 BREAKS = re.compile(
@@ -266,14 +267,14 @@ def check_labels(labels: Sequence[str]) -> list[str]:
     """Labels in lower case, each once.
 
     Raises:
-        InputError: there is none, or too many, or one is empty, unprintable or has a separator in it.
+        InputError: there is none, or too many, or one is empty, too long, unprintable or has a separator in it.
     """
-    accepted = f'accepted are 1 to {MAX_LABELS} names, such as "apple . motorcycle"'
+    accepted = f'accepted are 1 to {MAX_LABELS} names of up to {MAX_LABEL} characters, such as "apple . motorcycle"'
     cleaned = list(dict.fromkeys(" ".join(label.lower().split()) for label in labels))
     if not cleaned or len(cleaned) > MAX_LABELS:
         raise InputError(f"there are {len(cleaned)} labels to look for; {accepted}")
     for label in cleaned:
-        if not label or not label.isprintable() or re.search(r"[.?]", label):
+        if not 0 < len(label) <= MAX_LABEL or not label.isprintable() or re.search(r"[.?]", label):
             raise InputError(f"the label {label[:60]!r} cannot be looked for; {accepted}")
     return cleaned
 
