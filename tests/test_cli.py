@@ -122,7 +122,7 @@ def test_bad_input_to_generate_is_refused_in_one_line(refused, tmp_path, monkeyp
 
 def test_an_unknown_command_and_none_are_refused_with_the_known_ones(refused):
     for arguments in (("paint",), ()):
-        assert "scenes, index, generate, attribute, detect, replay, evaluate" in refused(*arguments, index=None)
+        assert "scenes, index, generate, attribute, detect, replay, floor, evaluate" in refused(*arguments, index=None)
 
 
 def test_help_is_no_error(capsys):

@@ -214,6 +214,7 @@ def test_a_bad_k(page: Page) -> None:
     generate(page)
     page.click("#settings button")
     page.fill("#top-k input", "0")
+    page.press("#top-k input", "Tab")
     page.click("#attribute")
     expect(page.locator("#run-status")).to_contain_text("K = 0 is not possible; accepted are 1 to")
     expect(page.locator("#top-k input")).to_have_value("0")

@@ -31,10 +31,10 @@ def panel(answers: Answers, index: Index, top_k: int, folded: bool) -> str:
     main, *others = answers
     larger = _ranking(main, answers[main], index, top_k, folded, badges, "large")
     smaller = "".join(_ranking(name, answers[name], index, top_k, folded, badges, "small") for name in others)
-    kept = _links(Run(tuple(finished.values()))) if len(finished) == len(answers) else ""
+    kept = _links(Run(tuple(finished.values()))) if len(finished) == len(answers) else "<p class='kept'>&nbsp;</p>"
     return (
         f"{kept}<div class='answer'><div class='main'>{larger}{_clear_source(answers[main], index)}</div>"
-        f"<div class='others'>{smaller}{_agreements(finished, main)}</div></div>"
+        f"<div class='others'>{smaller}{_agreements(answers, main)}</div></div>"
     )
 
 
@@ -129,13 +129,16 @@ def _score(result: Result | None) -> str:
     return "" if result is None else f"{result.score:+.4f}"
 
 
-def _agreements(answers: Mapping[str, Attribution], main: str) -> str:
-    if main not in answers or len(answers) < 2:
+def _agreements(answers: Answers, main: str) -> str:
+    """A table of as many rows from the start; told is what two finished answers tell."""
+    if len(answers) < 2:
         return ""
-    first, found = answers[main], finders(answers)
-    rows = ""
+    first, rows = answers[main], ""
     for name, other in answers.items():
         if name == main:
+            continue
+        if not isinstance(first, Attribution) or not isinstance(other, Attribution):
+            rows += f"<tr><th scope='row'>{escape(name)}</th><td>…</td><td></td></tr>"
             continue
         each = agreement(first.rows, other.rows, len(first.results))
         shared = f"{each.overlap * len(first.results):.0f} of {len(first.results)}"
@@ -143,10 +146,13 @@ def _agreements(answers: Mapping[str, Attribution], main: str) -> str:
             f"<tr><th scope='row'>{escape(name)}</th><td>{shared}</td>"
             f"<td>{agreed(each.correlation)} ({each.common:,})</td></tr>"
         )
-    alone = sum(found[result.row] == [main] for result in first.results)
+    told = ""
+    if isinstance(first, Attribution):
+        found = finders({name: each for name, each in answers.items() if isinstance(each, Attribution)})
+        alone = sum(found[result.row] == [main] for result in first.results)
+        told = f"; {alone} of its {len(first.results)} no other method here has"
     return (
-        "<table class='agreement'><caption>Agreement with "
-        f"{escape(main)}; {alone} of its {len(first.results)} no other method here has</caption>"
+        f"<table class='agreement'><caption>Agreement with {escape(main)}{told}</caption>"
         f"<tr><th>method</th><th>shared</th><th>rank correlation (of)</th></tr>{rows}</table>"
     )
 
@@ -154,8 +160,10 @@ def _agreements(answers: Mapping[str, Attribution], main: str) -> str:
 def _clear_source(answer: Attribution | Progress, index: Index) -> str:
     """How the scores stand against what unrelated pictures reach, where the index knows that."""
     floor = index.floor
-    if floor is None or not isinstance(answer, Attribution) or answer.settings.method != floor["method"]:
+    if floor is None:
         return ""
+    if not isinstance(answer, Attribution) or answer.settings.method != floor["method"]:
+        return "<p class='floor'>&nbsp;</p>"
     multiples = [answer.multiple(result) for result in answer.results]
     if not multiples or multiples[0] is None:
         return ""

@@ -112,7 +112,7 @@ CSS = """
 #answers button[role=tab]:nth-of-type(2) { border-top: 3px solid C1; }
 #answers button[role=tab]:nth-of-type(3) { border-top: 3px solid C2; }
 #answers button[role=tab]:nth-of-type(4) { border-top: 3px solid C3; }
-.floor { font-size: .8125rem; }
+.floor { font-size: .8125rem; min-height: 2.6em; }
 .floor.none { font-weight: 600; }
 .opened { display: grid; grid-template-columns: 12rem minmax(0, 1fr); gap: 1.25rem; padding: 1rem 0;
   border-top: 1px solid var(--border-color-primary); font-size: .875rem; }
