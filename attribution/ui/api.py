@@ -24,14 +24,15 @@ def add_api(handlers: Handlers) -> None:
     endpoints = Endpoints(handlers.studio)
     defaults = GenerateSettings()
     with gr.Column(visible=False):
-        prompt, word, method = gr.Textbox(), gr.Textbox(), gr.Textbox("unlearning")
+        prompt, about = gr.Textbox(), gr.Textbox("")  # without a value, a program has to give one
+        word, method = gr.Textbox(""), gr.Textbox("unlearning")
         seed, steps, guidance = gr.Number(0), gr.Number(defaults.steps), gr.Number(defaults.guidance)
         image, labels, threshold = gr.File(), gr.Textbox(), gr.Number(handlers.studio.threshold)
         boxes, top_k, exhaustive = gr.JSON([]), gr.Number(10), gr.Checkbox(False)
         run_id, picture, told, file = gr.Textbox(), gr.Image(type="pil", format="png"), gr.JSON(), gr.File()
         button = gr.Button()
     button.click(endpoints.generate, [prompt, seed, steps, guidance], picture, api_name="generate")
-    button.click(endpoints.detect, [image, labels, prompt, threshold], told, api_name="detect")
+    button.click(endpoints.detect, [image, labels, about, threshold], told, api_name="detect")
     asked = [image, prompt, seed, boxes, word, method, top_k, exhaustive]
     button.click(endpoints.attribute, asked, told, api_name="attribute")
     button.click(endpoints.report, run_id, file, api_name="report")
