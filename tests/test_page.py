@@ -213,6 +213,7 @@ def test_an_empty_prompt_and_bad_seeds(page: Page) -> None:
 def test_a_bad_k(page: Page) -> None:
     generate(page)
     page.click("#settings button")
+    page.wait_for_timeout(1000)  # Gradio mounts what an accordion hides when it opens
     page.fill("#top-k input", "0")
     page.press("#top-k input", "Tab")
     page.click("#attribute")
