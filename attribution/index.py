@@ -169,7 +169,7 @@ class Index:
         """Settings of what was added to the index, by file name without its ending."""
         return dict(self.manifest.get("artifacts", {}))
 
-    @property
+    @cached_property
     def floor(self) -> dict[str, Any] | None:
         """What `measure_floor` wrote: `method`, `multiple`, `multiples`; None where it was not measured.
 

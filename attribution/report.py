@@ -142,8 +142,6 @@ def write_json(attribution: Attribution, path: Path) -> None:
 
 def write_zip(run: Run, index: Index, model: Model, path: Path, whole: bool = True) -> None:
     """Write a run's RUN and PICTURE and, where it is `whole`, TABLE, HTML and thumbnails."""
-    rows = dict.fromkeys(result.row for answer in run.answers for result in answer.results)
-    thumbnails = {row: index.thumbnail(row).read_bytes() for row in rows}
     picture = io.BytesIO()
     run.query.image.save(picture, "PNG")
     told = run_json(run, index, model)
@@ -152,6 +150,8 @@ def write_zip(run: Run, index: Index, model: Model, path: Path, whole: bool = Tr
         PICTURE: picture.getvalue(),
     }
     if whole:
+        rows = dict.fromkeys(result.row for answer in run.answers for result in answer.results)
+        thumbnails = {row: index.thumbnail(row).read_bytes() for row in rows}
         entries[TABLE] = to_csv(run).encode()
         entries[HTML] = page(run.id, run.answers, told["timesteps"], picture.getvalue(), thumbnails).encode()
         entries |= {f"thumbnails/{row:08d}.png": content for row, content in thumbnails.items()}
@@ -263,6 +263,11 @@ def replay(model: Model, index: Index, kept: Run) -> Iterator[Progress | Replaye
     yield Replayed(Run(tuple(answers)), differs)
 
 
+def is_run_id(text: str) -> bool:
+    """Whether a text has the form of a run's id; it can then be a file's name."""
+    return bool(re.fullmatch(r"[0-9a-f]{12}", text))
+
+
 class RunFolder:
     """A folder that keeps the latest runs, each a ZIP named by its id."""
 
@@ -280,7 +285,7 @@ class RunFolder:
 
     def holds(self, run_id: str) -> bool:
         """Whether a run is kept."""
-        return bool(re.fullmatch(r"[0-9a-f]{12}", run_id)) and (self.folder / f"{run_id}.zip").is_file()
+        return is_run_id(run_id) and (self.folder / f"{run_id}.zip").is_file()
 
     def path(self, run_id: str) -> Path:
         """The ZIP of a run.

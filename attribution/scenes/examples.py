@@ -12,7 +12,7 @@ import tyro
 from attribution.answer import AttributeSettings, Attribution
 from attribution.attribute import attribute, open_index
 from attribution.detect import open_detector
-from attribution.floor import unrelated
+from attribution.floor import top_multiple, unrelated
 from attribution.index import Index
 from attribution.model import Model
 from attribution.query import Query
@@ -66,7 +66,7 @@ def main(args: ExamplesArgs) -> None:
         run = answered(model, index, query)
         path = args.out / f"{run.id}.zip"
         write_zip(run, index, model, path, whole=False)
-        print(path, query.prompt, f"{run.answers[0].multiple(run.answers[0].results[0]):.1f}")
+        print(path, query.prompt, f"{top_multiple(run.answers[0]):.1f}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import io
 import math
-import os
 import random
 import time
 from base64 import b64encode
@@ -35,7 +34,7 @@ from attribution.query import check_query, region_words
 from attribution.report import Run, read_zip
 from attribution.score import Floats
 from attribution.ui import answers, words
-from attribution.ui.jobs import ZERO, Job, attributing, detecting, forgetting, generating
+from attribution.ui.jobs import Job, attributing, detecting, forgetting, generating, on_zero_gpu
 from attribution.ui.regions import EMPTY, MOST, Region, drawn_boxes, found_rows, read_regions, shown_copy
 from attribution.ui.studio import Picture, Studio, Waiting, title_of
 
@@ -72,7 +71,7 @@ class Handlers:
             number = check_seed(whole(seed, "seed"))
             settings = GenerateSettings(whole(steps, "steps"), guidance)
             with self.studio.run(str(request.session_hash)) as stop:
-                report = None if ZERO in os.environ else partial(_report, progress)
+                report = None if on_zero_gpu() else partial(_report, progress)
                 job = Job(generating, (prompt, number, settings, report))
                 for made in self.studio.alone(job, stop):
                     if isinstance(made, Waiting):

@@ -87,12 +87,17 @@ def forgetting(
         yield from steps
 
 
+def on_zero_gpu() -> bool:
+    """Whether this is a ZeroGPU Space."""
+    return bool(os.environ.get(ZERO))
+
+
 def on_gpu(steps: Callable[[Job, Event], Steps], seconds: Callable[[Job], float]) -> Callable[[Job, Event], Steps]:
     """`steps`, with the GPU of a ZeroGPU Space for an estimate of seconds; unchanged anywhere else.
 
     A stop event cannot be sent: there, a stop ends the stream, which ends the process's work at its next step.
     """
-    if not os.environ.get(ZERO):
+    if not on_zero_gpu():
         return steps
     import spaces
 

@@ -16,7 +16,7 @@ from attribution.errors import AttributionError, InputError, Stopped
 from attribution.index import Index
 from attribution.model import GenerateSettings, Model
 from attribution.query import region_words
-from attribution.report import Run, RunFolder, read_zip
+from attribution.report import Run, RunFolder, is_run_id, read_zip
 from attribution.ui.jobs import FIRST, LONGEST, Job, Steps, on_gpu
 
 WAIT = 0.25  # seconds between looks at the line
@@ -96,7 +96,7 @@ class Studio:
             InputError: there is none.
         """
         shipped = self.examples / f"{run_id}.zip"
-        if run_id.isalnum() and len(run_id) < 40 and shipped.is_file() and not self.runs.holds(run_id):
+        if is_run_id(run_id) and shipped.is_file() and not self.runs.holds(run_id):
             return self.runs.keep(read_zip(shipped), self.index, self.model)
         return self.runs.path(run_id)
 
