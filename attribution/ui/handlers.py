@@ -315,7 +315,7 @@ class Handlers:
             except InputError:
                 continue
             own.append((title, run_id))
-        return gr.Dropdown([*own, *(each for each in self.studio.shipped() if each not in own)])
+        return gr.Dropdown([*own, *(each for each in self.studio.shipped if each not in own)])
 
     def stop(self, request: gr.Request) -> None:
         """Stop the visitor's run, if there is one."""

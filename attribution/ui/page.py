@@ -249,7 +249,7 @@ def _lay_answering() -> dict[str, Any]:
 
 def _lay_kept(studio: Studio) -> dict[str, Any]:
     history = gr.Dropdown(
-        studio.shipped(),
+        studio.shipped,
         value=None,
         label="Or open a finished run",
         info=words.HISTORY,

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Condition, Event
 from typing import Any
@@ -85,6 +86,7 @@ class Studio:
         """Where finished runs that ship with the index are."""
         return self.index.path.resolve().parent / "examples"
 
+    @cached_property
     def shipped(self) -> list[tuple[str, str]]:
         """Examples as (title, id)."""
         return [(title_of(read_zip(path)), path.stem) for path in sorted(self.examples.glob("*.zip"))]
