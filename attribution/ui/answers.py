@@ -168,9 +168,9 @@ def _clear_source(answer: Attribution | Progress, index: Index) -> str:
     if not multiples or multiples[0] is None:
         return ""
     above = sum(multiple is not None and multiple > floor["multiple"] for multiple in multiples)
-    first = f"{multiples[0]:.0f} times" if math.isfinite(multiples[0]) else "far more than"
+    first = f"{multiples[0]:.1f} times" if math.isfinite(multiples[0]) else "far more than"
     told = (
-        f"The first score is {first} the typical training image's; unrelated ones reach {floor['multiple']:.0f} times."
+        f"The first score is {first} the typical training image's; unrelated ones reach {floor['multiple']:.1f} times."
         f" {above} of {len(multiples)} are above that."
     )
     return f"<p class='floor'>{told}</p>" if above else f"<p class='floor none'>No clear source. {told}</p>"
