@@ -34,13 +34,13 @@ def index_folder() -> Path:
     return Path(os.environ.get("ATTRIBUTION_TEST_INDEX") or EMBEDDED)
 
 
-def launch(playwright: Playwright) -> Browser:
+def launch(playwright: Playwright, *flags: str) -> Browser:
     """Chromium of the machine, of Debian's packages or of Playwright; none is a skip, and a failure in CI."""
     path = _installed() or _from_debian()
     try:
         if path is None:
             _quiet(sys.executable, "-m", "playwright", "install", "chromium")
-        return playwright.chromium.launch(executable_path=path, args=FLAGS)
+        return playwright.chromium.launch(executable_path=path, args=[*FLAGS, *flags])
     except (Error, subprocess.SubprocessError, OSError) as error:
         reason = f"no Chromium could be found or installed ({str(error).splitlines()[0]})"
         if os.environ.get("CI"):
@@ -71,9 +71,7 @@ def _quiet(*command: str) -> None:
 @contextmanager
 def served(log: Path, temporary: Path) -> Iterator[str]:
     """The page's address while app.py serves it on a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "app.py", "--index", str(index_folder()), "--port", str(port)]
     environment = {**os.environ, "GRADIO_TEMP_DIR": str(temporary), "PYTHONUNBUFFERED": "1"}
     address = f"http://127.0.0.1:{port}"
@@ -85,6 +83,13 @@ def served(log: Path, temporary: Path) -> Iterator[str]:
         finally:
             server.terminate()
             server.wait(30)
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _await(address: str, server: subprocess.Popen[bytes], log: Path) -> None:

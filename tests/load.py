@@ -26,7 +26,7 @@ from playwright.sync_api import Error, Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from browser import launch
+from browser import free_port, launch
 
 from attribution.attribute import open_index
 from attribution.model import Model
@@ -95,12 +95,12 @@ def weights_sha256(model: Model) -> str:
     return digest.hexdigest()
 
 
-def visit(address: str, number: int, until: float, told: Told) -> None:
-    """One visitor, in a browser of their own."""
+def visit(address: str, browser: str, number: int, until: float, told: Told) -> None:
+    """One visitor: cookies and storage of their own, in a browser that all share."""
     try:
         with sync_playwright() as playwright:
-            browser = launch(playwright)
-            page = browser.new_page(viewport={"width": 1000, "height": 800})
+            context = playwright.chromium.connect_over_cdp(browser).new_context(viewport={"width": 1000, "height": 800})
+            page = context.new_page()
             page.set_default_timeout(ANSWER)
             page.goto(address)
             page.wait_for_selector("#boxes .virtual-row")
@@ -110,7 +110,7 @@ def visit(address: str, number: int, until: float, told: Told) -> None:
             while time.monotonic() < until:
                 ask(page, address, 1000 * number + turn, list(OBJECTS)[number], told)
                 turn += 1
-            browser.close()
+            context.close()
     except Error as error:
         told.failures.append(f"visitor {number}: {str(error).splitlines()[0]}")
 
@@ -145,17 +145,21 @@ def main(visitors: int = 8, minutes: float = 5.0) -> None:
     studio = WatchedStudio(model, index, RunFolder(Path(tempfile.mkdtemp())))
     app, local, _ = build_page(studio).launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
     add_routes(app, studio)
-    began, told, rss = time.monotonic(), Told(), []
-    until = began + 60 * minutes
-    threads = [
-        threading.Thread(target=visit, args=(local.rstrip("/"), number, until, told)) for number in range(visitors)
-    ]
-    for thread in threads:
-        thread.start()
-    while any(thread.is_alive() for thread in threads):
-        time.sleep(5)
-        rss.append((time.monotonic() - began, psutil.Process().memory_info().rss))
-        print(f"{rss[-1][0]:.0f} s, {told.runs} runs, line of {studio.waiting}, {rss[-1][1] / 1e6:.0f} MB", flush=True)
+    told, rss, port = Told(), [], free_port()
+    with sync_playwright() as playwright, launch(playwright, f"--remote-debugging-port={port}"):
+        began = time.monotonic()
+        asked = (local.rstrip("/"), f"http://127.0.0.1:{port}")
+        threads = [
+            threading.Thread(target=visit, args=(*asked, number, began + 60 * minutes, told))
+            for number in range(visitors)
+        ]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            time.sleep(5)
+            took, size = time.monotonic() - began, psutil.Process().memory_info().rss
+            rss.append((took, size))
+            print(f"{took:.0f} s, {told.runs} runs, line of {studio.waiting}, {size / 1e6:.0f} MB", flush=True)
     first = max(size for seconds, size in rss if seconds <= 65)
     summary = {
         "visitors": visitors,

@@ -4,8 +4,9 @@ import json
 import pickle
 import re
 import sys
+from contextvars import ContextVar
 from dataclasses import replace
-from threading import Event, Thread
+from threading import Event, Thread, current_thread
 from types import SimpleNamespace
 
 import gradio as gr
@@ -244,6 +245,47 @@ def test_a_long_line_refuses(studio):
     for each in (*others, first):
         each.close()
     assert studio.waiting == 0
+
+
+def test_every_step_is_taken_in_one_thread_in_the_context_of_who_asks(studio):
+    """Gradio takes a generator's steps in any of its threads; torch keeps its modes by thread."""
+    asking = ContextVar("asking", default="nobody")
+
+    def work(_model, _index, _stop):
+        try:
+            for _ in range(3):
+                yield current_thread().name, asking.get()
+        finally:
+            ended.append(current_thread().name)
+
+    def ask(name):
+        asking.set(name)
+        taken.append(next(steps))
+
+    ended, taken = [], []
+    steps = studio.alone(Job(work, ()), Event())
+    for name in "ab":
+        thread = Thread(target=ask, args=(name,))
+        thread.start()
+        thread.join(10)
+    steps.close()
+    (device,) = {name for name, _ in taken}
+    assert [who for _, who in taken] == ["a", "b"]
+    assert ended == [device]
+    assert device != current_thread().name
+
+
+def test_a_words_map_waits_for_its_turn(studio):
+    ahead = studio.alone(job_of(1, 2), Event())
+    next(ahead)
+    shown = Handlers(studio).show_words(Picture(random_picture(1), "a red bird", 1), "", ["red", "bird"])
+    assert "1 ahead" in next(shown)
+    ahead.close()
+    *_, html = shown
+    assert html.count("data:image/png") == 2
+    assert studio.waiting == 0
+    assert list(Handlers(studio).show_words(None, "", ["red"])) == [""]
+    assert "is not in the prompt" in [*Handlers(studio).show_words(Picture(random_picture(1)), "a bus", ["red"])][-1]
 
 
 def told(_model, _index, _stop, *values):

@@ -14,10 +14,8 @@ from threading import Event
 from typing import Any
 
 import gradio as gr
-import numpy as np
 from PIL import Image
 
-from attribution.attention import word_map
 from attribution.attribute import (
     AttributeSettings,
     Attribution,
@@ -25,16 +23,15 @@ from attribution.attribute import (
     Query,
     check_settings,
 )
-from attribution.data import open_upload, to_pixels, to_square
+from attribution.data import open_upload
 from attribution.detect import parse_labels, phrases, telling
 from attribution.errors import AttributionError, InputError, Stopped
 from attribution.forget import Regenerated
 from attribution.model import MAX_PROMPT, GenerateSettings, check_prompt, check_seed
 from attribution.query import check_query, region_words
 from attribution.report import Run, read_zip
-from attribution.score import Floats
 from attribution.ui import answers, words
-from attribution.ui.jobs import Job, attributing, detecting, forgetting, generating, on_zero_gpu
+from attribution.ui.jobs import Job, attributing, detecting, forgetting, generating, mapping, on_zero_gpu
 from attribution.ui.regions import EMPTY, MOST, Region, drawn_boxes, found_rows, read_regions, shown_copy
 from attribution.ui.studio import Picture, Studio, Waiting, title_of
 
@@ -126,18 +123,21 @@ class Handlers:
             yield (*_unchanged(2), words.note(sentence(error), "error"))
             raise refusal(error) from error
 
-    def show_words(self, picture: Picture | None, prompt: str, chosen: list[str]) -> str:
+    def show_words(self, picture: Picture | None, prompt: str, chosen: list[str]) -> Iterator[str]:
         """The picture with each chosen word's attention over it, as HTML."""
-        if picture is None or not chosen:
-            return ""
-        model, read = self.studio.model, picture.prompt or prompt
-        square, _ = to_square(picture.image, model.resolution, self.studio.index.center_crop)
-        latents = model.encode_images(to_pixels([square]))
-        try:
-            maps = {word: word_map(model, latents, read, word).numpy() for word in chosen[:MOST]}
-        except InputError as error:
-            return words.note(sentence(error), "error")
-        return "".join(words.word_figure(word, data_uri(lit(square, mask))) for word, mask in maps.items())
+        shown = ""
+        if picture is not None and chosen:
+            try:
+                asked = (picture.image, picture.prompt or prompt, chosen[:MOST])
+                for step in self.studio.alone(Job(mapping, asked), Event()):
+                    if isinstance(step, Waiting):
+                        yield words.note(f"Waiting: {step.ahead} ahead of this one.")
+                        continue
+                    word, image = step
+                    shown += words.word_figure(word, data_uri(image))
+            except AttributionError as error:
+                shown = words.note(sentence(error), "error")
+        yield shown
 
     # --- the answer ---
 
@@ -355,12 +355,6 @@ def there_is(picture: Picture | None) -> Picture:
     if picture is None:
         raise InputError("there is no picture yet; generate one, or upload one with its prompt")
     return picture
-
-
-def lit(square: Image.Image, mask: Floats) -> Image.Image:
-    """A picture, dark where a mask (h, w) in [0, 1] is low."""
-    light = Image.fromarray((255 * (0.2 + 0.8 * mask)).astype(np.uint8)).resize(square.size, Image.Resampling.BICUBIC)
-    return Image.composite(square, Image.new("RGB", square.size, "#1c1917"), light)
 
 
 def data_uri(image: Image.Image) -> str:

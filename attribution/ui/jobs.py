@@ -10,14 +10,18 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
+from attribution.attention import word_map
 from attribution.attribute import METHODS, AttributeSettings, Attribution, Progress, Query, attribute
+from attribution.data import to_pixels, to_square
 from attribution.detect import Found, find
 from attribution.errors import Stopped
 from attribution.forget import Regenerated, regenerate
 from attribution.index import Index
 from attribution.model import GenerateSettings, Model
+from attribution.score import Floats
 
 ZERO = "SPACES_ZERO_GPU"  # set on a ZeroGPU Space
 FIRST, LONGEST = 60.0, 120.0  # seconds of the GPU that are asked for before a job's pace is known, and at most
@@ -65,6 +69,22 @@ def detecting(
 ) -> Generator[Found, None, None]:
     """The objects that were found."""
     yield find(model, index, image, labels, prompt, threshold, detector)
+
+
+def mapping(
+    model: Model, index: Index, _stop: Event, image: Image.Image, prompt: str, chosen: Sequence[str]
+) -> Generator[tuple[str, Image.Image], None, None]:
+    """Words of the prompt, each with the picture as the model reads it, dark where it does not attend to the word."""
+    square, _ = to_square(image, model.resolution, index.center_crop)
+    latents = model.encode_images(to_pixels([square]))
+    for word in chosen:
+        yield word, lit(square, word_map(model, latents, prompt, word).numpy())
+
+
+def lit(square: Image.Image, mask: Floats) -> Image.Image:
+    """A picture, dark where a mask (h, w) in [0, 1] is low."""
+    light = Image.fromarray((255 * (0.2 + 0.8 * mask)).astype(np.uint8)).resize(square.size, Image.Resampling.BICUBIC)
+    return Image.composite(square, Image.new("RGB", square.size, "#1c1917"), light)
 
 
 def attributing(

@@ -301,7 +301,8 @@ def _wire_regions(handlers: Handlers, on: Parts) -> None:
         show_progress_on=on.found,
         api_visibility="private",
     )
-    on.chosen.input(handlers.show_words, [on.picture, on.prompt, on.chosen], on.maps, **QUIET)
+    asked = [on.picture, on.prompt, on.chosen]
+    on.chosen.input(handlers.show_words, asked, on.maps, trigger_mode="always_last", **QUIET)
 
 
 CLEAR = f"""(drawn, frame, table) =>

@@ -1,8 +1,10 @@
 """What all visitors share: one model on one device, and whose turn it is. Pictures stay with their visitors."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +24,7 @@ from attribution.ui.jobs import FIRST, LONGEST, Job, Steps, on_gpu
 
 WAIT = 0.25  # seconds between looks at the line
 LINE = 20  # runs that may wait or work at once
+END = object()  # after a job's last step
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ class Studio:
     """The model, the index, the line for the device, the stop events of the runs in progress, and finished runs.
 
     Gradio frees a slot of its queue before cancelled work has ended, so its limits do not protect the weights: the line
-    does. First come, first served.
+    does. First come, first served. Gradio also takes each step of a generator in any of its threads; work for the
+    device is done in one thread of the studio's own, since torch keeps modes, and OpenMP its workers, by thread.
     """
 
     def __init__(self, model: Model, index: Index, runs: RunFolder, detector: str | None = None) -> None:
@@ -66,6 +70,7 @@ class Studio:
         self.runs = runs
         self.detector = detector
         self._turn = Condition()
+        self._device = ThreadPoolExecutor(1, "device")
         self._took: dict[str, float] = {}  # by job, the seconds of the last one that ended
         self._steps = on_gpu(self._here, self._estimate)
         self._line: list[object] = []
@@ -149,13 +154,25 @@ class Studio:
                     raise Stopped("stopped before its turn; nothing was changed")
                 yield Waiting(ahead)
             began = time.monotonic()
-            with closing(self._steps(job, stop)) as steps:  # the weights are restored before the next one's turn
-                yield from steps
+            yield from self._stepped(job, stop)
             self._took[job.run.__name__] = time.monotonic() - began
         finally:
             with self._turn:
                 self._line.remove(ticket)
                 self._turn.notify_all()
+
+    def _stepped(self, job: Job, stop: Event) -> Steps:
+        """A job's steps, each when it is asked for; its end restores the weights before the next one's turn."""
+        steps = self._steps(job, stop)
+        try:
+            while (step := self._on_device(next, steps, END)) is not END:
+                yield step
+        finally:
+            self._on_device(steps.close)
+
+    def _on_device(self, work: Callable[..., Any], *given: Any) -> Any:
+        """What `work` gives in the device's thread, in the context of this one: Gradio's progress is found by it."""
+        return self._device.submit(copy_context().run, work, *given).result()
 
     def _here(self, job: Job, stop: Event) -> Steps:
         with closing(job.run(self.model, self.index, stop, *job.asked)) as steps:
