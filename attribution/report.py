@@ -18,7 +18,7 @@ from attribution.attribute import attribute
 from attribution.data import decode_upload
 from attribution.errors import InputError
 from attribution.index import Index
-from attribution.model import Model
+from attribution.model import GenerateSettings, Model
 from attribution.query import Query, image_sha256
 from attribution.race import RaceSettings
 from attribution.report_html import page
@@ -27,14 +27,20 @@ from attribution.unlearn import UnlearnSettings
 RUN, PICTURE, TABLE, HTML = "run.json", "picture.png", "results.csv", "report.html"
 COLUMNS = ("method", "rank", "id", "score", "score_low", "score_high", "flip", "caption")
 MAX_ENTRY = 20_000_000  # bytes that are read of one file of a ZIP
-Settings = TypeVar("Settings", AttributeSettings, UnlearnSettings, RaceSettings)
+Settings = TypeVar("Settings", AttributeSettings, UnlearnSettings, RaceSettings, GenerateSettings)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A question and its answers, the main one first; all are of one query and one index."""
+    """A question and its answers, the main one first; all are of one query and one index.
+
+    Attributes:
+        answers: by method.
+        sampled: how the query's picture was generated, where that is not by the defaults.
+    """
 
     answers: tuple[Attribution, ...]
+    sampled: GenerateSettings | None = None
 
     @property
     def query(self) -> Query:
@@ -102,13 +108,14 @@ def _finite(bound: float) -> float | None:
 
 
 def run_json(run: Run, index: Index, model: Model) -> dict[str, Any]:
-    """A run: id, query, the timesteps of the noise bank, and each answer with the losses of its results.
+    """A run: id, query and sampling, the timesteps of the noise bank, and each answer with the losses of its results.
 
     `losses` is, by result, [before, after] for each timestep; `rows` all rows of the training set with a final score.
     """
     return {
         "id": run.id,
         "query": query_json(run.query),
+        "sampled": run.sampled and asdict(run.sampled),
         "timesteps": index.bank(model).t.tolist(),
         "answers": [
             {
@@ -182,7 +189,8 @@ def read_zip(path: Path) -> Run:
         image, asked = decode_upload(io.BytesIO(held[PICTURE]), PICTURE), told["query"]
         boxes = tuple(tuple(map(float, box)) for box in asked["boxes"])
         query = Query(asked["prompt"], image, asked["seed"], boxes, asked["word"])  # type: ignore[arg-type]
-        run = Run(tuple(_answer(query, answer) for answer in told["answers"]))
+        sampled = _filled(GenerateSettings, told["sampled"]) if told.get("sampled") else None
+        run = Run(tuple(_answer(query, answer) for answer in told["answers"]), sampled)
         if run.id != told["id"]:
             raise ValueError(f"its query and settings are not those of run {told['id']}")
         return run
@@ -260,7 +268,7 @@ def replay(model: Model, index: Index, kept: Run) -> Iterator[Progress | Replaye
             pairs = zip(answer.results, step.results, strict=True)
             places = (before.rank for before, again in pairs if before.id != again.id)
             differs[answer.settings.method] = next(places, None)
-    yield Replayed(Run(tuple(answers)), differs)
+    yield Replayed(Run(tuple(answers), kept.sampled), differs)
 
 
 def is_run_id(text: str) -> bool:

@@ -134,7 +134,8 @@ def test_the_page_ends_with_each_methods_own_answer(studio, model32, full_index)
     boxes = ((0.0, 0.0, 16.0, 16.0),)
     queries = [Query("a red bird and a blue key", random_picture(90)), Query("a key", random_picture(90), None, boxes)]
     regions = [Region("whole picture"), Region("box 1", boxes)]
-    *_, (status, runs, *rest) = handlers._answer(regions, queries, asked, False, Event())
+    sampled = GenerateSettings(steps=7)
+    *_, (status, runs, *rest) = handlers._answer(regions, queries, asked, False, Event(), sampled)
     tabs, panels = rest[:MOST], rest[MOST:]
     assert "data-state='done'" in status
     assert [name for name, _ in runs] == ["whole picture", "box 1"]
@@ -147,15 +148,17 @@ def test_the_page_ends_with_each_methods_own_answer(studio, model32, full_index)
     assert panels[2:] == [""] * (MOST - 2)
     for _, run in runs:
         assert studio.run_file(run.id).is_file()
+        assert run.sampled == sampled
     assert len(tabs) == MOST
 
 
 def test_a_kept_run_is_opened_again(studio, answers):
-    run = Run(tuple(answers.values()))
+    run = Run(tuple(answers.values()), GenerateSettings(steps=7))
     studio.runs.keep(run, studio.index, studio.model)
     made = Handlers(studio).reopen(run.id, folded=False)
     picture, shown, prompt, panels = made[0], made[1], made[6], made[10 + MOST :]
     assert picture.image.tobytes() == run.query.image.tobytes()
+    assert picture.settings == GenerateSettings(steps=7)
     assert shown["boxes"] == []
     assert prompt == "a <b>red</b> bird"
     assert cards(panels[0], "clip") == [result.row for result in answers["clip"].results]

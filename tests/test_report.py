@@ -19,6 +19,7 @@ from attribution.attribute import AttributeSettings, Query, attribute
 from attribution.cli import main
 from attribution.compare import agreement, finders, fold, rank_of
 from attribution.errors import InputError
+from attribution.model import GenerateSettings
 from attribution.report import (
     HTML,
     PICTURE,
@@ -57,6 +58,15 @@ def run(model32, full_index):
 def packed(run, full_index, model32, tmp_path):
     write_zip(run, full_index, model32, tmp_path / "run.zip")
     return tmp_path / "run.zip"
+
+
+def test_a_run_keeps_how_its_picture_was_sampled(run, full_index, model32, tmp_path):
+    path = tmp_path / "run.zip"
+    assert run.sampled is None
+    sampled = replace(run, sampled=GenerateSettings(steps=7, guidance=1.5))
+    write_zip(sampled, full_index, model32, path)
+    assert read_zip(path).sampled == sampled.sampled
+    assert sampled.id == run.id
 
 
 # Answers keep what the pages and reports show

@@ -164,7 +164,7 @@ class Handlers:
             for query in queries:
                 check_query(query, self.studio.model, self.studio.index.center_crop)
             with self.studio.run(str(request.session_hash)) as stop:
-                yield from self._answer(regions, queries, settings, folded, stop)
+                yield from self._answer(regions, queries, settings, folded, stop, picture.settings)
         except Stopped:
             yield (
                 words.status("stopped", "Stopped.", "The ranking below, if any, is unfinished."),
@@ -183,7 +183,13 @@ class Handlers:
         return [check_settings(self.studio.model, self.studio.index, each) for each in asked]
 
     def _answer(
-        self, regions: list[Region], queries: list[Query], settings: list[AttributeSettings], folded: bool, stop: Event
+        self,
+        regions: list[Region],
+        queries: list[Query],
+        settings: list[AttributeSettings],
+        folded: bool,
+        stop: Event,
+        sampled: GenerateSettings | None,
     ) -> Updates:
         top_k, runs, last = settings[0].top_k, Runs(), 0.0
         names = [each.method for each in settings]
@@ -201,7 +207,7 @@ class Handlers:
             rows = [result.row for result in state.results]
             changed = isinstance(state, Attribution) or rows != [result.row for result in before.results]
             if isinstance(state, Attribution) and all(isinstance(each, Attribution) for each in shown[place].values()):
-                run = Run(tuple(each for each in shown[place].values() if isinstance(each, Attribution)))
+                run = Run(tuple(each for each in shown[place].values() if isinstance(each, Attribution)), sampled)
                 self.studio.runs.keep(run, self.studio.index, self.studio.model)
                 runs.append((regions[place].name, run))
             if changed or time.monotonic() - last >= EVERY:
@@ -275,7 +281,7 @@ class Handlers:
         if (main.index_id, main.model_sha256) != (self.studio.index.id, self.studio.model.sha256):
             raise InputError(f"the run {run_id} is of index {main.index_id}; this page serves {self.studio.index.id}")
         name = region_words(query)
-        picture = Picture(query.image, query.prompt if query.seed is not None else None, query.seed)
+        picture = Picture(query.image, query.prompt if query.seed is not None else None, query.seed, run.sampled)
         state, shown, frame, choices, labels = self._new_picture(picture, query.prompt)
         rows = [["", *box] for box in query.boxes] or EMPTY
         shown["boxes"] = drawn_boxes(rows, frame["factor"])
