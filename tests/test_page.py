@@ -302,10 +302,16 @@ def test_api(address: str, tmp_path: Path) -> None:
         assert [result["rank"] for result in answer["results"]] == [1, 2, 3, 4, 5]
         with zipfile.ZipFile(client.predict(answer["run"], api_name="/report")) as archive:
             assert json.loads(archive.read("run.json"))["id"] == answer["run"]
+        again = client.predict(prompt=PROMPT, seed=7, method="d-trak", top_k=5, api_name="/attribute")  # no picture
+        assert again["query"]["image_sha256"] == answer["query"]["image_sha256"]
         for changed, said in (({6: 0}, "Top_k = 0"), ({3: "x"}, "Boxes"), ({5: "magic"}, "There is no method")):
             wrong = [changed.get(place, value) for place, value in enumerate(asked)]
             with pytest.raises(AppError, match=said):
                 client.predict(*wrong, api_name="/attribute")
+        endpoints = client.view_api(return_format="dict")["named_endpoints"]
+        assert sorted(endpoints) == ["/attribute", "/detect", "/generate", "/report"]
+        for endpoint in endpoints.values():  # MCP refuses a tool whose schema it cannot read
+            assert all(each["type"].get("type") or each["type"].get("anyOf") for each in endpoint["parameters"])
     finally:
         client.close()
 

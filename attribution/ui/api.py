@@ -5,6 +5,7 @@ from threading import Event
 from typing import Any
 
 import gradio as gr
+from gradio.components.api_component import Api
 from PIL import Image
 
 from attribution.attribute import AttributeSettings, Attribution, Query, check_settings
@@ -18,6 +19,9 @@ from attribution.ui.handlers import LARGEST_K, Handlers, refusal, whole
 from attribution.ui.jobs import Job, attributing, detecting, generating
 from attribution.ui.studio import Studio, Waiting
 
+# gr.JSON has no schema, and MCP refuses a tool without one
+BOXES: Any = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
+
 
 def add_api(handlers: Handlers) -> None:
     """Register the endpoints; nothing of them is seen on the page."""
@@ -28,7 +32,7 @@ def add_api(handlers: Handlers) -> None:
         word, method = gr.Textbox(""), gr.Textbox("unlearning")
         seed, steps, guidance = gr.Number(0), gr.Number(defaults.steps), gr.Number(defaults.guidance)
         image, labels, threshold = gr.File(), gr.Textbox(), gr.Number(handlers.studio.threshold)
-        boxes, top_k, exhaustive = gr.JSON([]), gr.Number(10), gr.Checkbox(False)
+        boxes, top_k, exhaustive = Api([], BOXES, "boxes"), gr.Number(10), gr.Checkbox(False)
         run_id, picture, told, file = gr.Textbox(), gr.Image(type="pil", format="png"), gr.JSON(), gr.File()
         button = gr.Button()
     button.click(endpoints.generate, [prompt, seed, steps, guidance], picture, api_name="generate")
@@ -86,8 +90,8 @@ class Endpoints:
 
     def attribute(
         self,
-        image: str | None,
-        prompt: str,
+        image: str | None = None,
+        prompt: str = "",
         seed: float = 0,
         boxes: list[list[float]] | None = None,
         word: str = "",
@@ -99,7 +103,7 @@ class Endpoints:
 
         Args:
             image: a PNG, JPEG or WebP file; None generates one from the prompt and the seed.
-            prompt: of the picture.
+            prompt: of the picture, not empty.
             seed: a whole number of at least 0.
             boxes: [[x0, y0, x1, y1], ...] in pixels of the picture; empty is the whole picture.
             word: of the prompt, instead of boxes.
