@@ -160,11 +160,8 @@ def find(
         WeightsUnavailable: `source` cannot be loaded.
     """
     labels = check_labels(labels)
-    try:
-        detector = open_detector(source or _default_source(index))
-    except WeightsUnavailable:
-        if source:
-            raise
+    detector = open_detector(source) if source else _if_there(_default_source(index))
+    if detector is None:
         return _by_attention(model, index, image, labels, prompt)
     return Found(detector.detect(image, labels, threshold), "Found by GroundingDINO.")
 
@@ -340,6 +337,15 @@ def open_detector(source: str = PUBLISHED, device: torch.device | None = None) -
             f" --detector, or use {HUB}"
         ) from error
     return Detector(network.to(device or default_device()), config)
+
+
+@lru_cache(maxsize=2)
+def _if_there(source: str) -> Detector | None:
+    """A detector, looked for once: where no hub answers, every look waits as long as the network does."""
+    try:
+        return open_detector(source)
+    except WeightsUnavailable:
+        return None
 
 
 def build(config: dict[str, Any], folder: Path | None = None) -> Any:

@@ -13,7 +13,7 @@ from attribution.attention import inside, word_map, word_tokens, words_of
 from attribution.attribute import AttributeSettings, attribute
 from attribution.cli import main
 from attribution.data import Frame, to_pixels
-from attribution.detect import find
+from attribution.detect import PUBLISHED, _if_there, find
 from attribution.errors import InputError, WeightsUnavailable
 from attribution.query import check_query, mask_box, region_crop, region_mask
 
@@ -173,6 +173,21 @@ def test_without_a_detector_labels_are_looked_for_by_attention(model32, index32,
         find(model32, index32, query.image, ["bus"], query.prompt)
     with pytest.raises(WeightsUnavailable, match="no GroundingDINO could be loaded from 'nowhere'"):
         find(model32, index32, query.image, ["key"], query.prompt, source="nowhere")
+
+
+def test_a_detector_that_cannot_be_had_is_looked_for_once(model32, index32, query, monkeypatch):
+    looked = []
+
+    def nowhere(source):
+        looked.append(source)
+        raise WeightsUnavailable(source)
+
+    monkeypatch.setattr("attribution.detect.open_detector", nowhere)
+    _if_there.cache_clear()
+    for _ in range(2):
+        assert find(model32, index32, query.image, ["key"], query.prompt).detections
+    assert looked == [PUBLISHED]
+    _if_there.cache_clear()
 
 
 def test_detect_on_the_command_line(index_folder, tmp_path, capsys, monkeypatch):

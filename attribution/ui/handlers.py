@@ -27,7 +27,7 @@ from attribution.data import open_upload
 from attribution.detect import parse_labels, phrases, telling
 from attribution.errors import AttributionError, InputError, Stopped
 from attribution.forget import Regenerated
-from attribution.model import MAX_PROMPT, GenerateSettings, check_prompt, check_seed
+from attribution.model import GenerateSettings, check_prompt, check_seed
 from attribution.query import check_query, region_words
 from attribution.report import Run, read_zip
 from attribution.ui import answers, words
@@ -329,8 +329,11 @@ class Handlers:
 
     def tokens(self, prompt: str) -> str:
         """Say how much of the prompt the model reads."""
-        if len(prompt) > MAX_PROMPT:
-            return words.note(f"The prompt has {len(prompt):,} characters; accepted are up to {MAX_PROMPT:,}.", "error")
+        try:
+            if prompt.strip():
+                check_prompt(prompt)
+        except InputError as error:
+            return words.note(sentence(error), "error")
         return words.tokens(self.studio.model.count_tokens(prompt))
 
 
