@@ -156,12 +156,16 @@ def test_a_kept_run_is_opened_again(studio, answers):
     run = Run(tuple(answers.values()), GenerateSettings(steps=7))
     studio.runs.keep(run, studio.index, studio.model)
     made = Handlers(studio).reopen(run.id, folded=False)
-    picture, shown, prompt, panels = made[0], made[1], made[6], made[10 + MOST :]
+    picture, shown, prompt, panels, seed = made[0], made[1], made[6], made[10 + MOST : -1], made[-1]
+    assert "value" not in seed  # an upload's: the seed that is there stays
     assert picture.image.tobytes() == run.query.image.tobytes()
     assert picture.settings == GenerateSettings(steps=7)
     assert shown["boxes"] == []
     assert prompt == "a <b>red</b> bird"
     assert cards(panels[0], "clip") == [result.row for result in answers["clip"].results]
+    drawn = replace(run, answers=tuple(replace(each, query=replace(each.query, seed=31)) for each in run.answers))
+    studio.runs.keep(drawn, studio.index, studio.model)
+    assert Handlers(studio).reopen(drawn.id, folded=False)[-1] == 31
     with pytest.raises(gr.Error, match="is not kept here"):
         Handlers(studio).reopen_chosen("0" * 12, folded=False)
 

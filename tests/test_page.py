@@ -116,6 +116,9 @@ def test_objects_are_found(page: Page) -> None:
     expect(page.locator("#found")).to_contain_text("Found by")
     assert {row[0] for row in boxes_of(page)} <= {"red apple", "motorcycle"}
     assert boxes_of(page)
+    page.fill("#labels input, #labels textarea", "motorcycle . green motorcycle")
+    page.click("#find")
+    expect(page.locator("#found")).to_contain_text("Not found: “green motorcycle”")
 
 
 def test_stop_in_the_middle_and_again(page: Page) -> None:

@@ -24,7 +24,7 @@ from attribution.attribute import (
     check_settings,
 )
 from attribution.data import open_upload
-from attribution.detect import parse_labels, phrases, telling
+from attribution.detect import check_labels, parse_labels, phrases, telling
 from attribution.errors import AttributionError, InputError, Stopped
 from attribution.forget import Regenerated
 from attribution.model import GenerateSettings, check_prompt, check_seed
@@ -108,7 +108,7 @@ class Handlers:
         """Find objects: yields the table of boxes, the annotator, and a note."""
         try:
             picture = there_is(picture)
-            wanted = parse_labels(labels)
+            wanted = check_labels(parse_labels(labels))
             asked = (picture.image, wanted, picture.prompt or prompt, threshold, self.studio.detector)
             with self.studio.run(str(request.session_hash)) as stop:
                 for found in self.studio.alone(Job(detecting, asked), stop):
@@ -118,7 +118,7 @@ class Handlers:
                     rows = found_rows(found.detections)
                     copy, frame = shown_copy(picture.image)
                     shown = {"image": copy, "boxes": drawn_boxes(rows, frame["factor"])}
-                    yield rows, shown, words.found(found)
+                    yield rows, shown, words.found(found, wanted)
         except AttributionError as error:
             yield (*_unchanged(2), words.note(sentence(error), "error"))
             raise refusal(error) from error
@@ -275,7 +275,7 @@ class Handlers:
     # --- kept runs ---
 
     def reopen(self, run_id: str, folded: bool) -> tuple[Any, ...]:
-        """A kept run: picture, annotator, frame, words, labels, note, prompt, table, status, runs, tabs and panels."""
+        """A kept run, as the outputs of `_wire_kept`."""
         run = read_zip(self.studio.run_file(run_id))
         main, query = run.answers[0], run.query
         if (main.index_id, main.model_sha256) != (self.studio.index.id, self.studio.model.sha256):
@@ -290,7 +290,9 @@ class Handlers:
         tabs, panels = tabs_of([name]), [self._panel(by_method(run), run.top_k, folded), *[""] * (MOST - 1)]
         note = words.note(f"Run {run_id} opened.")
         status = words.status("done", "Opened", f"run {run_id}: {name}", 1)
-        return (state, shown, frame, choices, labels, note, query.prompt, rows, status, [(name, run)], *tabs, *panels)
+        seed = gr.skip() if query.seed is None else query.seed
+        answer = (status, [(name, run)], *tabs, *panels, seed)
+        return (state, shown, frame, choices, labels, note, query.prompt, rows, *answer)
 
     def reopen_linked(self, folded: bool, request: gr.Request) -> tuple[Any, ...]:
         """The run that the page's address names."""
@@ -300,7 +302,7 @@ class Handlers:
     def reopen_chosen(self, run_id: str | None, folded: bool) -> tuple[Any, ...]:
         """A run that was chosen from the list; nothing changes where none is."""
         if not run_id:
-            return _unchanged(10 + 2 * MOST)
+            return _unchanged(11 + 2 * MOST)
         try:
             return self.reopen(run_id, folded)
         except AttributionError as error:

@@ -159,11 +159,11 @@ def _lay_looking() -> dict[str, Any]:
 def _lay_marking(studio: Studio) -> dict[str, Any]:
     gr.HTML(f"<h2>What matters?</h2>{words.note(words.REGIONS)}", elem_id="regions-note")
     with gr.Row(equal_height=True, elem_id="finding"):
-        labels = gr.Textbox(label="Objects", placeholder="apple . motorcycle", elem_id="labels", scale=3)
+        labels = gr.Textbox(label="Objects", placeholder="apple . motorcycle", elem_id="labels", scale=5)
         threshold = gr.Slider(
-            0, 1, studio.threshold, step=0.01, label="Threshold", elem_id="threshold", scale=2, min_width=120
+            0, 1, studio.threshold, step=0.01, label="Threshold", elem_id="threshold", scale=4, min_width=160
         )
-        find = gr.Button("Find", elem_id="find", scale=1, min_width=80)
+        find = gr.Button("Find", elem_id="find", scale=2, min_width=80)
     found = gr.HTML(elem_id="found")
     chosen = gr.CheckboxGroup([], label="Words", visible=False, elem_id="words")
     maps = gr.HTML(elem_id="maps")
@@ -336,7 +336,7 @@ def _wire_answers(handlers: Handlers, on: Parts) -> None:
 def _wire_kept(handlers: Handlers, on: Parts) -> None:
     """Runs by link, examples, and the visitor's own."""
     page = [on.picture, on.annotator, on.frame, on.chosen, on.labels, on.note, on.prompt, on.table, on.status, on.runs]
-    opened = [*page, *on.tabs, *on.panels]
+    opened = [*page, *on.tabs, *on.panels, on.seed]
     context = gr.context.Context.root_block
     assert context is not None
     context.load(None, None, None, js=START)

@@ -132,12 +132,16 @@ def missing(methods: dict[str, str]) -> str:
     return f"<ul class='note missing'>{''.join(rows)}</ul>" if methods else ""
 
 
-def found(objects: Found) -> str:
-    """What was found, by what, with the scores."""
+def found(objects: Found, wanted: Sequence[str]) -> str:
+    """What was found, by what, with the scores, and which of the wanted names were not."""
     if not objects.detections:
-        return note(f"{objects.by} Nothing reaches the threshold; lower it, or draw a box.", "warning")
+        return note(
+            f"{objects.by} Nothing reaches the threshold; lower it, name things shorter, or draw a box.", "warning"
+        )
     listed = ", ".join(f"{each.label} {each.score:.2f}" for each in objects.detections)
-    return note(f"{objects.by} {listed}.")
+    named = {each.label for each in objects.detections}
+    missing = ", ".join(f"“{name}”" for name in wanted if name not in named)
+    return note(f"{objects.by} {listed}." + (f" Not found: {missing}; a shorter name may be." if missing else ""))
 
 
 def word_figure(word: str, picture: str) -> str:
