@@ -159,7 +159,7 @@ def _lay_looking() -> dict[str, Any]:
 def _lay_marking(studio: Studio) -> dict[str, Any]:
     gr.HTML(f"<h2>What matters?</h2>{words.note(words.REGIONS)}", elem_id="regions-note")
     with gr.Row(equal_height=True, elem_id="finding"):
-        labels = gr.Textbox(label="Objects", placeholder="apple . motorcycle", elem_id="labels", scale=5)
+        labels = gr.Textbox(label="Objects", placeholder="guitar . frog", max_lines=1, elem_id="labels", scale=5)
         threshold = gr.Slider(
             0, 1, studio.threshold, step=0.01, label="Threshold", elem_id="threshold", scale=4, min_width=160
         )
