@@ -195,14 +195,18 @@ METHODS: dict[str, Method] = {
     ),
     "unlearning+": Method(
         unlearning,
-        "the same with EK-FAC instead of the Fisher's diagonal",
+        "loss change after a Newton step with EK-FAC instead of the Fisher's diagonal",
         "Wang et al. 2025",
         "ek-fac",
         ("ekfac",),
         SCORED,
     ),
     "unlearning-sgd": Method(
-        unlearning, "the same by gradient ascent, without Fisher", "ablation of Wang et al. 2024", "none", reads=SCORED
+        unlearning,
+        "loss change after gradient ascent, without the Fisher information",
+        "ablation of Wang et al. 2024",
+        "none",
+        reads=SCORED,
     ),
     "influence": Method(
         influence,
@@ -220,13 +224,13 @@ METHODS: dict[str, Method] = {
     ),
     "journey-trak": Method(
         partial(trak, "loss", True),
-        "the same, the picture's gradient at one denoising step",
+        "projected gradients, the picture's at one denoising step, through TRAK's kernel",
         "Georgiev et al. 2023",
         artifacts=("gradients/loss",),
     ),
     "d-trak": Method(
         partial(trak, "d-trak", False),
-        "the same, of the prediction's squared norm",
+        "projected gradients of the prediction's squared norm, through TRAK's kernel",
         "Zheng et al. 2024",
         artifacts=("gradients/d-trak",),
     ),

@@ -21,7 +21,7 @@ from attribution.index import Index
 from attribution.model import GenerateSettings, Model
 from attribution.query import Query, image_sha256
 from attribution.race import RaceSettings
-from attribution.report_html import page
+from attribution.report_html import page, to_png
 from attribution.unlearn import UnlearnSettings
 
 RUN, PICTURE, TABLE, HTML = "run.json", "picture.png", "results.csv", "report.html"
@@ -149,18 +149,17 @@ def write_json(attribution: Attribution, path: Path) -> None:
 
 def write_zip(run: Run, index: Index, model: Model, path: Path, whole: bool = True) -> None:
     """Write a run's RUN and PICTURE and, where it is `whole`, TABLE, HTML and thumbnails."""
-    picture = io.BytesIO()
-    run.query.image.save(picture, "PNG")
+    picture = to_png(run.query.image)
     told = run_json(run, index, model)
     entries: dict[str, bytes] = {
         RUN: (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode(),
-        PICTURE: picture.getvalue(),
+        PICTURE: picture,
     }
     if whole:
         rows = dict.fromkeys(result.row for answer in run.answers for result in answer.results)
         thumbnails = {row: index.thumbnail(row).read_bytes() for row in rows}
         entries[TABLE] = to_csv(run).encode()
-        entries[HTML] = page(run.id, run.answers, told["timesteps"], picture.getvalue(), thumbnails).encode()
+        entries[HTML] = page(run.id, run.answers, told["timesteps"], picture, thumbnails).encode()
         entries |= {f"thumbnails/{row:08d}.png": content for row, content in thumbnails.items()}
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -3,7 +3,10 @@
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
+from io import BytesIO
 from itertools import groupby
+
+from PIL import Image
 
 from attribution.answer import Attribution, Result
 from attribution.compare import agreement, finders
@@ -43,16 +46,19 @@ def page(
     found = finders(by_method)
     made = "an upload" if query.seed is None else f"seed {query.seed}"
     rankings = "".join(_ranking(answer, timesteps, thumbnails, found) for answer in answers)
+    shown = framed(query, picture)
     return (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Run {run_id}</title><style>{STYLE}</style>"
-        f"<h1>Which training images is this picture made of?</h1>{_query(query, picture)}"
+        f"<h1>Which training images is this picture made of?</h1>{shown}"
         f"<p>“{escape(query.prompt)}”, {made}; {escape(region_words(query))}. Run {run_id}, index {main.index_id},"
         f" model {main.model_sha256[:12]}.</p>{_agreements(main, answers[1:])}{rankings}</html>\n"
     )
 
 
 def loss_plot(losses: Sequence[tuple[float, float]], timesteps: Sequence[int]) -> str:
-    """A training image's loss at each timestep before (hollow) and after (filled) unlearning, as SVG.
+    """A training image's loss at each timestep before (hollow) and after (filled) unlearning, and its change, as SVG.
+
+    The changes are small beside the losses: bars under them have a scale of their own. The score is the mean change.
 
     Args:
         losses: (before, after) for each column of the noise bank; a timestep's noises are averaged.
@@ -60,25 +66,46 @@ def loss_plot(losses: Sequence[tuple[float, float]], timesteps: Sequence[int]) -
     """
     points = []
     for t, columns in groupby(sorted(zip(timesteps, losses, strict=True)), key=lambda each: each[0]):
-        pairs = [pair for _, pair in columns]
-        points.append((t, sum(pair[0] for pair in pairs) / len(pairs), sum(pair[1] for pair in pairs) / len(pairs)))
-    width, height, most = 320, 120, max(max(point[1:]) for point in points) or 1.0
-    step = (width - 60) / max(1, len(points) - 1)
-    marks = []
-    for number, (t, before, after) in enumerate(points):
-        x = 45 + number * step
-        y0, y1 = (height - 25 - (height - 40) * value / most for value in (before, after))
-        title = f"<title>timestep {t}: {before:.4f} before, {after:.4f} after</title>"
-        marks.append(
-            f"<g>{title}<line x1='{x:.1f}' x2='{x:.1f}' y1='{y0:.1f}' y2='{y1:.1f}' stroke='currentColor'/>"
-            f"<circle cx='{x:.1f}' cy='{y0:.1f}' r='3.5' fill='none' stroke='currentColor'/>"
-            f"<circle cx='{x:.1f}' cy='{y1:.1f}' r='3.5' fill='#c2410c'/></g>"
-            f"<text x='{x:.1f}' y='{height - 8}' font-size='9' text-anchor='middle' fill='currentColor'>{t}</text>"
+        before, after = zip(*(pair for _, pair in columns), strict=True)
+        points.append((t, sum(before) / len(before), sum(after) / len(after)))
+    most = max(max(point[1:]) for point in points) or 1.0
+    largest = max(abs(after - before) for _, before, after in points) or 1.0
+    marks = "".join(
+        _loss_marks(58 + 262 * number / max(1, len(points) - 1), *point, most, largest)
+        for number, point in enumerate(points)
+    )
+    axes = "".join(
+        f"<text x='{x}' y='{y}' text-anchor='{anchor}'>{told}</text>"
+        for x, y, anchor, told in (
+            (2, 8, "start", "loss: ○ before, ● after"),
+            (44, 24, "end", f"{most:.3f}"),
+            (44, 84, "end", "0"),
+            (2, 102, "start", "change"),
+            (44, 117, "end", f"{largest:+.4f}"),
+            (44, 145, "end", "0"),
+            (189, 199, "middle", "timestep"),
         )
-    scale = f"<text x='2' y='18' font-size='9' fill='currentColor'>{most:.3f}</text><text x='2' y='{height - 25}'"
-    scale += " font-size='9' fill='currentColor'>0</text>"
-    label = "Loss at each timestep, before unlearning (hollow) and after (filled)"
-    return f"<svg viewBox='0 0 {width} {height}' role='img' aria-label='{label}'>{scale}{''.join(marks)}</svg>"
+    )
+    line = "<line x1='48' x2='330' y1='{0}' y2='{0}' stroke='currentColor' opacity='.3'/>"
+    label = "Loss at each timestep, before unlearning (hollow) and after (filled), and the change under it"
+    return (
+        f"<svg viewBox='0 0 336 202' role='img' aria-label='{label}' font-size='9' fill='currentColor'>"
+        f"{line.format(81)}{line.format(142)}{axes}{marks}</svg>"
+    )
+
+
+def _loss_marks(x: float, t: int, before: float, after: float, most: float, largest: float) -> str:
+    """One timestep of the plot, at x: losses on y = 81 (none) to 21 (`most`), the change on y = 142 (none) +- 28."""
+    y0, y1 = (81 - 60 * value / most for value in (before, after))
+    change = 28 * (after - before) / largest
+    return (
+        f"<g><title>timestep {t}: {before:.4f} before, {after:.4f} after, {after - before:+.4f}</title>"
+        f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{y0:.1f}' y2='{y1:.1f}' stroke='currentColor'/>"
+        f"<circle cx='{x:.1f}' cy='{y0:.1f}' r='3.5' fill='none' stroke='currentColor'/>"
+        f"<circle cx='{x:.1f}' cy='{y1:.1f}' r='3.5' fill='#c2410c'/>"
+        f"<rect x='{x - 6:.1f}' y='{142 - max(change, 0):.1f}' width='12' height='{abs(change):.1f}' fill='#c2410c'/>"
+        f"<text x='{x:.1f}' y='185' text-anchor='middle'>{t}</text></g>"
+    )
 
 
 def agreed(correlation: float | None) -> str:
@@ -86,7 +113,8 @@ def agreed(correlation: float | None) -> str:
     return "too few in common" if correlation is None else f"{correlation:+.2f}"
 
 
-def _query(query: Query, picture: bytes) -> str:
+def framed(query: Query, picture: bytes) -> str:
+    """A query's picture (a PNG of any size) with the query's boxes on it."""
     width, height = query.image.size
     boxes = "".join(
         f"<rect x='{x0:g}' y='{y0:g}' width='{x1 - x0:g}' height='{y1 - y0:g}' fill='none' stroke='#c2410c'"
@@ -95,6 +123,13 @@ def _query(query: Query, picture: bytes) -> str:
     )
     svg = f"<svg viewBox='0 0 {width} {height}' preserveAspectRatio='none' aria-hidden='true'>{boxes}</svg>"
     return f"<div class='query'>{_image(picture, 'The picture')}{svg}</div>"
+
+
+def to_png(image: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG."""
+    held = BytesIO()
+    image.save(held, "PNG")
+    return held.getvalue()
 
 
 def _image(png: bytes, alt: str) -> str:

@@ -8,19 +8,23 @@ from attribution.answer import Attribution, Progress, Result
 from attribution.compare import agreement, finders, fold, rank_of
 from attribution.index import Index
 from attribution.methods import METHODS
+from attribution.query import Query
 from attribution.report import Run
-from attribution.report_html import agreed, loss_plot
+from attribution.report_html import agreed, framed, loss_plot, to_png
 
 THUMBNAIL = "thumbnails/{row}.png"  # relative to the page; see `routes.py`
+SMALL = 256  # px, the longer side of the picture beside its answer, at most
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 Answers = Mapping[str, Attribution | Progress]  # by method, the main one first
 
 
-def panel(answers: Answers, index: Index, top_k: int, folded: bool) -> str:
-    """The rankings of one region, and the finished run's links.
+def panel(name: str, query: Query, answers: Answers, index: Index, top_k: int, folded: bool) -> str:
+    """What was asked about one region, its rankings, and the finished run's links.
 
     Args:
+        name: of the region.
+        query: about it.
         answers: finished, or so far.
         index: of the training set.
         top_k: places that a ranking has, so that nothing moves while it fills.
@@ -33,9 +37,36 @@ def panel(answers: Answers, index: Index, top_k: int, folded: bool) -> str:
     smaller = "".join(_ranking(name, answers[name], index, top_k, folded, badges, "small") for name in others)
     kept = _links(Run(tuple(finished.values()))) if len(finished) == len(answers) else "<p class='kept'>&nbsp;</p>"
     return (
-        f"{kept}<div class='answer'><div class='main'>{larger}{_clear_source(answers[main], index)}</div>"
-        f"<div class='others'>{smaller}{_agreements(answers, main)}</div></div>"
+        f"<div class='asked'>{picture_of(query)}<div><h2>Training images behind: {escape(name)}</h2>"
+        f"{_clear_source(answers[main], index)}{kept}</div></div>"
+        f"<div class='answer'><div class='main'>{larger}{_agreements(answers, main)}</div>"
+        f"<div class='others'>{smaller}</div></div>"
     )
+
+
+def picture_of(query: Query) -> str:
+    """A query's picture, small, with its boxes."""
+    small = query.image.copy()
+    small.thumbnail((SMALL, SMALL))
+    return framed(query, to_png(small))
+
+
+def example(run: Run, index: Index) -> str:
+    """A finished run as a button with its picture, its question, and whether there is a clear source."""
+    query, floor, first = run.query, index.floor, run.answers[0]
+    multiple = first.multiple(first.results[0])
+    clear = "" if floor is None or multiple is None or multiple > floor["multiple"] else " · no clear source"
+    return (
+        f"<button type='button' data-run='{run.id}'>{picture_of(query)}<span><b>{escape(_short(query))}{clear}</b>"
+        f"{escape(query.prompt)}</span></button>"
+    )
+
+
+def _short(query: Query) -> str:
+    if query.word is not None:
+        return f"The word “{query.word}”"
+    made = "whole picture" if query.seed is not None else "whole upload"
+    return "A box" if len(query.boxes) == 1 else f"{len(query.boxes)} boxes" if query.boxes else f"The {made}"
 
 
 def opened(row: int, run: Run, index: Index, timesteps: Sequence[int]) -> str:
@@ -47,13 +78,13 @@ def opened(row: int, run: Run, index: Index, timesteps: Sequence[int]) -> str:
         for answer in run.answers
     )
     losses = next((each.losses for each in results.values() if each.losses), ())
-    why = f"<h4>Why: its loss at each timestep</h4>{loss_plot(losses, timesteps)}" if losses else ""
+    why = f"<div><h4>Why: its loss at each timestep</h4>{loss_plot(losses, timesteps)}</div>" if losses else ""
     source = escape(str(index.manifest["data"].get("source", "")))
     return (
-        f"<section class='opened' aria-label='Training image {escape(index.ids[row], quote=True)}'>"
+        f"<section class='opened' tabindex='-1' aria-label='Training image {escape(index.ids[row], quote=True)}'>"
         f"{_image(row, index.captions[row])}<div><h3>{escape(index.captions[row])}</h3>"
         f"<p class='note'>{escape(index.ids[row])}, row {row} of {len(index):,}{' of ' + source if source else ''}</p>"
-        f"<table><tr><th>method</th><th>rank</th><th>score</th></tr>{ranks}</table>{why}</div></section>"
+        f"<table><tr><th>method</th><th>rank</th><th>score</th></tr>{ranks}</table></div>{why}</section>"
     )
 
 
@@ -89,10 +120,11 @@ def _ranking(
 
 
 def _card(result: Result, alike: int, badge: str | None, size: str) -> str:
-    told = f"rank {result.rank}, score {result.score:+.4f}{', mirrored' if result.flip else ''}: {result.caption}"
+    also = f"{', mirrored' if result.flip else ''}{f', {alike} more nearly equal to it' if alike else ''}"
+    told = f"rank {result.rank}, score {result.score:+.4f}{also}: {result.caption}"
     marks = f"<span class='badge' title='several methods agree on it'>{badge}</span>" if badge else ""
-    marks += f"<span class='alike'>+{alike} alike</span>" if alike else ""
-    text = ""
+    marks += f"<span class='alike' title='nearly equal images, folded into this one'>+{alike}</span>" if alike else ""
+    text = f"<span class='rank'>{result.rank}</span><span class='score'>{result.score:.3g}</span>"
     if size == "large":
         known = math.isfinite(result.low) and result.low < result.high
         interval = (
@@ -107,12 +139,10 @@ def _card(result: Result, alike: int, badge: str | None, size: str) -> str:
             f"<span class='rank'>{result.rank} · {result.score:+.4f}</span>"
             f"<span class='interval'>{interval}{mirrored}</span><span class='caption'>{escape(result.caption)}</span>"
         )
-    else:
-        text = f"<span class='rank'>{result.rank}</span>"
     label = escape(told, quote=True)
     return (
         f"<li class='card' data-row='{result.row}'><button type='button' aria-label='{label}' title='{label}'>"
-        f"{_image(result.row, '')}{marks}{text}</button></li>"
+        f"<span class='thumb'>{_image(result.row, '')}{marks}</span>{text}</button></li>"
     )
 
 
@@ -153,7 +183,7 @@ def _agreements(answers: Answers, main: str) -> str:
         told = f"; {alone} of its {len(first.results)} no other method here has"
     return (
         f"<table class='agreement'><caption>Agreement with {escape(main)}{told}</caption>"
-        f"<tr><th>method</th><th>shared</th><th>rank correlation (of)</th></tr>{rows}</table>"
+        f"<tr><th>method</th><th>shared</th><th>rank correlation (images that both rank)</th></tr>{rows}</table>"
     )
 
 
@@ -168,9 +198,10 @@ def _clear_source(answer: Attribution | Progress, index: Index) -> str:
     if not multiples or multiples[0] is None:
         return ""
     above = sum(multiple is not None and multiple > floor["multiple"] for multiple in multiples)
-    first = f"{multiples[0]:.1f} times" if math.isfinite(multiples[0]) else "far more than"
+    first = f"{multiples[0]:.1f} times as much as" if math.isfinite(multiples[0]) else "far more than"
     told = (
-        f"The first score is {first} the typical training image's; unrelated ones reach {floor['multiple']:.1f} times."
-        f" {above} of {len(multiples)} are above that."
+        f"Loss of the first rises {first} the typical training image's; for unrelated pictures, at most"
+        f" {floor['multiple']:.1f} times. {above} of {len(multiples)} are above that."
     )
-    return f"<p class='floor'>{told}</p>" if above else f"<p class='floor none'>No clear source. {told}</p>"
+    kind, said = ("floor", "Clear source") if above else ("floor none", "No clear source")
+    return f"<p class='{kind}'><strong>{said}.</strong> {told}</p>"

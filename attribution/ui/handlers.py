@@ -1,6 +1,5 @@
 """What happens when something on the page is used. Layout and wiring are in `page.py`."""
 
-import io
 import math
 import random
 import time
@@ -30,6 +29,7 @@ from attribution.forget import Regenerated
 from attribution.model import GenerateSettings, check_prompt, check_seed
 from attribution.query import check_query, region_words
 from attribution.report import Run, read_zip
+from attribution.report_html import to_png
 from attribution.ui import answers, words
 from attribution.ui.jobs import Job, attributing, detecting, forgetting, generating, mapping, on_zero_gpu
 from attribution.ui.regions import EMPTY, MOST, Region, drawn_boxes, found_rows, read_regions, shown_copy
@@ -195,7 +195,11 @@ class Handlers:
         names = [each.method for each in settings]
         shown: list[answers.Answers] = [dict.fromkeys(names, NOTHING) for _ in regions]
         tabs = tabs_of([region.name for region in regions])
-        panels: list[Any] = [self._panel(each, top_k, folded) for each in shown] + [""] * (MOST - len(shown))
+
+        def panel_of(place: int) -> str:
+            return self._panel(regions[place].name, queries[place], shown[place], top_k, folded)
+
+        panels: list[Any] = [panel_of(place) for place in range(len(shown))] + [""] * (MOST - len(shown))
         yield (words.status("waiting", "Starting"), [], *tabs, *panels)
         for step in self.studio.alone(Job(attributing, (queries, settings)), stop):
             if isinstance(step, Waiting):
@@ -217,26 +221,29 @@ class Handlers:
                     status = words.progress(state, regions[place].name, place + 1, len(regions))
                 updates = list(_unchanged(MOST))
                 if changed:
-                    panels[place] = updates[place] = self._panel(shown[place], top_k, folded)
+                    panels[place] = updates[place] = panel_of(place)
                 yield (status, gr.skip(), *_unchanged(MOST), *updates)
         yield (words.done(runs), runs, *_unchanged(MOST), *panels)
 
-    def _panel(self, shown: answers.Answers, top_k: int, folded: bool) -> str:
-        return answers.panel(shown, self.studio.index, top_k, folded)
+    def _panel(self, name: str, query: Query, shown: answers.Answers, top_k: int, folded: bool) -> str:
+        return answers.panel(name, query, shown, self.studio.index, top_k, folded)
+
+    def _panel_of(self, name: str, run: Run, folded: bool) -> str:
+        return self._panel(name, run.query, by_method(run), run.top_k, folded)
 
     def fold(self, runs: Runs, folded: bool) -> tuple[Any, ...]:
         """The panels anew, with nearly equal images shown as one or not."""
-        panels = [self._panel(by_method(run), run.top_k, folded) for _, run in runs]
+        panels = [self._panel_of(name, run, folded) for name, run in runs]
         return (*panels, *_unchanged(MOST - len(panels)))
 
     def open_image(self, event: gr.EventData, runs: Runs, place: int) -> tuple[Any, ...]:
-        """A training image opened: its row, what is told of it, and the button that searches from it."""
+        """A training image opened: its row, what is told of it, the buttons that search from it and close it."""
         row = event._data.get("row") if isinstance(event._data, dict) else None
         if not isinstance(row, int) or not 0 <= row < len(self.studio.index) or not 0 <= place < len(runs):
-            return gr.skip(), gr.skip(), gr.skip()
+            return _unchanged(4)
         timesteps = self.studio.index.bank(self.studio.model).t.tolist()
         told = answers.opened(row, runs[place][1], self.studio.index, timesteps)
-        return row, told, gr.Button(visible=True)
+        return row, told, gr.Button(visible=True), gr.Button(visible=True)
 
     def search_from(self, row: int | None) -> Updates:
         """Take an opened training image as the picture, with its caption as the prompt."""
@@ -287,7 +294,7 @@ class Handlers:
         shown["boxes"] = drawn_boxes(rows, frame["factor"])
         if query.word is not None:
             choices = gr.CheckboxGroup([*telling(query.prompt)], value=[query.word], visible=True)
-        tabs, panels = tabs_of([name]), [self._panel(by_method(run), run.top_k, folded), *[""] * (MOST - 1)]
+        tabs, panels = tabs_of([name]), [self._panel_of(name, run, folded), *[""] * (MOST - 1)]
         note = words.note(f"Run {run_id} opened.")
         status = words.status("done", "Opened", f"run {run_id}: {name}", 1)
         seed = gr.skip() if query.seed is None else query.seed
@@ -298,6 +305,11 @@ class Handlers:
         """The run that the page's address names."""
         run_id = str(dict(request.query_params).get("run", ""))
         return self.reopen_chosen(run_id, folded)
+
+    def reopen_example(self, event: gr.EventData, folded: bool) -> tuple[Any, ...]:
+        """The example whose button was clicked."""
+        run_id = event._data.get("run") if isinstance(event._data, dict) else None
+        return self.reopen_chosen(str(run_id or ""), folded)
 
     def reopen_chosen(self, run_id: str | None, folded: bool) -> tuple[Any, ...]:
         """A run that was chosen from the list; nothing changes where none is."""
@@ -315,7 +327,7 @@ class Handlers:
         return kept, self.list_runs(kept)
 
     def list_runs(self, mine: list[list[str]] | None) -> gr.Dropdown:
-        """The visitor's own runs that are still kept, then the examples."""
+        """The visitor's own runs that are still kept."""
         own = []
         for title, run_id in mine or []:
             try:
@@ -323,7 +335,7 @@ class Handlers:
             except InputError:
                 continue
             own.append((title, run_id))
-        return gr.Dropdown([*own, *(each for each in self.studio.shipped if each not in own)])
+        return gr.Dropdown(own, visible=bool(own))
 
     def stop(self, request: gr.Request) -> None:
         """Stop the visitor's run, if there is one."""
@@ -370,9 +382,7 @@ def there_is(picture: Picture | None) -> Picture:
 
 def data_uri(image: Image.Image) -> str:
     """A picture inside a page."""
-    held = io.BytesIO()
-    image.save(held, "PNG")
-    return f"data:image/png;base64,{b64encode(held.getvalue()).decode()}"
+    return f"data:image/png;base64,{b64encode(to_png(image)).decode()}"
 
 
 def throw_dice() -> int:

@@ -10,7 +10,7 @@ from gradio_image_annotation import image_annotator
 
 from attribution.attribute import AttributeSettings
 from attribution.model import GenerateSettings
-from attribution.ui import words
+from attribution.ui import answers, words
 from attribution.ui.api import add_api
 from attribution.ui.handlers import Handlers, throw_dice
 from attribution.ui.regions import BOXES_FOLLOW, COLUMNS, EMPTY, MOST, RECOLOUR, START, TABLE_FOLLOWS
@@ -37,6 +37,20 @@ element.addEventListener("click", (event) => {
 element.addEventListener("mouseover", mark);
 element.addEventListener("focusin", mark);
 """
+EXAMPLES = """
+element.addEventListener("click", (event) => {
+  const run = event.target.closest?.("[data-run]")?.dataset.run;
+  if (run) trigger("select", {run});
+});
+"""
+SMOOTH = "behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth'"
+# Waits until there is something to read: a page without answers is too short to scroll that far.
+TO_ANSWERS = f"""async () => {{
+  for (let i = 0; i < 100 && !document.querySelector(".asked, .status[data-state=error]"); i++)
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  document.querySelector("#acts").scrollIntoView({{block: "start", {SMOOTH}}});
+}}"""
+TO_OPENED = "() => document.querySelector('.opened')?.focus({preventScroll: true})"
 
 
 @dataclass(frozen=True)
@@ -76,8 +90,10 @@ class Parts:
     row: gr.State
     opened: gr.HTML
     search: gr.Button
+    close: gr.Button
     forget: gr.Button
     forgotten: gr.HTML
+    examples: gr.HTML
     history: gr.Dropdown
     mine: gr.BrowserState
 
@@ -88,17 +104,17 @@ def build_page(studio: Studio) -> gr.Blocks:
     page = gr.Blocks(title="Attribution by unlearning", analytics_enabled=False, delete_cache=KEEP)
     with page:
         gr.HTML(f"<h1>Which training images is this picture made of?</h1><p>{words.INTRO}</p>", elem_id="intro")
-        parts: dict[str, Any] = {}
+        with gr.Row(elem_id="finished"):
+            parts: dict[str, Any] = _lay_finished(studio)
         with gr.Row(elem_id="studio"):
             with gr.Column(elem_id="asking"):
                 parts |= _lay_asking(handlers)
-                parts |= _lay_kept(studio)
             with gr.Column(elem_id="looking"):
                 parts |= _lay_looking()
+                parts |= _lay_boxes()
             with gr.Column(elem_id="marking"):
                 parts |= _lay_marking(studio)
-            with gr.Column(elem_id="acting"):
-                parts |= _lay_acting(studio)
+        parts |= _lay_acting(studio)
         parts |= _lay_answering()
         gr.HTML(f"<p>{words.CREDITS}</p><p>{words.STORED}</p>", elem_id="credits")
         add_api(handlers)  # before all else, that the names are free
@@ -117,14 +133,17 @@ def _lay_asking(handlers: Handlers) -> dict[str, Any]:
     prompt = gr.Textbox(words.PROMPT, label="Prompt", lines=2, max_lines=5, elem_id="prompt")
     tokens = gr.HTML(handlers.tokens(words.PROMPT), elem_id="tokens")
     with gr.Row(equal_height=True, elem_id="seeding"):
-        seed = gr.Number(7, label="Seed", elem_id="seed", scale=2, min_width=120)
-        dice = gr.Button("Roll the dice", elem_id="dice", scale=1, min_width=120)
+        seed = gr.Number(7, label="Seed", elem_id="seed", scale=3, min_width=80)
+        dice = gr.Button("Roll the dice", elem_id="dice", scale=3, min_width=80)
+        generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=5, min_width=100)
     with gr.Accordion("Steps and guidance", open=False, elem_id="sampling"):
         steps = gr.Slider(1, 100, defaults.steps, step=1, label="Steps", elem_id="steps")
         guidance = gr.Slider(1, 20, defaults.guidance, step=0.5, label="Guidance", elem_id="guidance")
-    generate = gr.Button("Generate", variant="primary", elem_id="generate")
-    upload = gr.UploadButton("Upload a picture instead", file_types=["image"], type="filepath", elem_id="upload")
-    gr.HTML(words.note(words.UPLOAD), elem_id="upload-note")
+    with gr.Row(equal_height=True, elem_id="uploading"):
+        upload = gr.UploadButton(
+            "Upload instead", file_types=["image"], type="filepath", elem_id="upload", scale=0, min_width=140
+        )
+        gr.HTML(words.note(words.UPLOAD), elem_id="upload-note")
     return {
         "prompt": prompt,
         "tokens": tokens,
@@ -165,8 +184,19 @@ def _lay_marking(studio: Studio) -> dict[str, Any]:
         )
         find = gr.Button("Find", elem_id="find", scale=2, min_width=80)
     found = gr.HTML(elem_id="found")
-    chosen = gr.CheckboxGroup([], label="Words", visible=False, elem_id="words")
+    chosen = gr.CheckboxGroup([], label="Words of the prompt", visible=False, elem_id="words")
     maps = gr.HTML(elem_id="maps")
+    return {
+        "labels": labels,
+        "threshold": threshold,
+        "find": find,
+        "found": found,
+        "chosen": chosen,
+        "maps": maps,
+    }
+
+
+def _lay_boxes() -> dict[str, Any]:
     table = gr.Dataframe(
         EMPTY,
         headers=COLUMNS,
@@ -178,39 +208,36 @@ def _lay_marking(studio: Studio) -> dict[str, Any]:
         elem_id="boxes",
         buttons=[],
     )
-    clear = gr.Button("Clear boxes", elem_id="clear", min_width=90)
-    return {
-        "labels": labels,
-        "threshold": threshold,
-        "find": find,
-        "found": found,
-        "chosen": chosen,
-        "maps": maps,
-        "table": table,
-        "clear": clear,
-    }
+    clear = gr.Button("Clear boxes", size="sm", elem_id="clear", min_width=90)
+    return {"table": table, "clear": clear}
 
 
 def _lay_acting(studio: Studio) -> dict[str, Any]:
     defaults = AttributeSettings()
     usable, missing = studio.methods()
-    with gr.Row(elem_id="acts"):
-        attribute = gr.Button("Attribute", variant="primary", elem_id="attribute", scale=3, min_width=140)
+    with gr.Row(equal_height=True, elem_id="acts"):
+        attribute = gr.Button("Attribute", variant="primary", elem_id="attribute", scale=2, min_width=140)
         stop = gr.Button("Stop", elem_id="stop", scale=1, min_width=80, interactive=False)
-    status = gr.HTML(words.IDLE, elem_id="run-status")
-    compared = gr.Dropdown(
-        [name for name in usable if name != defaults.method],
-        value=[name for name in QUICK if name in usable],
-        multiselect=True,
-        label="Compare with",
-        info=words.COMPARED,
-        elem_id="compared",
-    )
-    gr.HTML(words.missing(missing), elem_id="missing")
-    with gr.Accordion("Settings", open=False, elem_id="settings"):
-        top_k = gr.Number(defaults.top_k, label="K, training images shown", elem_id="top-k")
-        exhaustive = gr.Checkbox(defaults.exhaustive, label="Exhaustive", info=words.EXHAUSTIVE, elem_id="exhaustive")
-        folded = gr.Checkbox(True, label="Fold near-duplicates", info=words.FOLDED, elem_id="folded")
+        status = gr.HTML(words.IDLE, elem_id="run-status")
+    with gr.Row(elem_id="how"):
+        compared = gr.Dropdown(
+            [name for name in usable if name != defaults.method],
+            value=[name for name in QUICK if name in usable],
+            multiselect=True,
+            label="Compare with",
+            info=words.COMPARED,
+            elem_id="compared",
+        )
+        with gr.Accordion("Settings", open=False, elem_id="settings"):
+            with gr.Row():
+                top_k = gr.Number(defaults.top_k, label="K, training images shown", elem_id="top-k", min_width=120)
+                exhaustive = gr.Checkbox(
+                    defaults.exhaustive, label="Exhaustive", info=words.EXHAUSTIVE, elem_id="exhaustive", min_width=120
+                )
+                folded = gr.Checkbox(
+                    True, label="Fold near-duplicates", info=words.FOLDED, elem_id="folded", min_width=120
+                )
+            gr.HTML(words.missing(missing), elem_id="missing")
     return {
         "attribute": attribute,
         "stop": stop,
@@ -229,8 +256,11 @@ def _lay_answering() -> dict[str, Any]:
             with gr.Tab("", visible=False, id=place, elem_id=f"answer-{place}") as tab:
                 panels.append(gr.HTML(elem_classes=["panel"], js_on_load=CARDS))
             tabs.append(tab)
-    opened = gr.HTML(elem_id="opened")
-    search = gr.Button("Search from this image", visible=False, elem_id="search")
+    with gr.Column(elem_id="drawer"):
+        opened = gr.HTML(elem_id="opened")
+        with gr.Row(elem_id="drawn"):
+            search = gr.Button("Search from this image", size="sm", visible=False, elem_id="search")
+            close = gr.Button("Close", size="sm", visible=False, elem_id="close")
     with gr.Accordion("Generate again without it", open=False, elem_id="check"):
         gr.HTML(words.note(words.FORGET))
         forget = gr.Button("Generate again without it", elem_id="forget")
@@ -242,20 +272,18 @@ def _lay_answering() -> dict[str, Any]:
         "row": gr.State(),
         "opened": opened,
         "search": search,
+        "close": close,
         "forget": forget,
         "forgotten": forgotten,
     }
 
 
-def _lay_kept(studio: Studio) -> dict[str, Any]:
-    history = gr.Dropdown(
-        studio.shipped,
-        value=None,
-        label="Or open a finished run",
-        info=words.HISTORY,
-        elem_id="history",
-    )
-    return {"history": history, "mine": gr.BrowserState([], storage_key="attribution-runs", secret="attribution-runs")}
+def _lay_finished(studio: Studio) -> dict[str, Any]:
+    shown = "".join(answers.example(run, studio.index) for run in studio.shipped)
+    examples = gr.HTML(words.examples(shown), elem_id="examples", js_on_load=EXAMPLES, visible=bool(shown))
+    history = gr.Dropdown([], value=None, label=words.HISTORY, elem_id="history", visible=False)
+    mine = gr.BrowserState([], storage_key="attribution-runs", secret="attribution-runs")
+    return {"examples": examples, "history": history, "mine": mine}
 
 
 def _wire_picture(handlers: Handlers, on: Parts) -> None:
@@ -278,13 +306,21 @@ def _wire_picture(handlers: Handlers, on: Parts) -> None:
 
 
 def _answer_parts(on: Parts) -> list[Any]:
-    return [on.table, on.found, on.maps, on.status, on.runs, on.opened, on.search, on.forgotten, *on.tabs, *on.panels]
+    asked = [on.table, on.found, on.maps, on.status, on.runs, on.forgotten]
+    return [*asked, *_drawer(on), *on.tabs, *on.panels]
+
+
+def _drawer(on: Parts) -> list[Any]:
+    return [on.opened, on.search, on.close]
+
+
+def _closed() -> list[Any]:
+    return ["", gr.Button(visible=False), gr.Button(visible=False)]
 
 
 def _cleared() -> list[Any]:
     """What was answered belongs to the picture before."""
-    tabs = [gr.Tab(visible=False)] * MOST
-    return [EMPTY, "", "", words.IDLE, [], "", gr.Button(visible=False), "", *tabs, *[""] * MOST]
+    return [EMPTY, "", "", words.IDLE, [], "", *_closed(), *[gr.Tab(visible=False)] * MOST, *[""] * MOST]
 
 
 def _wire_regions(handlers: Handlers, on: Parts) -> None:
@@ -329,8 +365,11 @@ def _wire_answers(handlers: Handlers, on: Parts) -> None:
             ended(lambda: _busy(False), **busy)
     on.stop.click(handlers.stop, queue=False, **QUIET)
     on.folded.input(handlers.fold, [on.runs, on.folded], on.panels, **QUIET)
+    coloured.then(None, None, None, js=TO_ANSWERS)
     for place, panel in enumerate(on.panels):
-        panel.select(_opening(handlers, place), on.runs, [on.row, on.opened, on.search], **QUIET)
+        opened = panel.select(_opening(handlers, place), on.runs, [on.row, *_drawer(on)], **QUIET)
+        opened.success(None, None, None, js=TO_OPENED)
+    on.close.click(_closed, None, _drawer(on), queue=False, **QUIET)
 
 
 def _wire_kept(handlers: Handlers, on: Parts) -> None:
@@ -342,7 +381,20 @@ def _wire_kept(handlers: Handlers, on: Parts) -> None:
     context.load(None, None, None, js=START)
     loaded = context.load(handlers.reopen_linked, on.folded, opened, **QUIET)
     loaded.success(handlers.list_runs, on.mine, on.history, queue=False, **QUIET)
-    on.history.input(handlers.reopen_chosen, [on.history, on.folded], opened, **QUIET)
+    chosen = on.history.input(handlers.reopen_chosen, [on.history, on.folded], opened, **QUIET)
+    example = on.examples.select(_reopening(handlers), on.folded, opened, **QUIET)
+    for reopened in (loaded, chosen, example):
+        reopened.success(_closed, None, _drawer(on), queue=False, **QUIET)
+        reopened.success(handlers.show_words, [on.picture, on.prompt, on.chosen], on.maps, **QUIET)
+    for picked in (chosen, example):
+        picked.success(None, None, None, js=TO_ANSWERS)
+
+
+def _reopening(handlers: Handlers) -> Callable[..., tuple[Any, ...]]:
+    def reopening(folded: bool, event: gr.EventData) -> tuple[Any, ...]:  # Gradio reads the event's annotation
+        return handlers.reopen_example(event, folded)
+
+    return reopening
 
 
 def _opening(handlers: Handlers, place: int) -> Callable[..., tuple[Any, ...]]:

@@ -92,9 +92,10 @@ class Studio:
         return self.index.path.resolve().parent / "examples"
 
     @cached_property
-    def shipped(self) -> list[tuple[str, str]]:
-        """Examples as (title, id)."""
-        return [(title_of(read_zip(path)), path.stem) for path in sorted(self.examples.glob("*.zip"))]
+    def shipped(self) -> list[Run]:
+        """The examples: boxes, then words, then whole pictures."""
+        runs = [read_zip(path) for path in self.examples.glob("*.zip")]
+        return sorted(runs, key=lambda run: (not run.query.boxes, run.query.word is None, run.id))
 
     def run_file(self, run_id: str) -> Path:
         """The ZIP of a kept run or an example, which is made whole first.

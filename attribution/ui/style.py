@@ -8,7 +8,13 @@ SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "s
 MONO = ("ui-monospace", "Menlo", "Consolas", "monospace")
 
 THEME = gr.themes.Base(
-    primary_hue="orange", neutral_hue="stone", font=SANS, font_mono=MONO, radius_size="md", text_size="md"
+    primary_hue="orange",
+    neutral_hue="stone",
+    font=SANS,
+    font_mono=MONO,
+    radius_size="md",
+    text_size="md",
+    spacing_size="sm",
 ).set(
     body_background_fill="#fbfaf9",
     body_background_fill_dark="*neutral_950",
@@ -39,7 +45,7 @@ THEME = gr.themes.Base(
 )
 
 CSS = """
-.gradio-container { max-width: 1200px !important; margin: 0 auto !important; }
+.gradio-container { max-width: 1200px !important; margin: 0 auto !important; overflow: clip !important; }
 :focus-visible { outline: 2px solid ACCENT !important; outline-offset: 2px; }
 #intro h1 { font-size: 1.75rem; line-height: 1.2; margin: .5rem 0 .25rem; letter-spacing: -.01em; }
 .html-container { padding: 0 !important; }
@@ -50,18 +56,49 @@ CSS = """
 .missing { list-style: none; padding: 0; overflow-wrap: anywhere; }
 .missing .off { opacity: .6; font-weight: 600; margin-right: .25rem; }
 #picture-note { min-height: 2.3rem; }
+.query { position: relative; }
+.query img { display: block; width: 100%; margin: 0; image-rendering: pixelated; border-radius: var(--radius-sm); }
+.query svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 
-/* Asking and marking on the left, the picture and acting on the right; on a phone in the order of use. */
-#studio { display: grid; gap: 1rem 1.5rem;
-  grid-template: "asking looking" auto "marking looking" auto "marking acting" 1fr / 5fr 6fr; }
-#marking { grid-area: marking; min-width: 0 !important; padding-top: 1rem;
+/* Finished runs, to open at once. */
+#finished { align-items: end; gap: 1.5rem; margin-bottom: .5rem; }
+#examples { flex: 3 1 32rem; min-width: 0 !important; }
+#finished > .form { flex: 1 1 14rem !important; min-width: 0 !important; }
+.label { margin: 0 0 .3rem; font-size: .8125rem; color: var(--body-text-color-subdued); }
+.examples { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .75rem; }
+.examples button { display: grid; grid-template-columns: 3.75rem minmax(0, 1fr); gap: .6rem; align-items: center;
+  padding: .35rem; text-align: left; cursor: pointer; border: 1px solid var(--border-color-primary);
+  border-radius: var(--radius-md); background: var(--block-background-fill); color: inherit; font: inherit; }
+.examples button:hover { border-color: ACCENT; }
+.examples span { font-size: .75rem; line-height: 1.3; color: var(--body-text-color-subdued);
+  max-height: 3.9em; overflow: hidden; }
+.examples b { display: block; color: var(--body-text-color); font-weight: 600; }
+
+/* Asking and marking on the left, the picture on the right; on a phone in the order of use. */
+#studio { display: grid; gap: .75rem 1.5rem;
+  grid-template: "asking looking" auto "marking looking" 1fr / 5fr 6fr; }
+#marking { grid-area: marking; min-width: 0 !important; padding-top: .75rem;
   border-top: 1px solid var(--border-color-primary); }
 #marking h2 { font-size: 1.0625rem; margin: 0; }
 #asking { grid-area: asking; min-width: 0 !important; }
 #looking { grid-area: looking; min-width: 0 !important; }
-#acting { grid-area: acting; min-width: 0 !important; }
 #seeding { align-items: end; flex-wrap: nowrap; }
-#seeding button { min-height: 2.6rem; font-weight: 500; font-size: .9375rem; }
+#seeding button { min-height: 2.6rem; white-space: nowrap; }
+#seeding #dice, #uploading button { font-weight: 500; font-size: .9375rem; }
+#uploading { align-items: center; }
+#uploading button { white-space: nowrap; }
+#upload-note { flex: 1 1 14rem !important; min-width: 0 !important; }
+#words label { border-radius: 999px; padding: .15rem .6rem; }
+
+/* What starts and stops a run stays in sight while it works. */
+#acts { align-items: center; padding: .5rem 0; background: var(--body-background-fill); z-index: 20; }
+#acts:has(.status[data-state=running], .status[data-state=waiting]) { position: sticky; top: 0; }
+#acts button { flex-grow: 0 !important; min-height: 2.75rem; }
+#attribute { flex-basis: 12rem !important; }
+#stop { flex-basis: 6rem !important; }
+#run-status { flex: 1 1 20rem !important; min-width: 0 !important; }
+#how { align-items: start; }
+#how > * { flex: 1 1 20rem !important; min-width: 0 !important; }
 
 /* The picture: its place is kept while it is empty, its pixels stay sharp, and it is never turned. */
 #picture { min-height: 568px; }
@@ -69,7 +106,7 @@ CSS = """
 #picture canvas { image-rendering: pixelated; }
 #picture button[aria-label^=Rotate] { display: none; }
 
-.status p { margin: 0 0 .4rem; min-height: 2.8em; line-height: 1.4; font-variant-numeric: tabular-nums; }
+.status p { margin: 0 0 .3rem; min-height: 1.4em; line-height: 1.4; font-variant-numeric: tabular-nums; }
 .status .bar { display: block; height: 4px; border-radius: 2px; background: var(--border-color-primary); }
 .status .bar div { height: 100%; border-radius: 2px; background: ACCENT; transition: width .2s linear; }
 .status[data-state=idle] p { color: var(--body-text-color-subdued); }
@@ -77,9 +114,11 @@ CSS = """
 
 /* Rankings: places of a fixed size, so that nothing moves while they settle. */
 #answers { margin-top: .5rem; }
+.panel h2 { font-size: 1.0625rem; margin: 0; }
 .panel h3 { font-size: 1rem; margin: 0; }
+.asked { display: grid; grid-template-columns: 7rem minmax(0, 1fr); gap: 1rem; margin: .75rem 0 1rem; }
 .answer { display: grid; grid-template-columns: 3fr 2fr; gap: 1.5rem; align-items: start; }
-.kept { font-size: .8125rem; margin: 0 0 .75rem; }
+.kept { font-size: .8125rem; margin: .35rem 0 0; }
 .kept a { color: inherit; text-decoration: underline; margin-right: .4rem; }
 .cards { list-style: none; display: grid; gap: .6rem; margin: .4rem 0 1.2rem; padding: 0; }
 .cards.large { grid-template-columns: repeat(5, minmax(0, 1fr)); }
@@ -90,16 +129,18 @@ CSS = """
 .card img { display: block; width: 100%; aspect-ratio: 1; margin: 0; image-rendering: pixelated;
   border-radius: var(--radius-sm); border: 1px solid var(--border-color-primary); box-sizing: border-box; }
 .card.empty { border: 1px dashed var(--border-color-primary); border-radius: var(--radius-sm); aspect-ratio: 1; }
-.card.marked img { outline: 3px solid ACCENT; }
+.card.marked img { outline: 3px solid ACCENT; outline-offset: -3px; }
 .large .card { height: 15.5rem; overflow: hidden; }
 .large .card.empty { height: auto; margin-bottom: 8.5rem; }
 .card span { display: block; font-size: .75rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
 .card .rank { font-weight: 600; margin-top: .25rem; }
 .card .interval { color: var(--body-text-color-subdued); font-size: .6875rem; }
-.small .card .rank { text-align: center; font-weight: 400; font-size: .6875rem; }
+.small .card span { font-size: .6875rem; }
+.small .card .score { color: var(--body-text-color-subdued); }
+.card .thumb { position: relative; }
 .card .badge { position: absolute; top: 3px; right: 3px; min-width: 1.1rem; padding: 0 .2rem; border-radius: .6rem;
   background: ACCENT; color: white; text-align: center; font-weight: 600; font-size: .6875rem; line-height: 1.1rem; }
-.card .alike { position: absolute; top: 3px; left: 3px; padding: 0 .25rem; border-radius: .6rem; background: #1c1917;
+.card .alike { position: absolute; bottom: 3px; left: 3px; padding: 0 .25rem; border-radius: .6rem; background: #1c1917;
   color: white; font-size: .625rem; line-height: 1rem; }
 .agreement { font-size: .8125rem; border-collapse: collapse; width: 100%; }
 .agreement caption { text-align: left; color: var(--body-text-color-subdued); padding-bottom: .25rem; }
@@ -112,13 +153,21 @@ CSS = """
 #answers button[role=tab]:nth-of-type(2) { border-top: 3px solid C1; }
 #answers button[role=tab]:nth-of-type(3) { border-top: 3px solid C2; }
 #answers button[role=tab]:nth-of-type(4) { border-top: 3px solid C3; }
-.floor { font-size: .8125rem; min-height: 2.6em; }
+.floor { font-size: .8125rem; min-height: 2.6em; margin: .15rem 0 0; }
 .floor.none { font-weight: 600; }
-.opened { display: grid; grid-template-columns: 12rem minmax(0, 1fr); gap: 1.25rem; padding: 1rem 0;
-  border-top: 1px solid var(--border-color-primary); font-size: .875rem; }
+/* An opened training image lies at the lower edge while the rankings scroll behind it. */
+#drawer { gap: .5rem; }
+#drawer:has(.opened) { position: sticky; bottom: 0; z-index: 10; max-height: 62vh; overflow-y: auto; padding: .75rem 0;
+  background: var(--body-background-fill); border-top: 2px solid ACCENT;
+  box-shadow: 0 -8px 16px -12px rgb(0 0 0 / .4); }
+#drawn { justify-content: end; }
+#drawn button { flex: 0 0 auto !important; min-width: 7rem; }
+.opened { display: grid; grid-template-columns: 9rem minmax(0, 1fr) minmax(0, 20rem); gap: 1.25rem;
+  font-size: .875rem; }
+.opened:focus { outline: none !important; }
 .opened img { width: 100%; image-rendering: pixelated; border-radius: var(--radius-md); margin: 0; }
 .opened h3 { font-size: 1rem; margin: 0; }
-.opened h4 { font-size: .875rem; margin: .75rem 0 .25rem; }
+.opened h4 { font-size: .875rem; margin: 0 0 .25rem; }
 .opened svg { max-width: 24rem; }
 #maps { display: flex; gap: .75rem; flex-wrap: wrap; }
 figure.word { margin: 0; width: 8rem; }
@@ -136,14 +185,19 @@ footer .divider:last-child { display: none; }
 #credits a { margin: 0; padding: 0; color: inherit; text-decoration: underline; }
 
 @media (max-width: 760px) {
-  #studio { grid-template: "asking" auto "looking" auto "marking" auto "acting" auto / minmax(0, 1fr); }
+  #studio { grid-template: "asking" auto "looking" auto "marking" auto / minmax(0, 1fr); }
+  .examples { grid-template-columns: minmax(0, 1fr); }
+  #acts { gap: .4rem; }
+  #attribute, #stop { flex: 1 1 0 !important; }
+  #run-status { flex: 1 0 100% !important; }
   #picture { min-height: calc(100vw - 12px); }
   #picture .image-container:has(.empty) { height: calc(100vw - 40px); }
   #seeding button { white-space: nowrap; }
   .answer { grid-template-columns: minmax(0, 1fr); }
   .cards.large { grid-template-columns: repeat(3, minmax(0, 1fr)); }
-  .opened { grid-template-columns: minmax(0, 1fr); }
-  .opened img { width: 12rem; }
+  .asked { grid-template-columns: 5rem minmax(0, 1fr); }
+  .opened { grid-template-columns: 5rem minmax(0, 1fr); }
+  .opened > div:last-child { grid-column: 1 / -1; }
 }
 @media (prefers-reduced-motion: reduce) { * { transition: none !important; animation: none !important; } }
 """

@@ -17,8 +17,8 @@ INTRO = (
     " most when the model <em>unlearns</em> that picture."
 )
 UPLOAD = (
-    f"PNG, JPEG or WebP, up to {MAX_BYTES // 1_000_000} MB and {MAX_SIDE} px a side; its prompt goes in the box above."
-    " An upload that this model did not make has no influence to find."
+    f"PNG, JPEG or WebP, up to {MAX_BYTES // 1_000_000} MB and {MAX_SIDE} px a side; its prompt goes above. A picture"
+    " that this model did not make has no influence to find."
 )
 REGIONS = (
     f"Draw boxes on the picture or type their corners in pixels, let objects be found, or pick words: up to {MOST}"
@@ -26,7 +26,7 @@ REGIONS = (
 )
 COMPARED = "Shown beside unlearning; the quick ones take under a second."
 FOLDED = "Show nearly equal training images once."
-HISTORY = "Examples, and the runs of this browser."
+HISTORY = "Your finished runs, listed in this browser alone"
 FORGET = (
     "The same prompt and seed, and two unrelated prompts, from the model after it has unlearned the picture (with ten"
     " times the step that scores are measured with, which is too small to see)."
@@ -142,6 +142,11 @@ def found(objects: Found, wanted: Sequence[str]) -> str:
     named = {each.label for each in objects.detections}
     missing = ", ".join(f"“{name}”" for name in wanted if name not in named)
     return note(f"{objects.by} {listed}." + (f" Not found: {missing}; a shorter name may be." if missing else ""))
+
+
+def examples(buttons: str) -> str:
+    """Finished runs to open, as buttons."""
+    return f"<p class='label' id='examples-label'>See a finished one</p><div class='examples'>{buttons}</div>"
 
 
 def word_figure(word: str, picture: str) -> str:
