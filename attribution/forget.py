@@ -4,7 +4,8 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from threading import Event
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageChops, ImageStat
 
 from attribution.answer import Clock, Progress, check_stop
 from attribution.errors import InputError
@@ -25,6 +26,11 @@ class Regenerated:
     prompt: str
     before: Image.Image
     after: Image.Image
+
+    @property
+    def change(self) -> float:
+        """Mean absolute difference of the intensities, as a share of their range: 0 is the same picture."""
+        return float(np.mean(ImageStat.Stat(ImageChops.difference(self.before, self.after)).mean)) / 255
 
 
 def controls(prompt: str, captions: list[str]) -> list[str]:

@@ -4,27 +4,32 @@ import json
 import pickle
 import re
 import sys
+from base64 import b64decode
 from contextvars import ContextVar
 from dataclasses import replace
+from io import BytesIO
 from threading import Event, Thread, current_thread
 from types import SimpleNamespace
 
 import gradio as gr
 import pytest
 from conftest import random_picture
+from PIL import Image
 
 from attribution.attribute import AttributeSettings, Progress, Query, attribute
 from attribution.errors import IndexMismatch, InputError, Stopped
 from attribution.model import GenerateSettings
 from attribution.report import Run, RunFolder
-from attribution.ui.answers import opened, panel
+from attribution.ui.answers import example, opened, panel
 from attribution.ui.handlers import Handlers
 from attribution.ui.jobs import Job, attributing, detecting, generating
+from attribution.ui.kept import KeptRuns
 from attribution.ui.regions import MOST, Region
 from attribution.ui.studio import LINE, Picture, Studio, Waiting
 from attribution.unlearn import UnlearnSettings
 
 UNLEARN = UnlearnSettings(step_size=0.3, timesteps=3, noises=1, batch=4)
+ASKED = ("a <i>region</i>", Query("a <b>red</b> bird", random_picture(99), None, ((4.0, 4.0, 20.0, 12.0),)))
 REQUEST = SimpleNamespace(session_hash="me", query_params={})
 
 
@@ -50,7 +55,7 @@ def cards(html, method):
 
 
 def test_a_panel_shows_every_ranking_in_its_order(answers, full_index):
-    html = panel(answers, full_index, 4, folded=False)
+    html = panel(*ASKED, answers, full_index, 4, folded=False)
     for method, answer in answers.items():
         assert cards(html, method) == [result.row for result in answer.results]
         for result in answer.results:
@@ -59,14 +64,23 @@ def test_a_panel_shows_every_ranking_in_its_order(answers, full_index):
 
 
 def test_a_panel_has_its_places_before_there_is_an_answer(answers, full_index):
-    html = panel({"unlearning": Progress("unlearning", 0, 1, 0.0), "clip": answers["clip"]}, full_index, 4, folded=True)
+    begun = {"unlearning": Progress("unlearning", 0, 1, 0.0), "clip": answers["clip"]}
+    html = panel(*ASKED, begun, full_index, 4, folded=True)
     assert html.count("card empty") == 4
     assert "data-run" not in html
     assert "<td>…</td>" in html
 
 
+def test_a_panel_shows_what_was_asked(answers, full_index):
+    html = panel(*ASKED, answers, full_index, 4, folded=False)
+    assert "behind: a &lt;i&gt;region&lt;/i&gt;" in html
+    shown = re.search(r"data:image/png;base64,([^']*)'><svg viewBox='0 0 32 32'", html).group(1)
+    assert Image.open(BytesIO(b64decode(shown))).tobytes() == random_picture(99).tobytes()
+    assert "<rect x='4' y='4' width='16' height='8'" in html
+
+
 def test_images_that_several_methods_have_carry_the_same_badge(answers, full_index):
-    html = panel(answers, full_index, 4, folded=False)
+    html = panel(*ASKED, answers, full_index, 4, folded=False)
     letters = {}
     for row, inside in re.findall(r"<li class='card' data-row='(\d+)'>(.*?)</li>", html, re.DOTALL):
         badge = re.search(r"class='badge'[^>]*>(\w)<", inside)
@@ -81,7 +95,7 @@ def test_images_that_several_methods_have_carry_the_same_badge(answers, full_ind
 
 
 def test_agreement_is_told_in_numbers(answers, full_index):
-    html = panel(answers, full_index, 4, folded=False)
+    html = panel(*ASKED, answers, full_index, 4, folded=False)
     main, clip = (set(cards(html, method)) for method in ("unlearning", "clip"))
     assert f"<th scope='row'>clip</th><td>{len(main & clip)} of 4</td>" in html
     alone = main - clip - set(cards(html, "pixel"))
@@ -93,21 +107,21 @@ def test_a_floor_tells_whether_there_is_a_clear_source(answers, full_index, plai
     answer = replace(answer, typical=answer.results[3].score / 2 if answer.results[3].score > 0 else 1e-6)
     some = {**answers, "unlearning": answer}
     multiples = [answer.multiple(result) for result in answer.results]
-    assert "class='floor" not in panel(some, full_index, 4, False)
+    assert "class='floor" not in panel(*ASKED, some, full_index, 4, False)
     for floor, said in ((multiples[0] + 1, "No clear source"), ((multiples[1] + multiples[2]) / 2, "2 of 4 are above")):
         (plain_copy / "floor.json").write_text(
             json.dumps({"method": "unlearning", "multiple": floor, "multiples": [floor]})
         )
-        assert said in panel(some, replace(full_index, path=plain_copy), 4, False)
+        assert said in panel(*ASKED, some, replace(full_index, path=plain_copy), 4, False)
     (plain_copy / "floor.json").write_text("{")
     with pytest.raises(IndexMismatch, match="measure it anew"):
-        panel(some, replace(full_index, path=plain_copy), 4, False)
+        panel(*ASKED, some, replace(full_index, path=plain_copy), 4, False)
 
 
 def test_captions_are_escaped(answers, full_index):
     index = replace(full_index, captions=["<script>alert('1')</script>"] * len(full_index))
     results = tuple(replace(each, caption="<script>x</script>'") for each in answers["unlearning"].results)
-    html = panel({"unlearning": replace(answers["unlearning"], results=results)}, index, 4, False)
+    html = panel(*ASKED, {"unlearning": replace(answers["unlearning"], results=results)}, index, 4, False)
     html += opened(results[0].row, Run(tuple(answers.values())), index, list(range(8)))
     assert "<script" not in html
 
@@ -120,6 +134,26 @@ def test_an_opened_image_has_its_ranks_and_its_losses(answers, full_index, model
     assert f"2 of {len(answers['unlearning'].rows)}" in html
     assert f"{answers['clip'].rows.index(result.row) + 1} of 8" in html
     assert html.count("<circle") == 2 * len(set(full_index.bank(model32).t.tolist()))
+
+
+def test_an_image_that_is_opened_before_the_end_has_no_ranks_yet(answers, full_index):
+    html = opened(answers["unlearning"].results[1].row, None, full_index, [])
+    assert "known when the run has ended" in html
+    assert "<table" not in html
+
+
+def test_an_example_tells_its_question_and_whether_there_is_a_clear_source(answers, full_index, plain_copy):
+    run = Run((replace(answers["unlearning"], typical=1e-9),))
+    multiple = run.answers[0].multiple(run.answers[0].results[0])
+    for floor, clear in ((multiple * 2, False), (multiple / 2, True)):
+        (plain_copy / "floor.json").write_text(
+            json.dumps({"method": "unlearning", "multiple": floor, "multiples": [floor]})
+        )
+        html = example(run, replace(full_index, path=plain_copy))
+        assert f"data-run='{run.id}'" in html
+        assert "<b>An upload" in html
+        assert "a &lt;b&gt;red&lt;/b&gt; bird" in html
+        assert ("no clear source" in html) != clear
 
 
 # Handlers
@@ -155,7 +189,7 @@ def test_the_page_ends_with_each_methods_own_answer(studio, model32, full_index)
 def test_a_kept_run_is_opened_again(studio, answers):
     run = Run(tuple(answers.values()), GenerateSettings(steps=7))
     studio.runs.keep(run, studio.index, studio.model)
-    made = Handlers(studio).reopen(run.id, folded=False)
+    made = KeptRuns(Handlers(studio)).reopen(run.id, folded=False)
     picture, shown, prompt, panels, seed = made[0], made[1], made[6], made[10 + MOST : -1], made[-1]
     assert "value" not in seed  # an upload's: the seed that is there stays
     assert picture.image.tobytes() == run.query.image.tobytes()
@@ -165,14 +199,14 @@ def test_a_kept_run_is_opened_again(studio, answers):
     assert cards(panels[0], "clip") == [result.row for result in answers["clip"].results]
     drawn = replace(run, answers=tuple(replace(each, query=replace(each.query, seed=31)) for each in run.answers))
     studio.runs.keep(drawn, studio.index, studio.model)
-    assert Handlers(studio).reopen(drawn.id, folded=False)[-1] == 31
+    assert KeptRuns(Handlers(studio)).reopen(drawn.id, folded=False)[-1] == 31
     with pytest.raises(gr.Error, match="is not kept here"):
-        Handlers(studio).reopen_chosen("0" * 12, folded=False)
+        KeptRuns(Handlers(studio)).reopen_chosen("0" * 12, folded=False)
 
 
 def test_a_visitors_own_runs_are_remembered_newest_first(studio, answers):
-    handlers, run = Handlers(studio), Run((answers["clip"],))
-    mine, _ = handlers.remember([("whole", run)], [["old", "0" * 12], ["again", run.id]])
+    kept, run = KeptRuns(Handlers(studio)), Run((answers["clip"],))
+    mine, _ = kept.remember([("whole", run)], [["old", "0" * 12], ["again", run.id]])
     assert [run_id for _, run_id in mine] == [run.id, "0" * 12]
 
 

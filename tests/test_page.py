@@ -29,6 +29,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from attribution.errors import InputError
+from attribution.forget import Regenerated
 from attribution.scenes.compose import make_scenes
 from attribution.ui import words
 from attribution.ui.regions import Region, read_regions, shown_copy
@@ -360,4 +361,7 @@ def test_words_escape_what_people_type() -> None:
     assert "<script>" not in words.note("<script>")
     assert "<script>" not in words.status("error", "", "<script>")
     assert "<script>" not in words.word_figure("<script>", "data:")
-    assert "<script>" not in words.forgotten([("<script>", "data:", "data:")])
+    pictures = Image.new("RGB", (2, 2)), Image.new("RGB", (2, 2), (255, 0, 0))
+    told = words.forgotten([(Regenerated("<script>", *pictures), "data:", "data:")])
+    assert "<script>" not in told
+    assert "changed by 33%" in told

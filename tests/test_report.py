@@ -205,9 +205,12 @@ def test_the_page_needs_nothing_else_and_shows_every_result(run, packed, full_in
 def test_the_plot_of_losses_averages_the_noises_of_a_timestep():
     plot = loss_plot([(1.0, 2.0), (3.0, 4.0), (0.5, 0.25)], [900, 900, 100])
     assert re.findall(r"<title>(.*?)</title>", plot) == [
-        "timestep 100: 0.5000 before, 0.2500 after",
-        "timestep 900: 2.0000 before, 3.0000 after",
+        "timestep 100: 0.5000 before, 0.2500 after, -0.2500",
+        "timestep 900: 2.0000 before, 3.0000 after, +1.0000",
     ]
+    bars = [tuple(map(float, bar)) for bar in re.findall(r"<rect [^>]*y='([\d.]+)'[^>]*height='([\d.]+)'", plot)]
+    assert bars[0][1] == bars[1][1] / 4
+    assert bars[0][0] == bars[1][0] + bars[1][1]  # the one falls from the line that the other stands on
     assert loss_plot([(0.0, 0.0)], [5]).count("<circle") == 2
 
 

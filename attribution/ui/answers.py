@@ -65,27 +65,46 @@ def example(run: Run, index: Index) -> str:
 def _short(query: Query) -> str:
     if query.word is not None:
         return f"The word “{query.word}”"
-    made = "whole picture" if query.seed is not None else "whole upload"
-    return "A box" if len(query.boxes) == 1 else f"{len(query.boxes)} boxes" if query.boxes else f"The {made}"
+    if query.boxes:
+        return "A box" if len(query.boxes) == 1 else f"{len(query.boxes)} boxes"
+    return "An upload" if query.seed is None else "The whole picture"
 
 
-def opened(row: int, run: Run, index: Index, timesteps: Sequence[int]) -> str:
-    """One training image: larger, its caption, source and id, its rank by every method, its losses by timestep."""
-    results = {answer.settings.method: each for answer in run.answers for each in answer.results if each.row == row}
-    ranks = "".join(
-        f"<tr><th scope='row'>{escape(answer.settings.method)}</th><td>{_rank(row, answer)}</td>"
-        f"<td>{_score(results.get(answer.settings.method))}</td></tr>"
-        for answer in run.answers
-    )
-    losses = next((each.losses for each in results.values() if each.losses), ())
-    why = f"<div><h4>Why: its loss at each timestep</h4>{loss_plot(losses, timesteps)}</div>" if losses else ""
+def opened(row: int, run: Run | None, index: Index, timesteps: Sequence[int]) -> str:
+    """One training image: larger, its caption, source and id, its rank by every method, its losses by timestep.
+
+    Args:
+        row: of the training set.
+        run: that it is an answer of; None while that is under way.
+        index: of the training set.
+        timesteps: of the noise bank's columns.
+    """
+    told, why = "<p class='note'>Its ranks and losses are known when the run has ended.</p>", ""
+    if run is not None:
+        told, why = _ranks(row, run), _why(row, run, timesteps)
     source = escape(str(index.manifest["data"].get("source", "")))
     return (
         f"<section class='opened' tabindex='-1' aria-label='Training image {escape(index.ids[row], quote=True)}'>"
         f"{_image(row, index.captions[row])}<div><h3>{escape(index.captions[row])}</h3>"
         f"<p class='note'>{escape(index.ids[row])}, row {row} of {len(index):,}{' of ' + source if source else ''}</p>"
-        f"<table><tr><th>method</th><th>rank</th><th>score</th></tr>{ranks}</table></div>{why}</section>"
+        f"{told}</div>{why}</section>"
     )
+
+
+def _ranks(row: int, run: Run) -> str:
+    scores = {answer.settings.method: each for answer in run.answers for each in answer.results if each.row == row}
+    ranks = "".join(
+        f"<tr><th scope='row'>{escape(answer.settings.method)}</th><td>{_rank(row, answer)}</td>"
+        f"<td>{_score(scores.get(answer.settings.method))}</td></tr>"
+        for answer in run.answers
+    )
+    return f"<table><tr><th>method</th><th>rank</th><th>score</th></tr>{ranks}</table>"
+
+
+def _why(row: int, run: Run, timesteps: Sequence[int]) -> str:
+    results = (each for answer in run.answers for each in answer.results if each.row == row)
+    losses = next((each.losses for each in results if each.losses), ())
+    return f"<div><h4>Why: its loss at each timestep</h4>{loss_plot(losses, timesteps)}</div>" if losses else ""
 
 
 def _links(run: Run) -> str:

@@ -27,16 +27,15 @@ from attribution.detect import check_labels, parse_labels, phrases, telling
 from attribution.errors import AttributionError, InputError, Stopped
 from attribution.forget import Regenerated
 from attribution.model import GenerateSettings, check_prompt, check_seed
-from attribution.query import check_query, region_words
-from attribution.report import Run, read_zip
+from attribution.query import check_query
+from attribution.report import Run
 from attribution.report_html import to_png
 from attribution.ui import answers, words
 from attribution.ui.jobs import Job, attributing, detecting, forgetting, generating, mapping, on_zero_gpu
-from attribution.ui.regions import EMPTY, MOST, Region, drawn_boxes, found_rows, read_regions, shown_copy
-from attribution.ui.studio import Picture, Studio, Waiting, title_of
+from attribution.ui.regions import MOST, Region, drawn_boxes, found_rows, read_regions, shown_copy
+from attribution.ui.studio import Picture, Studio, Waiting
 
 LARGEST_K = 100
-HISTORY = 50  # runs that a browser remembers
 DICE = 2**31 - 1  # the largest seed that the dice throw
 EVERY = 0.3  # seconds between updates of the status line
 STEPS = gr.Progress()
@@ -62,7 +61,7 @@ class Handlers:
         request: gr.Request,
         progress: gr.Progress = STEPS,
     ) -> Updates:
-        """Yields what `_new_picture` gives, once it is generated."""
+        """Yields what `new_picture` gives, once it is generated."""
         try:
             check_prompt(prompt)
             number = check_seed(whole(seed, "seed"))
@@ -72,28 +71,28 @@ class Handlers:
                 job = Job(generating, (prompt, number, settings, report))
                 for made in self.studio.alone(job, stop):
                     if isinstance(made, Waiting):
-                        yield (*_unchanged(5), words.note(f"Waiting: {made.ahead} ahead of this one."))
+                        yield (*unchanged(5), words.note(f"Waiting: {made.ahead} ahead of this one."))
                         continue
                     picture = Picture(made, prompt.strip(), number, settings)
-                    yield (*self._new_picture(picture), words.generated(picture))
+                    yield (*self.new_picture(picture), words.generated(picture))
         except Stopped as stopped:
-            yield (*_unchanged(5), words.note(sentence(stopped)))
+            yield (*unchanged(5), words.note(sentence(stopped)))
         except AttributionError as error:
-            yield (*_unchanged(5), words.note(sentence(error), "error"))
+            yield (*unchanged(5), words.note(sentence(error), "error"))
             raise refusal(error) from error
 
     def upload(self, path: str, prompt: str, request: gr.Request) -> Updates:
-        """Take a file as the picture: yields what `_new_picture` gives."""
+        """Take a file as the picture: yields what `new_picture` gives."""
         try:
             picture = Picture(open_upload(Path(path)))
             self.stop(request)
             told = words.uploaded(picture, Path(path).name, self.studio.index.center_crop)
-            yield (*self._new_picture(picture, prompt), told)
+            yield (*self.new_picture(picture, prompt), told)
         except AttributionError as error:
-            yield (*_unchanged(5), words.note(sentence(error), "error"))
+            yield (*unchanged(5), words.note(sentence(error), "error"))
             raise refusal(error) from error
 
-    def _new_picture(self, picture: Picture, prompt: str = "") -> tuple[Any, ...]:
+    def new_picture(self, picture: Picture, prompt: str = "") -> tuple[Any, ...]:
         """Picture, annotator, frame, the prompt's words and the labels to look for."""
         copy, frame = shown_copy(picture.image)
         read = picture.prompt or prompt
@@ -113,14 +112,14 @@ class Handlers:
             with self.studio.run(str(request.session_hash)) as stop:
                 for found in self.studio.alone(Job(detecting, asked), stop):
                     if isinstance(found, Waiting):
-                        yield (*_unchanged(2), words.note(f"Waiting: {found.ahead} ahead of this one."))
+                        yield (*unchanged(2), words.note(f"Waiting: {found.ahead} ahead of this one."))
                         continue
                     rows = found_rows(found.detections)
                     copy, frame = shown_copy(picture.image)
                     shown = {"image": copy, "boxes": drawn_boxes(rows, frame["factor"])}
                     yield rows, shown, words.found(found, wanted)
         except AttributionError as error:
-            yield (*_unchanged(2), words.note(sentence(error), "error"))
+            yield (*unchanged(2), words.note(sentence(error), "error"))
             raise refusal(error) from error
 
     def show_words(self, picture: Picture | None, prompt: str, chosen: list[str]) -> Iterator[str]:
@@ -168,10 +167,10 @@ class Handlers:
         except Stopped:
             yield (
                 words.status("stopped", "Stopped.", "The ranking below, if any, is unfinished."),
-                *_unchanged(1 + 2 * MOST),
+                *unchanged(1 + 2 * MOST),
             )
         except AttributionError as error:
-            yield (words.status("error", "Not possible:", sentence(error)), *_unchanged(1 + 2 * MOST))
+            yield (words.status("error", "Not possible:", sentence(error)), *unchanged(1 + 2 * MOST))
             raise refusal(error) from error
 
     def _settings(self, top_k: float, exhaustive: bool, compared: Sequence[str]) -> list[AttributeSettings]:
@@ -203,7 +202,7 @@ class Handlers:
         yield (words.status("waiting", "Starting"), [], *tabs, *panels)
         for step in self.studio.alone(Job(attributing, (queries, settings)), stop):
             if isinstance(step, Waiting):
-                yield (words.waiting(step), *_unchanged(1 + 2 * MOST))
+                yield (words.waiting(step), *unchanged(1 + 2 * MOST))
                 continue
             place, method, state = step
             before = shown[place][method]
@@ -214,35 +213,38 @@ class Handlers:
                 run = Run(tuple(each for each in shown[place].values() if isinstance(each, Attribution)), sampled)
                 self.studio.runs.keep(run, self.studio.index, self.studio.model)
                 runs.append((regions[place].name, run))
+                yield (gr.skip(), list(runs), *unchanged(2 * MOST))  # what has ended can be opened
             if changed or time.monotonic() - last >= EVERY:
                 last = time.monotonic()
                 status = gr.skip()
                 if isinstance(state, Progress):
                     status = words.progress(state, regions[place].name, place + 1, len(regions))
-                updates = list(_unchanged(MOST))
+                updates = list(unchanged(MOST))
                 if changed:
                     panels[place] = updates[place] = panel_of(place)
-                yield (status, gr.skip(), *_unchanged(MOST), *updates)
-        yield (words.done(runs), runs, *_unchanged(MOST), *panels)
+                yield (status, gr.skip(), *unchanged(MOST), *updates)
+        yield (words.done(runs), runs, *unchanged(MOST), *panels)
 
     def _panel(self, name: str, query: Query, shown: answers.Answers, top_k: int, folded: bool) -> str:
         return answers.panel(name, query, shown, self.studio.index, top_k, folded)
 
-    def _panel_of(self, name: str, run: Run, folded: bool) -> str:
+    def panel_of(self, name: str, run: Run, folded: bool) -> str:
+        """A finished run's panel."""
         return self._panel(name, run.query, by_method(run), run.top_k, folded)
 
     def fold(self, runs: Runs, folded: bool) -> tuple[Any, ...]:
         """The panels anew, with nearly equal images shown as one or not."""
-        panels = [self._panel_of(name, run, folded) for name, run in runs]
-        return (*panels, *_unchanged(MOST - len(panels)))
+        panels = [self.panel_of(name, run, folded) for name, run in runs]
+        return (*panels, *unchanged(MOST - len(panels)))
 
     def open_image(self, event: gr.EventData, runs: Runs, place: int) -> tuple[Any, ...]:
         """A training image opened: its row, what is told of it, the buttons that search from it and close it."""
         row = event._data.get("row") if isinstance(event._data, dict) else None
-        if not isinstance(row, int) or not 0 <= row < len(self.studio.index) or not 0 <= place < len(runs):
-            return _unchanged(4)
+        if not isinstance(row, int) or not 0 <= row < len(self.studio.index):
+            return unchanged(4)
         timesteps = self.studio.index.bank(self.studio.model).t.tolist()
-        told = answers.opened(row, runs[place][1], self.studio.index, timesteps)
+        run = runs[place][1] if place < len(runs) else None
+        told = answers.opened(row, run, self.studio.index, timesteps)
         return row, told, gr.Button(visible=True), gr.Button(visible=True)
 
     def search_from(self, row: int | None) -> Updates:
@@ -252,7 +254,7 @@ class Handlers:
         index = self.studio.index
         picture = Picture(Image.open(index.thumbnail(row)).convert("RGB"))
         caption = index.captions[row]
-        yield (*self._new_picture(picture, caption), words.searched(index.ids[row]), caption)
+        yield (*self.new_picture(picture, caption), words.searched(index.ids[row]), caption)
 
     def forget(
         self, picture: Picture | None, table: list[list[Any]], chosen: list[str], request: gr.Request
@@ -262,13 +264,13 @@ class Handlers:
             picture = there_is(picture)
             asked = read_regions(table, chosen)[0]
             query = Query(picture.prompt or "", picture.image, picture.seed, asked.boxes, asked.word)
-            made: list[tuple[str, str, str]] = []
+            made: list[tuple[Regenerated, str, str]] = []
             with self.studio.run(str(request.session_hash)) as stop:
                 for step in self.studio.alone(Job(forgetting, (query, picture.settings)), stop):
                     if isinstance(step, Waiting):
                         yield words.waiting(step), gr.skip()
                     elif isinstance(step, Regenerated):
-                        made.append((step.prompt, data_uri(step.before), data_uri(step.after)))
+                        made.append((step, data_uri(step.before), data_uri(step.after)))
                         yield gr.skip(), words.forgotten(made)
                     else:
                         yield words.progress(step, asked.name, 1, 1), gr.skip()
@@ -278,64 +280,6 @@ class Handlers:
         except AttributionError as error:
             yield words.status("error", "Not possible:", sentence(error)), gr.skip()
             raise refusal(error) from error
-
-    # --- kept runs ---
-
-    def reopen(self, run_id: str, folded: bool) -> tuple[Any, ...]:
-        """A kept run, as the outputs of `_wire_kept`."""
-        run = read_zip(self.studio.run_file(run_id))
-        main, query = run.answers[0], run.query
-        if (main.index_id, main.model_sha256) != (self.studio.index.id, self.studio.model.sha256):
-            raise InputError(f"the run {run_id} is of index {main.index_id}; this page serves {self.studio.index.id}")
-        name = region_words(query)
-        picture = Picture(query.image, query.prompt if query.seed is not None else None, query.seed, run.sampled)
-        state, shown, frame, choices, labels = self._new_picture(picture, query.prompt)
-        rows = [["", *box] for box in query.boxes] or EMPTY
-        shown["boxes"] = drawn_boxes(rows, frame["factor"])
-        if query.word is not None:
-            choices = gr.CheckboxGroup([*telling(query.prompt)], value=[query.word], visible=True)
-        tabs, panels = tabs_of([name]), [self._panel_of(name, run, folded), *[""] * (MOST - 1)]
-        note = words.note(f"Run {run_id} opened.")
-        status = words.status("done", "Opened", f"run {run_id}: {name}", 1)
-        seed = gr.skip() if query.seed is None else query.seed
-        answer = (status, [(name, run)], *tabs, *panels, seed)
-        return (state, shown, frame, choices, labels, note, query.prompt, rows, *answer)
-
-    def reopen_linked(self, folded: bool, request: gr.Request) -> tuple[Any, ...]:
-        """The run that the page's address names."""
-        run_id = str(dict(request.query_params).get("run", ""))
-        return self.reopen_chosen(run_id, folded)
-
-    def reopen_example(self, event: gr.EventData, folded: bool) -> tuple[Any, ...]:
-        """The example whose button was clicked."""
-        run_id = event._data.get("run") if isinstance(event._data, dict) else None
-        return self.reopen_chosen(str(run_id or ""), folded)
-
-    def reopen_chosen(self, run_id: str | None, folded: bool) -> tuple[Any, ...]:
-        """A run that was chosen from the list; nothing changes where none is."""
-        if not run_id:
-            return _unchanged(11 + 2 * MOST)
-        try:
-            return self.reopen(run_id, folded)
-        except AttributionError as error:
-            raise refusal(error) from error
-
-    def remember(self, runs: Runs, mine: list[list[str]]) -> tuple[Any, ...]:
-        """Put finished runs into the browser's own list, the newest first."""
-        new = [[title_of(run), run.id] for _, run in reversed(runs)]
-        kept = [*new, *(each for each in mine or [] if each[1] not in {run_id for _, run_id in new})][:HISTORY]
-        return kept, self.list_runs(kept)
-
-    def list_runs(self, mine: list[list[str]] | None) -> gr.Dropdown:
-        """The visitor's own runs that are still kept."""
-        own = []
-        for title, run_id in mine or []:
-            try:
-                self.studio.run_file(run_id)
-            except InputError:
-                continue
-            own.append((title, run_id))
-        return gr.Dropdown(own, visible=bool(own))
 
     def stop(self, request: gr.Request) -> None:
         """Stop the visitor's run, if there is one."""
@@ -414,5 +358,6 @@ def refusal(error: AttributionError, shown: bool = True) -> gr.Error:
     return gr.Error(escape(told) if shown else told, duration=10, print_exception=False)
 
 
-def _unchanged(count: int) -> tuple[Any, ...]:
+def unchanged(count: int) -> tuple[Any, ...]:
+    """Outputs that stay as they are."""
     return tuple(gr.skip() for _ in range(count))

@@ -129,7 +129,7 @@ CSS = """
 .card img { display: block; width: 100%; aspect-ratio: 1; margin: 0; image-rendering: pixelated;
   border-radius: var(--radius-sm); border: 1px solid var(--border-color-primary); box-sizing: border-box; }
 .card.empty { border: 1px dashed var(--border-color-primary); border-radius: var(--radius-sm); aspect-ratio: 1; }
-.card.marked img { outline: 3px solid ACCENT; outline-offset: -3px; }
+.card:is(.marked, .chosen) img { outline: 3px solid ACCENT; outline-offset: -3px; }
 .large .card { height: 15.5rem; overflow: hidden; }
 .large .card.empty { height: auto; margin-bottom: 8.5rem; }
 .card span { display: block; font-size: .75rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
@@ -164,6 +164,7 @@ CSS = """
 #drawn button { flex: 0 0 auto !important; min-width: 7rem; }
 .opened { display: grid; grid-template-columns: 9rem minmax(0, 1fr) minmax(0, 20rem); gap: 1.25rem;
   font-size: .875rem; }
+.opened td { white-space: nowrap; }
 .opened:focus { outline: none !important; }
 .opened img { width: 100%; image-rendering: pixelated; border-radius: var(--radius-md); margin: 0; }
 .opened h3 { font-size: 1rem; margin: 0; }

@@ -6,6 +6,7 @@ from html import escape
 from attribution.answer import Progress
 from attribution.data import MAX_BYTES, MAX_SIDE
 from attribution.detect import Found
+from attribution.forget import STRENGTH, Regenerated
 from attribution.model import TokenCount
 from attribution.report import Run
 from attribution.ui.regions import MOST
@@ -28,8 +29,9 @@ COMPARED = "Shown beside unlearning; the quick ones take under a second."
 FOLDED = "Show nearly equal training images once."
 HISTORY = "Your finished runs, listed in this browser alone"
 FORGET = (
-    "The same prompt and seed, and two unrelated prompts, from the model after it has unlearned the picture (with ten"
-    " times the step that scores are measured with, which is too small to see)."
+    "The same prompt and seed, and two unrelated prompts, from the model after it has unlearned the picture, with"
+    f" {STRENGTH:g} times the step that scores are measured with, which is too small to see. The change is the mean"
+    " difference of intensities, as a share of their range."
 )
 NO_PICTURE = "No picture yet: generate one, or upload one."
 EXHAUSTIVE = "Score every training image on all noises, instead of dropping unlikely ones early; slower."
@@ -161,12 +163,13 @@ def searched(name: str) -> str:
     return note(f"The training image {name}, taken as the picture: its own rank tells whether a method finds itself.")
 
 
-def forgotten(made: Sequence[tuple[str, str, str]]) -> str:
-    """Pictures before and after unlearning, the first of the query's prompt: (prompt, before, after)."""
+def forgotten(made: Sequence[tuple[Regenerated, str, str]]) -> str:
+    """Pictures before and after unlearning, the first of the query's prompt, with their addresses."""
     rows = "".join(
         f"<figure><div><img src='{before}' alt='Before'><img src='{after}' alt='After'></div>"
-        f"<figcaption>{'' if place else 'This picture. '}{escape(prompt)}</figcaption></figure>"
-        for place, (prompt, before, after) in enumerate(made)
+        f"<figcaption><b>{'Control' if place else 'This picture'}: changed by {pair.change:.0%}</b>"
+        f" {escape(pair.prompt)}</figcaption></figure>"
+        for place, (pair, before, after) in enumerate(made)
     )
     return f"<div class='forgotten'>{rows}</div>"
 

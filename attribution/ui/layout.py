@@ -1,0 +1,229 @@
+"""The components of the page, and where they are. What they do is wired in `page.py`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from gradio_image_annotation import image_annotator
+
+from attribution.attribute import AttributeSettings
+from attribution.model import GenerateSettings
+from attribution.ui import answers, words
+from attribution.ui.regions import COLUMNS, EMPTY, MOST
+from attribution.ui.script import CARDS, EXAMPLES
+from attribution.ui.studio import Studio
+from attribution.ui.style import COLOURS
+
+EDGE = 8  # px, the least side of a drawn box on the screen
+QUICK = ("dino", "clip", "pixel")  # compared with at first
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The components that handlers read and write."""
+
+    prompt: gr.Textbox
+    tokens: gr.HTML
+    seed: gr.Number
+    dice: gr.Button
+    steps: gr.Slider
+    guidance: gr.Slider
+    generate: gr.Button
+    upload: gr.UploadButton
+    picture: gr.State
+    annotator: image_annotator
+    frame: gr.JSON
+    note: gr.HTML
+    labels: gr.Textbox
+    threshold: gr.Slider
+    find: gr.Button
+    found: gr.HTML
+    chosen: gr.CheckboxGroup
+    maps: gr.HTML
+    table: gr.Dataframe
+    clear: gr.Button
+    attribute: gr.Button
+    stop: gr.Button
+    top_k: gr.Number
+    exhaustive: gr.Checkbox
+    compared: gr.Dropdown
+    folded: gr.Checkbox
+    status: gr.HTML
+    runs: gr.State
+    tabs: list[gr.Tab]
+    panels: list[gr.HTML]
+    row: gr.State
+    opened: gr.HTML
+    search: gr.Button
+    close: gr.Button
+    forget: gr.Button
+    forgotten: gr.HTML
+    examples: gr.HTML
+    history: gr.Dropdown
+    mine: gr.BrowserState
+
+
+def lay_asking(studio: Studio) -> dict[str, Any]:
+    """Prompt, seed, sampling, Generate and Upload."""
+    defaults = GenerateSettings()
+    prompt = gr.Textbox(words.PROMPT, label="Prompt", lines=2, max_lines=5, elem_id="prompt")
+    tokens = gr.HTML(words.tokens(studio.model.count_tokens(words.PROMPT)), elem_id="tokens")
+    with gr.Row(equal_height=True, elem_id="seeding"):
+        seed = gr.Number(7, label="Seed", elem_id="seed", scale=3, min_width=80)
+        dice = gr.Button("Dice", elem_id="dice", scale=3, min_width=80)
+        generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=5, min_width=100)
+    with gr.Accordion("Steps and guidance", open=False, elem_id="sampling"):
+        steps = gr.Slider(1, 100, defaults.steps, step=1, label="Steps", elem_id="steps")
+        guidance = gr.Slider(1, 20, defaults.guidance, step=0.5, label="Guidance", elem_id="guidance")
+    with gr.Row(equal_height=True, elem_id="uploading"):
+        upload = gr.UploadButton(
+            "Upload instead", file_types=["image"], type="filepath", elem_id="upload", scale=0, min_width=140
+        )
+        gr.HTML(words.note(words.UPLOAD), elem_id="upload-note")
+    return {
+        "prompt": prompt,
+        "tokens": tokens,
+        "seed": seed,
+        "dice": dice,
+        "steps": steps,
+        "guidance": guidance,
+        "generate": generate,
+        "upload": upload,
+    }
+
+
+def lay_looking() -> dict[str, Any]:
+    """The picture to draw on, and what is said of it."""
+    annotator = image_annotator(
+        label="Picture",
+        disable_edit_boxes=True,
+        box_min_size=EDGE,
+        boxes_alpha=0.1,
+        label_list=[""],
+        label_colors=[COLOURS[0]],
+        sources=[],
+        show_clear_button=False,
+        show_download_button=False,
+        show_share_button=False,
+        show_remove_button=True,
+        elem_id="picture",
+    )
+    note = gr.HTML(words.note(words.NO_PICTURE), elem_id="picture-note")
+    return {"picture": gr.State(), "annotator": annotator, "frame": gr.JSON(visible=False), "note": note}
+
+
+def lay_marking(studio: Studio) -> dict[str, Any]:
+    """Objects to find, and words."""
+    gr.HTML(f"<h2>What matters?</h2>{words.note(words.REGIONS)}", elem_id="regions-note")
+    with gr.Row(equal_height=True, elem_id="finding"):
+        labels = gr.Textbox(label="Objects", placeholder="guitar . frog", max_lines=1, elem_id="labels", scale=5)
+        threshold = gr.Slider(
+            0, 1, studio.threshold, step=0.01, label="Threshold", elem_id="threshold", scale=4, min_width=160
+        )
+        find = gr.Button("Find", elem_id="find", scale=2, min_width=80)
+    found = gr.HTML(elem_id="found")
+    chosen = gr.CheckboxGroup([], label="Words of the prompt", visible=False, elem_id="words")
+    maps = gr.HTML(elem_id="maps")
+    return {
+        "labels": labels,
+        "threshold": threshold,
+        "find": find,
+        "found": found,
+        "chosen": chosen,
+        "maps": maps,
+    }
+
+
+def lay_boxes() -> dict[str, Any]:
+    """The boxes as numbers."""
+    table = gr.Dataframe(
+        EMPTY,
+        headers=COLUMNS,
+        datatype=["str", "number", "number", "number", "number"],
+        type="array",
+        interactive=True,
+        column_count=len(COLUMNS),
+        column_widths=["32%", *["17%"] * 4],
+        label="Boxes, in pixels of the picture",
+        elem_id="boxes",
+        buttons=[],
+    )
+    clear = gr.Button("Clear boxes", size="sm", elem_id="clear", min_width=90)
+    return {"table": table, "clear": clear}
+
+
+def lay_acting(studio: Studio) -> dict[str, Any]:
+    """What starts and stops a run, its progress, and its settings."""
+    defaults = AttributeSettings()
+    usable, missing = studio.methods()
+    with gr.Row(equal_height=True, elem_id="acts"):
+        attribute = gr.Button("Attribute", variant="primary", elem_id="attribute", scale=2, min_width=140)
+        stop = gr.Button("Stop", elem_id="stop", scale=1, min_width=80, interactive=False)
+        status = gr.HTML(words.IDLE, elem_id="run-status")
+    with gr.Row(elem_id="how"):
+        compared = gr.Dropdown(
+            [name for name in usable if name != defaults.method],
+            value=[name for name in QUICK if name in usable],
+            multiselect=True,
+            label="Compare with",
+            info=words.COMPARED,
+            elem_id="compared",
+        )
+        with gr.Accordion("Settings", open=False, elem_id="settings"):
+            with gr.Row():
+                top_k = gr.Number(defaults.top_k, label="K, training images shown", elem_id="top-k", min_width=120)
+                exhaustive = gr.Checkbox(
+                    defaults.exhaustive, label="Exhaustive", info=words.EXHAUSTIVE, elem_id="exhaustive", min_width=120
+                )
+                folded = gr.Checkbox(
+                    True, label="Fold near-duplicates", info=words.FOLDED, elem_id="folded", min_width=120
+                )
+            gr.HTML(words.missing(missing), elem_id="missing")
+    return {
+        "attribute": attribute,
+        "stop": stop,
+        "status": status,
+        "compared": compared,
+        "top_k": top_k,
+        "exhaustive": exhaustive,
+        "folded": folded,
+    }
+
+
+def lay_answering() -> dict[str, Any]:
+    """Rankings, the training image that is opened, and the check by generating again."""
+    tabs, panels = [], []
+    with gr.Tabs(elem_id="answers"):
+        for place in range(MOST):
+            with gr.Tab("", visible=False, id=place, elem_id=f"answer-{place}") as tab:
+                panels.append(gr.HTML(elem_classes=["panel"], js_on_load=CARDS))
+            tabs.append(tab)
+    with gr.Column(elem_id="drawer"):
+        opened = gr.HTML(elem_id="opened")
+        with gr.Row(elem_id="drawn"):
+            search = gr.Button("Search from this image", size="sm", visible=False, elem_id="search")
+            close = gr.Button("Close", size="sm", visible=False, elem_id="close")
+    with gr.Accordion("Generate again without it", open=False, elem_id="check"):
+        gr.HTML(words.note(words.FORGET))
+        forget = gr.Button("Generate again without it", elem_id="forget")
+        forgotten = gr.HTML(elem_id="forgotten")
+    return {
+        "runs": gr.State([]),
+        "tabs": tabs,
+        "panels": panels,
+        "row": gr.State(),
+        "opened": opened,
+        "search": search,
+        "close": close,
+        "forget": forget,
+        "forgotten": forgotten,
+    }
+
+
+def lay_finished(studio: Studio) -> dict[str, Any]:
+    """Examples, and the visitor's own runs."""
+    shown = "".join(answers.example(run, studio.index) for run in studio.shipped)
+    examples = gr.HTML(words.examples(shown), elem_id="examples", js_on_load=EXAMPLES, visible=bool(shown))
+    history = gr.Dropdown([], value=None, label=words.HISTORY, elem_id="history", visible=False)
+    mine = gr.BrowserState([], storage_key="attribution-runs", secret="attribution-runs")
+    return {"examples": examples, "history": history, "mine": mine}

@@ -1,0 +1,107 @@
+"""What runs in the browser: JavaScript that keeps picture and table in step, marks cards, and scrolls."""
+
+import json
+
+from attribution.ui.regions import EMPTY, MOST
+from attribution.ui.style import COLOURS
+
+# A click on a card opens its image; what is opened, hovered or focused is marked in every ranking.
+CARDS = """
+const cards = (row) => document.querySelectorAll(`.card[data-row="${row}"]`);
+const rowOf = (event) => event.target.closest?.(".card[data-row]")?.dataset.row;
+const mark = (event) => {
+  document.querySelectorAll(".card.marked").forEach((card) => card.classList.remove("marked"));
+  const row = rowOf(event);
+  if (row !== undefined) cards(row).forEach((card) => card.classList.add("marked"));
+};
+element.addEventListener("click", (event) => {
+  const row = rowOf(event);
+  if (row === undefined) return;
+  document.querySelectorAll(".card.chosen").forEach((card) => card.classList.remove("chosen"));
+  cards(row).forEach((card) => card.classList.add("chosen"));
+  trigger("select", {row: Number(row)});
+});
+element.addEventListener("mouseover", mark);
+element.addEventListener("focusin", mark);
+"""
+EXAMPLES = """
+element.addEventListener("click", (event) => {
+  const run = event.target.closest?.("[data-run]")?.dataset.run;
+  if (run) trigger("select", {run});
+});
+"""
+SMOOTH = "behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth'"
+# Waits until there is something to read: a page without answers is too short to scroll that far.
+TO_ANSWERS = f"""async () => {{
+  for (let i = 0; i < 100 && !document.querySelector(".asked, .status[data-state=error]"); i++)
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  document.querySelector("#acts").scrollIntoView({{block: "start", {SMOOTH}}});
+}}"""
+TO_OPENED = "() => document.querySelector('.opened')?.focus({preventScroll: true})"
+# Back to the card that was opened.
+CLOSED = """() => {
+  document.querySelector(".panel .card.chosen button")?.focus({preventScroll: true});
+  document.querySelectorAll(".card.chosen").forEach((card) => card.classList.remove("chosen"));
+}"""
+
+_VALID = f"""
+const colours = {json.dumps([[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in COLOURS])};
+const rows = (table?.data ?? []).filter((row) => row.some((value) => value !== null && value !== ""));
+const sidesOf = (row) => row.slice(1).map((side) => (side === "" || side === null ? NaN : Number(side)));
+const isBox = ([x0, y0, x1, y1]) =>
+  0 <= x0 && x0 < x1 && x1 <= frame.width && 0 <= y0 && y0 < y1 && y1 <= frame.height;
+"""
+
+# (annotator, frame, table) -> table. A row that says where a box is already stays as it was typed. Without boxes, the
+# annotator is made ready to draw one. There is always an empty row to type in, until there are MOST.
+TABLE_FOLLOWS = f"""(drawn, frame, table) => {{
+  if (!drawn || !frame) return table;
+  {_VALID}
+  const boxes = drawn.boxes ?? [];
+  if (!boxes.length) document.querySelector('#picture [aria-label="Create box"]')?.click();
+  const typed = rows.filter((row) => !isBox(sidesOf(row)));
+  const kept = rows.filter((row) => isBox(sidesOf(row)));
+  const data = boxes.map((box, number) => {{
+    const scale = frame.factor * (box.scaleFactor || 1);
+    const sides = [box.xmin, box.ymin, box.xmax, box.ymax].map((side) => side / scale);
+    const same = kept.find((row) => sidesOf(row).every((side, i) => Math.abs(side - sides[i]) < 0.5));
+    if (same) return same;
+    const [x0, y0, x1, y1] = sides.map(Math.round);
+    const label = box.label || kept[number]?.[0] || "";
+    return [label, Math.max(0, x0), Math.max(0, y0), Math.min(frame.width, x1), Math.min(frame.height, y1)];
+  }});
+  const told = [...data.filter((row) => isBox(sidesOf(row))), ...typed];
+  return {{...table, data: told.length < {MOST} ? [...told, ["", null, null, null, null]] : told}};
+}}"""
+
+# (annotator, frame, table) -> annotator, the same one where it shows these boxes already: of a new one it tells, and
+# the table that follows it would lose what is being typed meanwhile.
+_BOXES = f"""(drawn, frame, table, always) => {{
+  if (!drawn || !frame) return drawn;
+  {_VALID}
+  const boxes = rows.filter((row) => isBox(sidesOf(row))).map((row, number) => {{
+    const [xmin, ymin, xmax, ymax] = sidesOf(row).map((side) => side * frame.factor);
+    return {{xmin, ymin, xmax, ymax, label: row[0] || "", color: colours[number % colours.length]}};
+  }});
+  const shown = drawn.boxes ?? [];
+  const same = !always && boxes.length === shown.length && boxes.every((box, number) => {{
+    const {{scaleFactor: scale = 1, ...now}} = shown[number];
+    const near = (side) => Math.abs(now[side] / (scale || 1) - box[side]) < frame.factor / 2;
+    return ["xmin", "ymin", "xmax", "ymax"].every(near);
+  }});
+  return same ? drawn : {{...drawn, boxes}};
+}}"""
+
+BOXES_FOLLOW = f"(drawn, frame, table) => ({_BOXES})(drawn, frame, table, false)"
+RECOLOUR = f"(drawn, frame, table) => ({_BOXES})(drawn, frame, table, true)"  # by the order of the table
+
+# At the start: the annotator zooms with the wheel where a person wants to scroll the page; the wheel is kept from it
+# unless Control is held.
+START = """() => {
+  const scroll = (event) => !event.ctrlKey && event.target.closest?.("#picture") && event.stopPropagation();
+  document.addEventListener("wheel", scroll, {capture: true, passive: true});
+}"""
+
+# (annotator, frame, table) -> annotator, table
+CLEAR = f"""(drawn, frame, table) =>
+  [drawn && {{...drawn, boxes: []}}, {{...table, data: {json.dumps(EMPTY)}}}]"""
