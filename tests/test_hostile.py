@@ -1,8 +1,11 @@
 """Hostile input to the served page: each gets a sentence, the server goes on, and its memory stays bounded."""
 
+import socket
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -190,6 +193,11 @@ def test_no_file_is_served_but_thumbnails_and_runs(address: str, path: str) -> N
     ],
 )
 def test_paths_and_addresses_in_place_of_an_upload(address: str, server: psutil.Process, image: dict[str, Any]) -> None:
+    refused(address, image)
+
+
+def refused(address: str, image: dict[str, Any]) -> None:
+    """Send it as an upload: the answer is an error that tells nothing."""
     data = [image, PROMPT, 7, [], "", "pixel", 3, False]
     event = httpx.post(f"{address}/gradio_api/call/attribute", json={"data": data}, timeout=60)
     told = event.text
@@ -198,6 +206,40 @@ def test_paths_and_addresses_in_place_of_an_upload(address: str, server: psutil.
         assert "event: error" in told
     assert "root:" not in told
     assert "results" not in told
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", "[::1]", "127.1", "2130706433"])
+def test_a_local_address_is_not_asked(address: str, server: psutil.Process, host: str) -> None:
+    asked: list[str] = []
+
+    class Picture(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(saved(noise(), "PNG"))
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    inner = type("Inner", (ThreadingHTTPServer,), {"address_family": family})(
+        ("::1" if family == socket.AF_INET6 else "127.0.0.1", 0), Picture
+    )
+    with inner, ThreadPoolExecutor(1) as pool:
+        pool.submit(inner.serve_forever)
+        try:
+            url = f"http://{host}:{inner.server_address[1]}/x.png"
+            httpx.get(url)
+            assert asked  # by this test, so it can be asked
+            asked.clear()
+            for image in ({"path": url}, {"path": "x.png", "url": url}, {"path": url, "url": url}):
+                refused(address, {**image, "meta": {"_type": "gradio.FileData"}})
+            assert asked == []
+        finally:
+            inner.shutdown()
 
 
 def test_a_path_in_an_uploads_name_stays_in_its_folder(address: str, server: psutil.Process, tmp_path: Path) -> None:

@@ -116,7 +116,8 @@ CSS = """
 #answers { margin-top: .5rem; }
 .panel h2 { font-size: 1.0625rem; margin: 0; }
 .panel h3 { font-size: 1rem; margin: 0; }
-.asked { display: grid; grid-template-columns: 7rem minmax(0, 1fr); gap: 1rem; margin: .75rem 0 1rem; }
+.asked { display: grid; grid-template-columns: 7rem minmax(0, 1fr); gap: 1rem; align-items: start;
+  margin: .75rem 0 1rem; }
 .answer { display: grid; grid-template-columns: 3fr 2fr; gap: 1.5rem; align-items: start; }
 .kept { font-size: .8125rem; margin: .35rem 0 0; }
 .kept a { color: inherit; text-decoration: underline; margin-right: .4rem; }
@@ -153,6 +154,9 @@ CSS = """
 #answers button[role=tab]:nth-of-type(2) { border-top: 3px solid C1; }
 #answers button[role=tab]:nth-of-type(3) { border-top: 3px solid C2; }
 #answers button[role=tab]:nth-of-type(4) { border-top: 3px solid C3; }
+#answer-1 rect { stroke: C1; }
+#answer-2 rect { stroke: C2; }
+#answer-3 rect { stroke: C3; }
 .floor { font-size: .8125rem; min-height: 2.6em; margin: .15rem 0 0; }
 .floor.none { font-weight: 600; }
 /* An opened training image lies at the lower edge while the rankings scroll behind it. */
@@ -197,8 +201,11 @@ footer .divider:last-child { display: none; }
   .answer { grid-template-columns: minmax(0, 1fr); }
   .cards.large { grid-template-columns: repeat(3, minmax(0, 1fr)); }
   .asked { grid-template-columns: 5rem minmax(0, 1fr); }
-  .opened { grid-template-columns: 5rem minmax(0, 1fr); }
-  .opened > div:last-child { grid-column: 1 / -1; }
+  #drawer:has(.opened) { max-height: 55vh; }
+  .opened { grid-template-columns: 4rem minmax(0, 1fr); gap: .75rem; font-size: .8125rem; }
+  .opened h3 { font-size: .875rem; }
+  .opened td, .opened th { padding-right: .4rem !important; }
+  .opened > div + div { grid-column: 1 / -1; }
 }
 @media (prefers-reduced-motion: reduce) { * { transition: none !important; animation: none !important; } }
 """

@@ -1,0 +1,123 @@
+"""What can be done with an answer on the page: examples, the visitor's own runs, marked and opened images."""
+
+import json
+import zipfile
+
+import pytest
+from browser import await_state, corners, early_ranking, generate, index_folder, rows_of
+from playwright.sync_api import Locator, Page, expect
+
+
+def examples() -> dict[str, dict]:
+    """Runs that ship with the index, by id."""
+    runs = {}
+    for path in (index_folder().parent / "examples").glob("*.zip"):
+        with zipfile.ZipFile(path) as archive:
+            runs[path.stem] = json.loads(archive.read("run.json"))
+    return runs
+
+
+def open_example(page: Page, kind: str) -> dict:
+    """Click the example whose title begins so; returns its run."""
+    button = page.locator(".examples button").filter(has_text=kind)
+    run = examples()[button.get_attribute("data-run") or ""]
+    button.click()
+    expect(page.locator(".kept:visible")).to_have_attribute("data-run", run["id"])
+    return run
+
+
+def shared_card(page: Page) -> Locator:
+    """A card of the main ranking that another ranking has too."""
+    return page.locator(".large:visible .card:has(.badge)").first
+
+
+@pytest.mark.parametrize("kind", ["A box", "The word", "An upload"])
+def test_an_example_opens_at_once(page: Page, kind: str) -> None:
+    run = open_example(page, kind)
+    for answer in run["answers"]:
+        shown = rows_of(page, answer["method"])
+        assert shown
+        assert [row for row in answer["rows"][:10] if row in shown] == shown
+    assert corners(page) == run["query"]["boxes"]
+    expect(page.locator("#prompt textarea")).to_have_value(run["query"]["prompt"])
+    expect(page.locator(".floor")).to_contain_text("No clear source" if kind == "An upload" else "Clear source")
+    expect(page.locator("#maps img")).to_have_count(1 if kind == "The word" else 0)
+    expect(page.locator("#acts")).to_be_in_viewport()
+
+
+def test_a_visitors_own_runs_are_there_after_a_reload(page: Page) -> None:
+    expect(page.locator("#history")).to_be_hidden()
+    generate(page)
+    page.click("#settings button")
+    page.fill("#top-k input", "3")
+    page.click("#attribute")
+    await_state(page, "done")
+    run, shown = page.locator(".kept:visible").get_attribute("data-run"), rows_of(page)
+    expect(page.locator("#history")).to_be_visible()
+    page.reload()
+    page.click("#history input")
+    page.get_by_role("option").first.click()
+    expect(page.locator(".kept:visible")).to_have_attribute("data-run", str(run))
+    assert rows_of(page) == shown
+    expect(page.locator("#seed input")).to_have_value("7")
+
+
+def test_an_image_is_marked_in_every_ranking(page: Page) -> None:
+    open_example(page, "A box")
+    card = shared_card(page)
+    row = card.get_attribute("data-row")
+    alike = page.locator(f".card[data-row='{row}']:visible")
+    assert alike.count() > 1
+    badges = {each.inner_text() for each in alike.locator(".badge").all()}
+    assert len(badges) == 1
+    card.hover()
+    expect(page.locator(".card.marked")).to_have_count(alike.count())
+    expect(alike.locator("xpath=self::*[contains(@class, 'marked')]")).to_have_count(alike.count())
+    page.hover("#run-status")
+    card.locator("button").click()
+    expect(page.locator(".opened")).to_be_visible()
+    page.hover("#run-status")
+    expect(page.locator(".card.chosen")).to_have_count(alike.count())
+
+
+def test_an_opened_image_closes_and_gives_the_focus_back(page: Page) -> None:
+    open_example(page, "A box")
+    card = page.locator(".large:visible .card[data-row] button").nth(2)
+    card.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".opened")).to_be_focused()
+    expect(page.locator("#search")).to_be_in_viewport()
+    page.locator("#close").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".opened")).to_have_count(0)
+    expect(card).to_be_focused()
+    expect(page.locator(".card.chosen")).to_have_count(0)
+
+
+def test_while_a_run_is_under_way_images_open_and_stop_stays_in_sight(page: Page) -> None:
+    generate(page)
+    page.click("#attribute")
+    early_ranking(page)
+    page.locator(".large:visible .card[data-row] button").first.click()
+    expect(page.locator(".opened")).to_contain_text("when the run has ended")
+    page.locator("#credits").scroll_into_view_if_needed()
+    expect(page.locator("#stop")).to_be_in_viewport()
+    page.click("#stop")
+    await_state(page, "stopped")
+
+
+def test_the_answer_of_the_first_region_can_be_read_while_the_second_is_under_way(page: Page) -> None:
+    generate(page)
+    for word in ("apple", "motorcycle"):
+        page.get_by_label(word, exact=True).check()
+    page.click("#settings button")
+    page.fill("#top-k input", "5")
+    page.click("#attribute")
+    page.wait_for_function(
+        "document.querySelector('#run-status')?.innerText.includes('region 2 of 2')", timeout=180_000
+    )
+    page.locator(".large:visible .card[data-row] button").first.click()
+    expect(page.locator(".opened svg")).to_be_visible()
+    page.click("#stop")
+    await_state(page, "stopped")
+    expect(page.locator(".kept:visible")).to_contain_text("ZIP")
