@@ -30,16 +30,18 @@ def serve(
         runs: folder of finished runs; one among the temporary files by default.
         mcp: serve the API as MCP tools too, under /gradio_api/mcp; needs gradio[mcp].
     """
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+    from attribution.ui.zero import prepare
+
+    prepare()
     from attribution.attribute import open_index
     from attribution.report import RunFolder
-
-    model, opened = open_index(index)
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
     from attribution.ui.page import build_page
     from attribution.ui.routes import add_routes
     from attribution.ui.studio import Studio
     from attribution.ui.style import CSS, THEME
 
+    model, opened = open_index(index)
     studio = Studio(model, opened, RunFolder(runs or Path(tempfile.gettempdir()) / "attribution-runs"), detector)
     page = build_page(studio)
     app, _, _ = page.launch(

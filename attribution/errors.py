@@ -4,6 +4,7 @@ AttributionError
   InputError          a value from outside is wrong: exit status 2, a toast on the page
   IndexMismatch       an index that is missing, foreign, truncated or made with other settings
   WeightsUnavailable  a model whose weights cannot be had here
+  DeviceUnavailable   a lent GPU that is not lent now
   Stopped             the work was stopped on request
 """
 
@@ -30,6 +31,10 @@ class IndexMismatch(AttributionError):
 
 class WeightsUnavailable(AttributionError):
     """Weights that are neither on disk nor reachable."""
+
+
+class DeviceUnavailable(AttributionError):
+    """A GPU that is lent to each job cannot be had for this one."""
 
 
 class Stopped(AttributionError):

@@ -1,8 +1,10 @@
 """What the page shows of answers, and whose turn it is: without a browser."""
 
 import json
+import os
 import pickle
 import re
+import subprocess
 import sys
 from base64 import b64decode
 from contextvars import ContextVar
@@ -13,16 +15,17 @@ from types import SimpleNamespace
 
 import gradio as gr
 import pytest
+from browser import ROOT
 from conftest import random_picture
 from PIL import Image
 
 from attribution.attribute import AttributeSettings, Progress, Query, attribute
-from attribution.errors import IndexMismatch, InputError, Stopped
+from attribution.errors import DeviceUnavailable, IndexMismatch, InputError, Stopped
 from attribution.model import GenerateSettings
 from attribution.report import Run, RunFolder
 from attribution.ui.answers import example, opened, panel
 from attribution.ui.handlers import Handlers
-from attribution.ui.jobs import Job, attributing, detecting, generating
+from attribution.ui.jobs import Job, attributing, detecting, generating, mapping
 from attribution.ui.kept import KeptRuns
 from attribution.ui.regions import MOST, Region
 from attribution.ui.studio import LINE, Picture, Studio, Waiting
@@ -340,16 +343,29 @@ def job_of(*values):
 # A ZeroGPU Space
 
 
-def test_jobs_can_be_sent_to_the_process_that_has_the_gpu(studio, monkeypatch):
-    """`spaces.GPU` sends arguments and steps through pipes, and asks for as many seconds as the job's last took."""
-    asked = []
+@pytest.fixture
+def lent(studio, monkeypatch):
+    """A studio whose jobs are sent as `spaces` 0.51 sends them, and what was asked of it and closed.
+
+    Arguments and steps go through pipes; of an error only its kind comes back; closing the stream stops the work.
+    """
+    asked, closed = [], []
 
     def gpu(duration):
         def decorate(task):
             def sent(*given):
                 asked.append(duration(*given))
-                for step in task(*pickle.loads(pickle.dumps(given))):
-                    yield pickle.loads(pickle.dumps(step))
+                steps = task(*pickle.loads(pickle.dumps(given)))
+                try:
+                    for step in steps:
+                        yield pickle.loads(pickle.dumps(step))
+                except GeneratorExit:
+                    closed.append(True)
+                    raise
+                except gr.Error:
+                    raise
+                except Exception as error:
+                    raise gr.Error(type(error).__name__, title="ZeroGPU worker error") from None
 
             return sent
 
@@ -357,20 +373,56 @@ def test_jobs_can_be_sent_to_the_process_that_has_the_gpu(studio, monkeypatch):
 
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=gpu))
-    lent = Studio(studio.model, studio.index, studio.runs)
-    query = Query("a red bird", random_picture(99), 3)
-    settings = AttributeSettings(method="pixel", top_k=2)
-    *_, (place, method, answer) = lent.alone(Job(attributing, ([query], [settings])), Event())
+    return Studio(studio.model, studio.index, studio.runs), asked, closed
+
+
+QUERY = Query("a red bird", random_picture(99), 3)
+QUICK = Job(attributing, ([QUERY], [AttributeSettings(method="pixel", top_k=2)]))
+
+
+def test_jobs_can_be_sent_to_the_process_that_has_the_gpu(lent):
+    """`spaces.GPU` is asked for as many seconds as the job's last took, and half of that more."""
+    studio, asked, _ = lent
+    *_, (place, method, answer) = studio.alone(QUICK, Event())
     assert (place, method, len(answer.results)) == (0, "pixel", 2)
-    *_, picture = lent.alone(Job(generating, ("a red bird", 3, GenerateSettings(steps=2))), Event())
+    *_, picture = studio.alone(Job(generating, ("a red bird", 3, GenerateSettings(steps=2))), Event())
     assert picture.size == (32, 32)
-    list(lent.alone(Job(detecting, (query.image, ["bird"], "a red bird", 0.3, None)), Event()))
+    list(studio.alone(Job(detecting, (QUERY.image, ["bird"], "a red bird", 0.3, None)), Event()))
     assert asked == [60.0] * 3
-    list(lent.alone(Job(attributing, ([query], [settings])), Event()))
+    list(studio.alone(QUICK, Event()))
     assert 5 < asked[-1] < 60
+
+
+def test_a_stop_ends_the_work_of_the_process_that_has_the_gpu(lent):
+    studio, _, closed = lent
     stop = Event()
-    steps = lent.alone(Job(attributing, ([query], [settings])), stop)
+    steps = studio.alone(QUICK, stop)
     stop.set()
     with pytest.raises(Stopped):
         list(steps)
-    assert lent.waiting == 0
+    assert closed == [True]
+    assert studio.waiting == 0
+
+
+def test_errors_of_the_process_that_has_the_gpu_arrive_whole(lent):
+    studio, _, _ = lent
+    with pytest.raises(InputError, match="the word 'cat' is not in the prompt"):
+        list(studio.alone(Job(mapping, (QUERY.image, "a red bird", ["cat"])), Event()))
+    with pytest.raises(DeviceUnavailable, match="cannot be had: ValueError"):
+        list(studio.alone(Job(broken, ()), Event()))
+    assert studio.waiting == 0
+
+
+def broken(_model, _index, _stop):
+    yield 1
+    raise ValueError("of a library")
+
+
+def test_spaces_is_imported_before_torch(tmp_path):
+    """It stands in for CUDA, which a model looks for when it is loaded."""
+    code = "import sys; sys.exit('torch: ' + str('torch' in sys.modules))"
+    (tmp_path / "spaces.py").write_text(code)
+    environment = {**os.environ, "SPACES_ZERO_GPU": "true", "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "app.py"]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.stderr.splitlines()[-1] == "torch: False"

@@ -11,7 +11,7 @@ ROOMS = (
     *("evaluate.locality", "evaluate.tuning", "evaluate.bench"),
     *("scenes.networks", "scenes.pictures", "scenes.judge", "scenes.train"),
     *("scenes.views", "scenes.nearest", "scenes.encoders", "scenes.customise", "scenes.detector", "scenes.examples"),
-    *("ui.style", "ui.jobs", "ui.studio", "ui.regions", "ui.script", "ui.words", "ui.answers", "ui.layout"),
+    *("ui.style", "ui.zero", "ui.jobs", "ui.studio", "ui.regions", "ui.script", "ui.words", "ui.answers", "ui.layout"),
     *("ui.handlers", "ui.kept", "ui.api", "ui.routes", "ui.page", "cli", "__main__", "app"),
 )
 PATHS = [*(ROOT / "attribution").rglob("*.py"), ROOT / "app.py"]

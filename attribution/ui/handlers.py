@@ -31,9 +31,10 @@ from attribution.query import check_query
 from attribution.report import Run
 from attribution.report_html import to_png
 from attribution.ui import answers, words
-from attribution.ui.jobs import Job, attributing, detecting, forgetting, generating, mapping, on_zero_gpu
+from attribution.ui.jobs import Job, attributing, detecting, forgetting, generating, mapping
 from attribution.ui.regions import MOST, Region, drawn_boxes, found_rows, read_regions, shown_copy
 from attribution.ui.studio import Picture, Studio, Waiting
+from attribution.ui.zero import on_zero_gpu
 
 LARGEST_K = 100
 DICE = 2**31 - 1  # the largest seed that the dice throw

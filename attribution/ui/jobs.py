@@ -1,9 +1,8 @@
 """Work for the device, as functions of (model, index, stop, ...) whose arguments can be sent to another process.
 
-On a ZeroGPU Space (`spaces`) each job runs in a process that has the GPU; elsewhere in this one.
+On a ZeroGPU Space (`zero.py`) each job runs in a process that has the GPU; elsewhere in this one.
 """
 
-import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,9 +21,6 @@ from attribution.forget import Regenerated, regenerate
 from attribution.index import Index
 from attribution.model import GenerateSettings, Model
 from attribution.score import Floats
-
-ZERO = "SPACES_ZERO_GPU"  # set on a ZeroGPU Space
-FIRST, LONGEST = 60.0, 120.0  # seconds of the GPU that are asked for before a job's pace is known, and at most
 
 Steps = Generator[Any, None, None]
 
@@ -105,30 +101,3 @@ def forgetting(
     """Pictures before and after the query is unlearned."""
     with closing(regenerate(model, index, query, generate=settings, stop=stop)) as steps:
         yield from steps
-
-
-def on_zero_gpu() -> bool:
-    """Whether this is a ZeroGPU Space."""
-    return bool(os.environ.get(ZERO))
-
-
-def on_gpu(steps: Callable[[Job, Event], Steps], seconds: Callable[[Job], float]) -> Callable[[Job, Event], Steps]:
-    """`steps`, with the GPU of a ZeroGPU Space for an estimate of seconds; unchanged anywhere else.
-
-    A stop event cannot be sent: there, a stop ends the stream, which ends the process's work at its next step.
-    """
-    if not on_zero_gpu():
-        return steps
-    import spaces
-
-    @spaces.GPU(duration=seconds)  # type: ignore[untyped-decorator]
-    def sent(job: Job) -> Steps:
-        yield from steps(job, Event())
-
-    def watched(job: Job, stop: Event) -> Steps:
-        for step in sent(job):
-            if stop.is_set():
-                raise Stopped("stopped; the model is as it was")
-            yield step
-
-    return watched

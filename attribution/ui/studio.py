@@ -20,7 +20,8 @@ from attribution.index import Index
 from attribution.model import GenerateSettings, Model
 from attribution.query import region_words
 from attribution.report import Run, RunFolder, is_run_id, read_zip
-from attribution.ui.jobs import FIRST, LONGEST, Job, Steps, on_gpu
+from attribution.ui.jobs import Job, Steps
+from attribution.ui.zero import FIRST, LONGEST, on_gpu
 
 WAIT = 0.25  # seconds between looks at the line
 LINE = 20  # runs that may wait or work at once
