@@ -204,7 +204,7 @@ def test_a_kept_run_is_opened_again(studio, answers):
     studio.runs.keep(drawn, studio.index, studio.model)
     assert KeptRuns(Handlers(studio)).reopen(drawn.id, folded=False)[-1] == 31
     with pytest.raises(gr.Error, match="is not kept here"):
-        KeptRuns(Handlers(studio)).reopen_chosen("0" * 12, folded=False)
+        KeptRuns(Handlers(studio)).reopen_chosen("0" * 12, False, REQUEST)
 
 
 def test_a_visitors_own_runs_are_remembered_newest_first(studio, answers):

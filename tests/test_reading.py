@@ -121,3 +121,14 @@ def test_the_answer_of_the_first_region_can_be_read_while_the_second_is_under_wa
     page.click("#stop")
     await_state(page, "stopped")
     expect(page.locator(".kept:visible")).to_contain_text("ZIP")
+
+
+def test_an_example_takes_the_place_of_a_run_that_works(page: Page) -> None:
+    generate(page)
+    page.click("#attribute")
+    early_ranking(page)
+    run = open_example(page, "A box")
+    await_state(page, "stopped")
+    shown = rows_of(page)
+    assert [row for row in run["answers"][0]["rows"][:10] if row in shown] == shown
+    expect(page.locator("#attribute")).to_be_enabled()

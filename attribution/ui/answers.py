@@ -30,11 +30,11 @@ def panel(name: str, query: Query, answers: Answers, index: Index, top_k: int, f
         top_k: places that a ranking has, so that nothing moves while it fills.
         folded: show nearly equal training images as one.
     """
-    finished = {name: answer for name, answer in answers.items() if isinstance(answer, Attribution)}
+    finished = {method: answer for method, answer in answers.items() if isinstance(answer, Attribution)}
     badges = _badges(finished)
     main, *others = answers
     larger = _ranking(main, answers[main], index, top_k, folded, badges, "large")
-    smaller = "".join(_ranking(name, answers[name], index, top_k, folded, badges, "small") for name in others)
+    smaller = "".join(_ranking(each, answers[each], index, top_k, folded, badges, "small") for each in others)
     kept = _links(Run(tuple(finished.values()))) if len(finished) == len(answers) else "<p class='kept'>&nbsp;</p>"
     return (
         f"<div class='asked'>{picture_of(query)}<div><h2>Training images behind: {escape(name)}</h2>"

@@ -248,10 +248,11 @@ class Handlers:
         told = answers.opened(row, run, self.studio.index, timesteps)
         return row, told, gr.Button(visible=True), gr.Button(visible=True)
 
-    def search_from(self, row: int | None) -> Updates:
+    def search_from(self, row: int | None, request: gr.Request) -> Updates:
         """Take an opened training image as the picture, with its caption as the prompt."""
         if row is None:
             return
+        self.stop(request)
         index = self.studio.index
         picture = Picture(Image.open(index.thumbnail(row)).convert("RGB"))
         caption = index.captions[row]

@@ -46,19 +46,21 @@ class KeptRuns:
     def reopen_linked(self, folded: bool, request: gr.Request) -> tuple[Any, ...]:
         """The run that the page's address names."""
         run_id = str(dict(request.query_params).get("run", ""))
-        return self.reopen_chosen(run_id, folded)
+        return self.reopen_chosen(run_id, folded, request)
 
-    def reopen_example(self, event: gr.EventData, folded: bool) -> tuple[Any, ...]:
+    def reopen_example(self, event: gr.EventData, folded: bool, request: gr.Request) -> tuple[Any, ...]:
         """The example whose button was clicked."""
         run_id = event._data.get("run") if isinstance(event._data, dict) else None
-        return self.reopen_chosen(str(run_id or ""), folded)
+        return self.reopen_chosen(str(run_id or ""), folded, request)
 
-    def reopen_chosen(self, run_id: str | None, folded: bool) -> tuple[Any, ...]:
-        """A run that was chosen from the list; nothing changes where none is."""
+    def reopen_chosen(self, run_id: str | None, folded: bool, request: gr.Request) -> tuple[Any, ...]:
+        """A run that was chosen from the list, in place of the visitor's that works; nothing changes where none is."""
         if not run_id:
             return unchanged(11 + 2 * MOST)
         try:
-            return self.reopen(run_id, folded)
+            answer = self.reopen(run_id, folded)
+            self.handlers.stop(request)
+            return answer
         except AttributionError as error:
             raise refusal(error) from error
 

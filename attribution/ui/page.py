@@ -149,8 +149,8 @@ def _wire_kept(handlers: Handlers, kept: KeptRuns, on: Parts) -> None:
 
 
 def _reopening(kept: KeptRuns) -> Callable[..., tuple[Any, ...]]:
-    def reopening(folded: bool, event: gr.EventData) -> tuple[Any, ...]:  # Gradio reads the event's annotation
-        return kept.reopen_example(event, folded)
+    def reopening(folded: bool, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:  # Gradio reads these
+        return kept.reopen_example(event, folded, request)
 
     return reopening
 
