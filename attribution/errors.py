@@ -4,6 +4,7 @@ AttributionError
   InputError          a value from outside is wrong: exit status 2, a toast on the page
   IndexMismatch       an index that is missing, foreign, truncated or made with other settings
   WeightsUnavailable  a model whose weights cannot be had here
+  WorkFailed          work that a library's error ended, such as a device out of memory
   DeviceUnavailable   a lent GPU that is not lent now
   Stopped             the work was stopped on request
 """
@@ -31,6 +32,10 @@ class IndexMismatch(AttributionError):
 
 class WeightsUnavailable(AttributionError):
     """Weights that are neither on disk nor reachable."""
+
+
+class WorkFailed(AttributionError):
+    """Work for the device that a library's error ended; nothing was changed."""
 
 
 class DeviceUnavailable(AttributionError):

@@ -21,6 +21,8 @@ figure { margin: 0; } figcaption { font-size: .8rem; }
 .query svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 ol { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1rem; padding: 0; }
 li { list-style: none; } ol img { width: 100%; image-rendering: pixelated; }
+ol.plots { grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1.5rem; }
+.plots figure { display: grid; grid-template-columns: 8rem 1fr; gap: .75rem; align-items: start; }
 table { border-collapse: collapse; } th, td { text-align: left; padding: .15rem .8rem .15rem 0; font-size: .9rem; }
 """
 
@@ -155,7 +157,9 @@ def _ranking(
 ) -> str:
     method, took = answer.settings.method, sum(answer.seconds.values())
     items = "".join(_item(result, method, timesteps, thumbnails[result.row], found) for result in answer.results)
-    return f"<h2>{escape(method)}</h2><p>{answer.evaluations:,} evaluations in {took:.1f} s</p><ol>{items}</ol>"
+    kind = " class='plots'" if any(result.losses for result in answer.results) else ""
+    told = f"<p>{answer.evaluations:,} evaluations in {took:.1f} s</p>"
+    return f"<h2>{escape(method)}</h2>{told}<ol{kind}>{items}</ol>"
 
 
 def _item(
@@ -165,8 +169,9 @@ def _item(
     also = f"<br>also: {escape(', '.join(others))}" if others else ""
     mirrored = ", mirrored" if result.flip else ""
     plot = loss_plot(result.losses, timesteps) if result.losses else ""
+    interval = f" ({result.low:+.5f} to {result.high:+.5f})" if result.low < result.high else ""
     return (
         f"<li><figure>{_image(thumbnail, result.caption)}<figcaption><b>{result.rank}</b> {result.score:+.5f}"
-        f" ({result.low:+.5f} to {result.high:+.5f}){mirrored}<br>{escape(result.id)}<br>{escape(result.caption)}{also}"
-        f"</figcaption>{plot}</figure></li>"
+        f"{interval}{mirrored}<br>{escape(result.id)}<br>{escape(result.caption)}{also}"
+        f"</figcaption></figure>{plot}</li>"
     )

@@ -20,7 +20,7 @@ from conftest import random_picture
 from PIL import Image
 
 from attribution.attribute import AttributeSettings, Progress, Query, attribute
-from attribution.errors import DeviceUnavailable, IndexMismatch, InputError, Stopped
+from attribution.errors import DeviceUnavailable, IndexMismatch, InputError, Stopped, WorkFailed
 from attribution.model import GenerateSettings
 from attribution.report import Run, RunFolder
 from attribution.ui.answers import example, opened, panel
@@ -291,6 +291,19 @@ def test_a_long_line_refuses(studio):
     assert studio.waiting == 0
 
 
+def test_a_librarys_error_is_told_in_a_sentence_and_the_next_in_line_goes_on(studio, caplog):
+    with pytest.raises(WorkFailed, match=r"could not be done here \(out of memory\)"):
+        list(studio.alone(Job(broken, ()), Event()))
+    assert "broken failed" in caplog.text
+    assert "RuntimeError: out of memory" in caplog.text
+    assert list(studio.alone(job_of("next"), Event())) == ["next"]
+
+
+def broken(_model, _index, _stop):
+    yield 1
+    raise RuntimeError("out of memory\nand pages of hints")
+
+
 def test_every_step_is_taken_in_one_thread_in_the_context_of_who_asks(studio):
     """Gradio takes a generator's steps in any of its threads; torch keeps its modes by thread."""
     asking = ContextVar("asking", default="nobody")
@@ -408,14 +421,9 @@ def test_errors_of_the_process_that_has_the_gpu_arrive_whole(lent):
     studio, _, _ = lent
     with pytest.raises(InputError, match="the word 'cat' is not in the prompt"):
         list(studio.alone(Job(mapping, (QUERY.image, "a red bird", ["cat"])), Event()))
-    with pytest.raises(DeviceUnavailable, match="cannot be had: ValueError"):
+    with pytest.raises(DeviceUnavailable, match="gave no answer: RuntimeError"):
         list(studio.alone(Job(broken, ()), Event()))
     assert studio.waiting == 0
-
-
-def broken(_model, _index, _stop):
-    yield 1
-    raise ValueError("of a library")
 
 
 def test_spaces_is_imported_before_torch(tmp_path):

@@ -1,5 +1,6 @@
 """What all visitors share: one model on one device, and whose turn it is. Pictures stay with their visitors."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from PIL import Image
 
 from attribution.attribute import METHODS, AttributeSettings, check_settings
 from attribution.detect import detector_threshold
-from attribution.errors import AttributionError, InputError, Stopped
+from attribution.errors import AttributionError, InputError, Stopped, WorkFailed, reason
 from attribution.index import Index
 from attribution.model import GenerateSettings, Model
 from attribution.query import region_words
@@ -23,6 +24,7 @@ from attribution.report import Run, RunFolder, is_run_id, read_zip
 from attribution.ui.jobs import Job, Steps
 from attribution.ui.zero import FIRST, LONGEST, on_gpu
 
+LOG = logging.getLogger(__name__)
 WAIT = 0.25  # seconds between looks at the line
 LINE = 20  # runs that may wait or work at once
 END = object()  # after a job's last step
@@ -169,6 +171,11 @@ class Studio:
         try:
             while (step := self._on_device(next, steps, END)) is not END:
                 yield step
+        except AttributionError:
+            raise
+        except Exception as error:
+            LOG.exception("%s failed", job.run.__name__)
+            raise WorkFailed(f"it could not be done here ({reason(error)}); the model is as it was") from error
         finally:
             self._on_device(steps.close)
 

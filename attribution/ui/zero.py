@@ -56,6 +56,6 @@ def on_gpu(steps: Run, seconds: Callable[[Any], float]) -> Run:
                         raise step
                     yield step
         except gr.Error as error:
-            raise DeviceUnavailable(f"the GPU cannot be had: {error.message}") from error
+            raise DeviceUnavailable(f"the lent GPU gave no answer: {error.message}") from error
 
     return watched
