@@ -37,14 +37,14 @@ def serve(
     from attribution.attribute import open_index
     from attribution.report import RunFolder
     from attribution.ui.page import build_page
-    from attribution.ui.routes import add_routes
+    from attribution.ui.routes import routes
     from attribution.ui.studio import Studio
     from attribution.ui.style import CSS, THEME
 
     model, opened = open_index(index)
     studio = Studio(model, opened, RunFolder(runs or Path(tempfile.gettempdir()) / "attribution-runs"), detector)
     page = build_page(studio)
-    app, _, _ = page.launch(
+    page.launch(
         server_name=host,
         server_port=port,
         share=share,
@@ -55,11 +55,9 @@ def serve(
         footer_links=["api"],
         theme=THEME,
         css=CSS,
-        prevent_thread_lock=True,
         mcp_server=mcp,
+        app_kwargs={"routes": routes(studio)},
     )
-    add_routes(app, studio)
-    page.block_thread()
 
 
 def main() -> int:

@@ -34,7 +34,7 @@ from attribution.report import RunFolder
 from attribution.scenes.compose import OBJECTS
 from attribution.ui.jobs import Job
 from attribution.ui.page import build_page
-from attribution.ui.routes import add_routes
+from attribution.ui.routes import routes
 from attribution.ui.studio import Studio
 
 ANSWER = 20 * 60_000  # ms that a visitor waits
@@ -143,8 +143,8 @@ def main(visitors: int = 8, minutes: float = 5.0) -> None:
     model, index = open_index()
     before = weights_sha256(model)
     studio = WatchedStudio(model, index, RunFolder(Path(tempfile.mkdtemp())))
-    app, local, _ = build_page(studio).launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
-    add_routes(app, studio)
+    ours = {"routes": routes(studio)}
+    _, local, _ = build_page(studio).launch(prevent_thread_lock=True, quiet=True, ssr_mode=False, app_kwargs=ours)
     told, rss, port = Told(), [], free_port()
     with sync_playwright() as playwright, launch(playwright, f"--remote-debugging-port={port}"):
         began = time.monotonic()

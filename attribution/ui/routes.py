@@ -3,8 +3,9 @@
 import zipfile
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, HTTPException
+from fastapi import APIRouter, HTTPException
 from fastapi.responses import FileResponse, Response
+from starlette.routing import BaseRoute
 
 from attribution.errors import InputError
 from attribution.report import HTML, RUN, TABLE
@@ -14,8 +15,8 @@ PARTS = {"json": (RUN, "application/json"), "csv": (TABLE, "text/csv; charset=ut
 LONG = {"Cache-Control": "public, max-age=86400"}
 
 
-def add_routes(app: FastAPI, studio: Studio) -> None:
-    """Put them before Gradio's own, which take any path."""
+def routes(studio: Studio) -> list[BaseRoute]:
+    """For `launch(app_kwargs={"routes": ...})`: they come before Gradio's own, which take any path."""
     router = APIRouter()
 
     @router.get("/healthz")
@@ -47,4 +48,4 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
         with zipfile.ZipFile(path) as archive:
             return Response(archive.read(entry), media_type=media_type, headers=disposition)
 
-    app.router.routes[:0] = router.routes
+    return router.routes
