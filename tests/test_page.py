@@ -137,6 +137,19 @@ def test_stop_in_the_middle_and_again(page: Page) -> None:
     assert rows_of(page) == settled  # so the weights were restored
 
 
+def test_generating_is_stopped_and_the_picture_before_is_kept(page: Page) -> None:
+    generate(page)
+    page.click("#sampling button")
+    page.fill("#steps input[type=number]", "100")
+    page.press("#steps input[type=number]", "Tab")
+    page.fill("#seed input", "8")
+    page.click("#generate")
+    page.click("#stop")
+    expect(page.locator("#picture-note")).to_contain_text("Stopped; the picture before is kept")
+    expect(page.locator("#generate")).to_be_enabled()
+    expect(page.locator("#stop")).to_be_disabled()
+
+
 def test_generating_again_without_it(page: Page) -> None:
     generate(page)
     page.click("#check button")

@@ -52,8 +52,8 @@ def _wire_picture(handlers: Handlers, on: Parts) -> None:
     shown = [on.picture, on.annotator, on.frame, on.chosen, on.labels, on.note]
     on.prompt.change(handlers.tokens, on.prompt, on.tokens, queue=False, **QUIET)
     on.dice.click(throw_dice, None, on.seed, queue=False, **QUIET)
-    generated = gr.on(
-        [on.generate.click, on.prompt.submit, on.seed.submit],
+    asked = [on.generate.click, on.prompt.submit, on.seed.submit]
+    generated = gr.on(asked, lambda: _busy(True), **_controls(on)).then(
         handlers.generate,
         [on.prompt, on.seed, on.steps, on.guidance],
         shown,
@@ -61,6 +61,7 @@ def _wire_picture(handlers: Handlers, on: Parts) -> None:
         show_progress_on=on.annotator,
         api_visibility="private",
     )
+    _free_after(generated, on)
     uploaded = on.upload.upload(handlers.upload, [on.upload, on.prompt], shown, **QUIET)
     searched = on.search.click(handlers.search_from, on.row, [*shown, on.prompt], **QUIET)
     for new_picture in (generated, uploaded, searched):
@@ -104,8 +105,7 @@ def _wire_regions(handlers: Handlers, on: Parts) -> None:
 
 
 def _wire_answers(handlers: Handlers, kept: KeptRuns, on: Parts) -> None:
-    controls = [on.generate, on.attribute, on.find, on.forget, on.stop]
-    busy: dict[str, Any] = {"outputs": controls, "queue": False, **QUIET}
+    busy = _controls(on)
     coloured = on.attribute.click(None, [on.annotator, on.frame, on.table], on.annotator, js=script.RECOLOUR)
     answered = coloured.then(lambda: _busy(True), **busy).then(
         handlers.attribute,
@@ -119,8 +119,7 @@ def _wire_answers(handlers: Handlers, kept: KeptRuns, on: Parts) -> None:
     )
     answered.success(kept.remember, [on.runs, on.mine], [on.mine, on.history], queue=False, **QUIET)
     for run in (answered, forgot):
-        for ended in (run.success, run.failure):  # Gradio 6.31 runs `then` after a success only
-            ended(lambda: _busy(False), **busy)
+        _free_after(run, on)
     on.stop.click(handlers.stop, queue=False, **QUIET)
     on.folded.input(handlers.fold, [on.runs, on.folded], on.panels, **QUIET)
     coloured.then(None, None, None, js=script.TO_ANSWERS)
@@ -160,6 +159,16 @@ def _opening(handlers: Handlers, place: int) -> Callable[..., tuple[Any, ...]]:
         return handlers.open_image(event, runs, place)
 
     return opening
+
+
+def _controls(on: Parts) -> dict[str, Any]:
+    controls = [on.generate, on.attribute, on.find, on.forget, on.stop]
+    return {"outputs": controls, "queue": False, **QUIET}
+
+
+def _free_after(run: Any, on: Parts) -> None:
+    for ended in (run.success, run.failure):  # Gradio 6.31 runs `then` after a success only
+        ended(lambda: _busy(False), **_controls(on))
 
 
 def _busy(running: bool) -> list[Any]:
