@@ -139,6 +139,7 @@ def test_stop_in_the_middle_and_again(page: Page) -> None:
 
 def test_generating_is_stopped_and_the_picture_before_is_kept(page: Page) -> None:
     generate(page)
+    type_box(page, 8, 8, 40, 40)
     page.click("#sampling button")
     page.fill("#steps input[type=number]", "100")
     page.press("#steps input[type=number]", "Tab")
@@ -148,6 +149,7 @@ def test_generating_is_stopped_and_the_picture_before_is_kept(page: Page) -> Non
     expect(page.locator("#picture-note")).to_contain_text("Stopped; the picture before is kept")
     expect(page.locator("#generate")).to_be_enabled()
     expect(page.locator("#stop")).to_be_disabled()
+    assert corners(page) == [[8, 8, 40, 40]]
 
 
 def test_generating_again_without_it(page: Page) -> None:

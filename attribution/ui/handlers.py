@@ -32,7 +32,7 @@ from attribution.report import Run
 from attribution.report_html import to_png
 from attribution.ui import answers, words
 from attribution.ui.jobs import Job, attributing, detecting, forgetting, generating, mapping
-from attribution.ui.regions import MOST, Region, drawn_boxes, found_rows, read_regions, shown_copy
+from attribution.ui.regions import EMPTY, MOST, Region, drawn_boxes, found_rows, read_regions, shown_copy
 from attribution.ui.studio import Picture, Studio, Waiting
 from attribution.ui.zero import on_zero_gpu
 
@@ -62,7 +62,7 @@ class Handlers:
         request: gr.Request,
         progress: gr.Progress = STEPS,
     ) -> Updates:
-        """Yields what `new_picture` gives, once it is generated."""
+        """Generate: yields what `new_picture` gives, once there is one."""
         try:
             check_prompt(prompt)
             number = check_seed(whole(seed, "seed"))
@@ -72,14 +72,14 @@ class Handlers:
                 job = Job(generating, (prompt, number, settings, report))
                 for made in self.studio.alone(job, stop):
                     if isinstance(made, Waiting):
-                        yield (*unchanged(5), words.note(f"Waiting: {made.ahead} ahead of this one."))
+                        yield only_note(words.note(f"Waiting: {made.ahead} ahead of this one."))
                         continue
                     picture = Picture(made, prompt.strip(), number, settings)
-                    yield (*self.new_picture(picture), words.generated(picture))
+                    yield self.new_picture(picture, words.generated(picture))
         except Stopped as stopped:
-            yield (*unchanged(5), words.note(sentence(stopped)))
+            yield only_note(words.note(sentence(stopped)))
         except AttributionError as error:
-            yield (*unchanged(5), words.note(sentence(error), "error"))
+            yield only_note(words.note(sentence(error), "error"))
             raise refusal(error) from error
 
     def upload(self, path: str, prompt: str, request: gr.Request) -> Updates:
@@ -88,12 +88,16 @@ class Handlers:
             picture = Picture(open_upload(Path(path)))
             self.stop(request)
             told = words.uploaded(picture, Path(path).name, self.studio.index.center_crop)
-            yield (*self.new_picture(picture, prompt), told)
+            yield self.new_picture(picture, told, prompt)
         except AttributionError as error:
-            yield (*unchanged(5), words.note(sentence(error), "error"))
+            yield only_note(words.note(sentence(error), "error"))
             raise refusal(error) from error
 
-    def new_picture(self, picture: Picture, prompt: str = "") -> tuple[Any, ...]:
+    def new_picture(self, picture: Picture, note: str, prompt: str = "") -> tuple[Any, ...]:
+        """What `shown` gives, a note, and nothing marked or answered yet."""
+        return (*self.shown(picture, prompt), note, *cleared())
+
+    def shown(self, picture: Picture, prompt: str = "") -> tuple[Any, ...]:
         """Picture, annotator, frame, the prompt's words and the labels to look for."""
         copy, frame = shown_copy(picture.image)
         read = picture.prompt or prompt
@@ -119,6 +123,8 @@ class Handlers:
                     copy, frame = shown_copy(picture.image)
                     shown = {"image": copy, "boxes": drawn_boxes(rows, frame["factor"])}
                     yield rows, shown, words.found(found, wanted)
+        except Stopped:
+            yield (*unchanged(2), words.note("Stopped; the boxes are as they were."))
         except AttributionError as error:
             yield (*unchanged(2), words.note(sentence(error), "error"))
             raise refusal(error) from error
@@ -256,7 +262,7 @@ class Handlers:
         index = self.studio.index
         picture = Picture(Image.open(index.thumbnail(row)).convert("RGB"))
         caption = index.captions[row]
-        yield (*self.new_picture(picture, caption), words.searched(index.ids[row]), caption)
+        yield (*self.new_picture(picture, words.searched(index.ids[row]), caption), caption)
 
     def forget(
         self, picture: Picture | None, table: list[list[Any]], chosen: list[str], request: gr.Request
@@ -358,6 +364,21 @@ def refusal(error: AttributionError, shown: bool = True) -> gr.Error:
     """An error for a toast, which takes HTML, or for a program, which takes text."""
     told = sentence(error)
     return gr.Error(escape(told) if shown else told, duration=10, print_exception=False)
+
+
+def closed() -> list[Any]:
+    """No training image is open: the outputs of `Parts.drawer`."""
+    return ["", gr.Button(visible=False), gr.Button(visible=False)]
+
+
+def cleared() -> list[Any]:
+    """Nothing is marked or answered of a new picture yet: the outputs of `Parts.answered`."""
+    return [EMPTY, "", "", words.IDLE, [], "", *closed(), *[gr.Tab(visible=False)] * MOST, *[""] * MOST]
+
+
+def only_note(note: str) -> tuple[Any, ...]:
+    """A note, and the picture before with all that belongs to it."""
+    return (*unchanged(5), note, *unchanged(len(cleared())))
 
 
 def unchanged(count: int) -> tuple[Any, ...]:

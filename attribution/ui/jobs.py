@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from attribution.answer import check_stop
 from attribution.attention import word_map
 from attribution.attribute import METHODS, AttributeSettings, Attribution, Progress, Query, attribute
 from attribution.data import to_pixels, to_square
@@ -56,7 +57,7 @@ def generating(
 def detecting(
     model: Model,
     index: Index,
-    _stop: Event,
+    stop: Event,
     image: Image.Image,
     labels: list[str],
     prompt: str,
@@ -64,7 +65,9 @@ def detecting(
     detector: str | None,
 ) -> Generator[Found, None, None]:
     """The objects that were found."""
-    yield find(model, index, image, labels, prompt, threshold, detector)
+    found = find(model, index, image, labels, prompt, threshold, detector)
+    check_stop(stop)
+    yield found
 
 
 def mapping(

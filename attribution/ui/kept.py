@@ -31,7 +31,7 @@ class KeptRuns:
             raise InputError(f"the run {run_id} is of index {main.index_id}; this page serves {self.studio.index.id}")
         name = region_words(query)
         picture = Picture(query.image, query.prompt if query.seed is not None else None, query.seed, run.sampled)
-        state, shown, frame, choices, labels = self.handlers.new_picture(picture, query.prompt)
+        state, shown, frame, choices, labels = self.handlers.shown(picture, query.prompt)
         rows = [["", *box] for box in query.boxes] or EMPTY
         shown["boxes"] = drawn_boxes(rows, frame["factor"])
         if query.word is not None:

@@ -62,6 +62,17 @@ class Parts:
     history: gr.Dropdown
     mine: gr.BrowserState
 
+    @property
+    def drawer(self) -> list[Any]:
+        """The training image that is opened, as `handlers.closed` clears it."""
+        return [self.opened, self.search, self.close]
+
+    @property
+    def answered(self) -> list[Any]:
+        """What belongs to one picture alone, as `handlers.cleared` clears it."""
+        asked = [self.table, self.found, self.maps, self.status, self.runs, self.forgotten]
+        return [*asked, *self.drawer, *self.tabs, *self.panels]
+
 
 def lay_asking(studio: Studio) -> dict[str, Any]:
     """Prompt, seed, sampling, Generate and Upload."""

@@ -7,10 +7,9 @@ import gradio as gr
 
 from attribution.ui import layout, script, words
 from attribution.ui.api import add_api
-from attribution.ui.handlers import Handlers, throw_dice
+from attribution.ui.handlers import Handlers, closed, throw_dice
 from attribution.ui.kept import KeptRuns
 from attribution.ui.layout import Parts
-from attribution.ui.regions import EMPTY, MOST
 from attribution.ui.studio import LINE, Studio
 
 KEEP = (600, 7200)  # seconds: look every ten minutes, delete temporary files that are two hours old
@@ -49,7 +48,7 @@ def build_page(studio: Studio) -> gr.Blocks:
 
 
 def _wire_picture(handlers: Handlers, on: Parts) -> None:
-    shown = [on.picture, on.annotator, on.frame, on.chosen, on.labels, on.note]
+    shown = [on.picture, on.annotator, on.frame, on.chosen, on.labels, on.note, *on.answered]
     on.prompt.change(handlers.tokens, on.prompt, on.tokens, queue=False, **QUIET)
     on.dice.click(throw_dice, None, on.seed, queue=False, **QUIET)
     asked = [on.generate.click, on.prompt.submit, on.seed.submit]
@@ -62,28 +61,8 @@ def _wire_picture(handlers: Handlers, on: Parts) -> None:
         api_visibility="private",
     )
     _free_after(generated, on)
-    uploaded = on.upload.upload(handlers.upload, [on.upload, on.prompt], shown, **QUIET)
-    searched = on.search.click(handlers.search_from, on.row, [*shown, on.prompt], **QUIET)
-    for new_picture in (generated, uploaded, searched):
-        new_picture.success(_cleared, None, _answer_parts(on), queue=False, **QUIET)
-
-
-def _answer_parts(on: Parts) -> list[Any]:
-    asked = [on.table, on.found, on.maps, on.status, on.runs, on.forgotten]
-    return [*asked, *_drawer(on), *on.tabs, *on.panels]
-
-
-def _drawer(on: Parts) -> list[Any]:
-    return [on.opened, on.search, on.close]
-
-
-def _closed() -> list[Any]:
-    return ["", gr.Button(visible=False), gr.Button(visible=False)]
-
-
-def _cleared() -> list[Any]:
-    """What was answered belongs to the picture before."""
-    return [EMPTY, "", "", words.IDLE, [], "", *_closed(), *[gr.Tab(visible=False)] * MOST, *[""] * MOST]
+    on.upload.upload(handlers.upload, [on.upload, on.prompt], shown, **QUIET)
+    on.search.click(handlers.search_from, on.row, [*shown, on.prompt], **QUIET)
 
 
 def _wire_regions(handlers: Handlers, on: Parts) -> None:
@@ -91,8 +70,7 @@ def _wire_regions(handlers: Handlers, on: Parts) -> None:
     on.annotator.change(None, both, on.table, js=script.TABLE_FOLLOWS)  # in the browser alone
     on.table.input(None, both, on.annotator, js=script.BOXES_FOLLOW)
     on.clear.click(None, both, [on.annotator, on.table], js=script.CLEAR)
-    gr.on(
-        [on.find.click, on.labels.submit],
+    sought = gr.on([on.find.click, on.labels.submit], lambda: _busy(True), **_controls(on)).then(
         handlers.detect,
         [on.picture, on.prompt, on.labels, on.threshold],
         [on.table, on.annotator, on.found],
@@ -100,6 +78,7 @@ def _wire_regions(handlers: Handlers, on: Parts) -> None:
         show_progress_on=on.found,
         api_visibility="private",
     )
+    _free_after(sought, on)
     asked = [on.picture, on.prompt, on.chosen]
     on.chosen.input(handlers.show_words, asked, on.maps, trigger_mode="always_last", **QUIET)
 
@@ -124,9 +103,9 @@ def _wire_answers(handlers: Handlers, kept: KeptRuns, on: Parts) -> None:
     on.folded.input(handlers.fold, [on.runs, on.folded], on.panels, **QUIET)
     coloured.then(None, None, None, js=script.TO_ANSWERS)
     for place, panel in enumerate(on.panels):
-        opened = panel.select(_opening(handlers, place), on.runs, [on.row, *_drawer(on)], **QUIET)
+        opened = panel.select(_opening(handlers, place), on.runs, [on.row, *on.drawer], **QUIET)
         opened.success(None, None, None, js=script.TO_OPENED)
-    on.close.click(_closed, None, _drawer(on), js=script.CLOSED, queue=False, **QUIET)
+    on.close.click(closed, None, on.drawer, js=script.CLOSED, queue=False, **QUIET)
 
 
 def _wire_kept(handlers: Handlers, kept: KeptRuns, on: Parts) -> None:
@@ -141,7 +120,7 @@ def _wire_kept(handlers: Handlers, kept: KeptRuns, on: Parts) -> None:
     chosen = on.history.input(kept.reopen_chosen, [on.history, on.folded], opened, **QUIET)
     example = on.examples.select(_reopening(kept), on.folded, opened, **QUIET)
     for reopened in (loaded, chosen, example):
-        reopened.success(_closed, None, _drawer(on), queue=False, **QUIET)
+        reopened.success(closed, None, on.drawer, queue=False, **QUIET)
         reopened.success(handlers.show_words, [on.picture, on.prompt, on.chosen], on.maps, **QUIET)
     for picked in (chosen, example):
         picked.success(None, None, None, js=script.TO_ANSWERS)
