@@ -114,9 +114,9 @@ EDITING = "document.activeElement?.matches('#boxes :is(input, textarea)')"  # a 
 expect.set_options(timeout=60_000)
 
 
-def visit(chromium: Browser, address: str, width: int = 1280) -> Iterator[Page]:
+def visit(chromium: Browser, address: str, width: int = 1280, touch: bool = False) -> Iterator[Page]:
     """A visitor of their own; afterwards, nothing may have been asked of another machine."""
-    context = chromium.new_context(viewport={"width": width, "height": 900})
+    context = chromium.new_context(viewport={"width": width, "height": 900}, has_touch=touch, is_mobile=touch)
     page = context.new_page()
     page.set_default_timeout(120_000)
     hosts: set[str | None] = set()
@@ -138,17 +138,36 @@ def generate(page: Page, prompt: str = PROMPT, seed: int = 7) -> None:
 
 def draw(page: Page, x0: float, y0: float, x1: float, y1: float) -> None:
     """Drag over the picture; corners are shares of its side."""
+    (left, top), *between, (right, bottom) = _drag(page, x0, y0, x1, y1)
+    page.mouse.move(left, top)
+    page.mouse.down()
+    for x, y in between:
+        page.mouse.move(x, y)
+    page.mouse.move(right, bottom)
+    page.mouse.up()
+
+
+def draw_by_finger(page: Page, x0: float, y0: float, x1: float, y1: float) -> None:
+    """The same on a touch screen."""
+    send = page.context.new_cdp_session(page).send
+    kind = "touchStart"
+    for x, y in _drag(page, x0, y0, x1, y1):
+        send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
+        kind = "touchMove"
+        page.wait_for_timeout(30)
+    send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+
+def _drag(page: Page, x0: float, y0: float, x1: float, y1: float) -> list[tuple[float, float]]:
+    """Points on the screen, from one corner to the other."""
     canvas = page.locator("#picture canvas")
     canvas.scroll_into_view_if_needed()
     around = canvas.bounding_box()
     assert around is not None
     side = min(around["width"], around["height"])
     left = around["x"] + (around["width"] - side) / 2
-    page.mouse.move(left + side * x0, around["y"] + side * y0)
-    page.mouse.down()
-    page.mouse.move(left + side * (x0 + x1) / 2, around["y"] + side * (y0 + y1) / 2, steps=5)
-    page.mouse.move(left + side * x1, around["y"] + side * y1, steps=5)
-    page.mouse.up()
+    shares = [step / 10 for step in range(11)]
+    return [(left + side * (x0 + t * (x1 - x0)), around["y"] + side * (y0 + t * (y1 - y0))) for t in shares]
 
 
 def type_box(page: Page, *numbers: float | str, row: int = 0) -> None:

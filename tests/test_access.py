@@ -2,7 +2,7 @@
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browser import EDITING, await_state, early_ranking, generate, rows_of, visit
+from browser import EDITING, await_state, corners, draw_by_finger, early_ranking, generate, rows_of, visit
 from playwright.sync_api import Browser, Page, expect
 
 SEVERE = ("serious", "critical")
@@ -13,6 +13,7 @@ MOST_TABS = 150
 
 def violations(page: Page) -> list[tuple[str, str]]:
     """Serious and critical violations that are not Gradio's: (rule, target)."""
+    page.wait_for_timeout(500)  # a button that fades in has the contrast of neither state
     found = Axe().run(page).response["violations"]
     return [
         (rule["id"], target)
@@ -54,6 +55,7 @@ def test_axe_finds_nothing_severe(chromium: Browser, address: str, theme: str) -
         page.fill("#top-k input", "0")
         page.click("#attribute")
         await_state(page, "error")
+        expect(page.locator("#attribute")).to_be_enabled()
         assert violations(page) == []
 
 
@@ -92,6 +94,14 @@ def test_a_phone_needs_no_sideways_scroll(chromium: Browser, address: str) -> No
         page.locator(".large .card[data-row] button").first.click()
         expect(page.locator(".opened")).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_finger_draws_a_box(chromium: Browser, address: str) -> None:
+    for page in visit(chromium, address, width=390, touch=True):
+        generate(page)
+        draw_by_finger(page, 0.2, 0.5, 0.7, 0.9)
+        page.wait_for_function("document.querySelectorAll('#boxes .virtual-row').length === 2")
+        assert corners(page)[0] == pytest.approx([13, 32, 45, 58], abs=4)
 
 
 def test_the_page_is_light(chromium: Browser, address: str) -> None:

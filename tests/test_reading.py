@@ -4,7 +4,7 @@ import json
 import zipfile
 
 import pytest
-from browser import await_state, corners, early_ranking, generate, index_folder, rows_of
+from browser import await_state, corners, draw, early_ranking, generate, index_folder, rows_of
 from playwright.sync_api import Locator, Page, expect
 
 
@@ -43,6 +43,13 @@ def test_an_example_opens_at_once(page: Page, kind: str) -> None:
     expect(page.locator(".floor")).to_contain_text("No clear source" if kind == "An upload" else "Clear source")
     expect(page.locator("#maps img")).to_have_count(1 if kind == "The word" else 0)
     expect(page.locator("#acts")).to_be_in_viewport()
+
+
+def test_an_example_is_drawn_on(page: Page) -> None:
+    run = open_example(page, "A box")
+    draw(page, 0.25, 0.05, 0.65, 0.45)
+    page.wait_for_function("document.querySelectorAll('#boxes .virtual-row').length === 3")
+    assert run["query"]["boxes"][0] in corners(page)
 
 
 def test_a_visitors_own_runs_are_there_after_a_reload(page: Page) -> None:

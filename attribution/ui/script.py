@@ -52,13 +52,16 @@ const isBox = ([x0, y0, x1, y1]) =>
   0 <= x0 && x0 < x1 && x1 <= frame.width && 0 <= y0 && y0 < y1 && y1 <= frame.height;
 """
 
-# (annotator, frame, table) -> table. A row that says where a box is already stays as it was typed. Without boxes, the
-# annotator is made ready to draw one. There is always an empty row to type in, until there are MOST.
+# (annotator, frame, table) -> table. A row that says where a box is already stays as it was typed. With a new picture,
+# or without boxes, the annotator is made ready to draw one. There is always an empty row to type in, up to MOST rows.
 TABLE_FOLLOWS = f"""(drawn, frame, table) => {{
   if (!drawn || !frame) return table;
   {_VALID}
   const boxes = drawn.boxes ?? [];
-  if (!boxes.length) document.querySelector('#picture [aria-label="Create box"]')?.click();
+  const picture = drawn.image?.url ?? drawn.image?.path;
+  if (!boxes.length || picture !== window.shownPicture)
+    document.querySelector('#picture [aria-label="Create box"]')?.click();
+  window.shownPicture = picture;
   const typed = rows.filter((row) => !isBox(sidesOf(row)));
   const kept = rows.filter((row) => isBox(sidesOf(row)));
   const data = boxes.map((box, number) => {{

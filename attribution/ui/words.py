@@ -22,8 +22,8 @@ UPLOAD = (
     " that this model did not make has no influence to find."
 )
 REGIONS = (
-    f"Draw boxes on the picture or type their corners in pixels, let objects be found, or pick words: up to {MOST}"
-    " regions, each answered by itself. None means the whole picture."
+    "Draw boxes on the picture (the hand moves them) or type their corners in pixels, let objects be found, or pick"
+    f" words: up to {MOST} regions, each answered by itself. None means the whole picture."
 )
 COMPARED = "Shown beside unlearning; the quick ones take under a second."
 FOLDED = "Show nearly equal training images once."
