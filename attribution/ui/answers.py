@@ -143,7 +143,8 @@ def _card(result: Result, alike: int, badge: str | None, size: str) -> str:
     told = f"rank {result.rank}, score {result.score:+.4f}{also}: {result.caption}"
     marks = f"<span class='badge' title='several methods agree on it'>{badge}</span>" if badge else ""
     marks += f"<span class='alike' title='nearly equal images, folded into this one'>+{alike}</span>" if alike else ""
-    text = f"<span class='rank'>{result.rank}</span><span class='score'>{result.score:.4g}</span>"
+    short = f"{result.score:.4g}" if abs(result.score) >= 0.01 else f"{result.score:.1e}"
+    text = f"<span class='rank'>{result.rank}</span><span class='score'>{short}</span>"
     if size == "large":
         known = math.isfinite(result.low) and result.low < result.high
         interval = (

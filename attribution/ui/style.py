@@ -52,7 +52,7 @@ CSS = """
 #intro em { color: inherit; }
 #intro p { max-width: 80ch; margin: 0 0 .75rem; color: var(--body-text-color-subdued); }
 .note { margin: 0; font-size: .8125rem; line-height: 1.4; color: var(--body-text-color-subdued); }
-.note.warning, .note.error, .status[data-state=error] p, .floor.none { color: var(--error-text-color); }
+.note.warning, .note.error, .status[data-state=error] p, .floor.none strong { color: var(--error-text-color); }
 .missing { list-style: none; padding: 0; overflow-wrap: anywhere; }
 .missing .off { opacity: .6; font-weight: 600; margin-right: .25rem; }
 #picture-note { min-height: 2.3rem; }
@@ -158,7 +158,6 @@ CSS = """
 #answer-2 rect { stroke: C2; }
 #answer-3 rect { stroke: C3; }
 .floor { font-size: .8125rem; min-height: 2.6em; margin: .15rem 0 0; }
-.floor.none { font-weight: 600; }
 /* An opened training image lies at the lower edge while the rankings scroll behind it. */
 #drawer { gap: .5rem; }
 #drawer:has(.opened) { position: sticky; bottom: 0; z-index: 10; max-height: 62vh; overflow-y: auto; padding: .75rem 0;
