@@ -1,4 +1,4 @@
-"""What happens when something on the page is used. Layout and wiring are in `page.py`."""
+"""What happens when something on the page is used. Components are in `layout.py`, wiring in `page.py`."""
 
 import math
 import random

@@ -120,7 +120,8 @@ def _wire_kept(handlers: Handlers, kept: KeptRuns, on: Parts) -> None:
     chosen = on.history.input(kept.reopen_chosen, [on.history, on.folded], opened, **QUIET)
     example = on.examples.select(_reopening(kept), on.folded, opened, **QUIET)
     for reopened in (loaded, chosen, example):
-        reopened.success(closed, None, on.drawer, queue=False, **QUIET)
+        before = [on.found, on.forgotten, *on.drawer]  # of the picture before
+        reopened.success(lambda: ["", "", *closed()], None, before, queue=False, **QUIET)
         reopened.success(handlers.show_words, [on.picture, on.prompt, on.chosen], on.maps, **QUIET)
     for picked in (chosen, example):
         picked.success(None, None, None, js=script.TO_ANSWERS)
