@@ -16,12 +16,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from attribution.batches import batches, in_batches
 from attribution.data import (
     SCENES,
     DataSettings,
     EncodedSet,
     TrainingSet,
-    batches,
     open_training_set,
     to_pixels,
     to_square,
@@ -202,11 +202,15 @@ def _thumbnails(builder: Builder) -> Iterator[BuildProgress]:
 def _latents(builder: Builder) -> Iterator[BuildProgress]:
     model, data, count = builder.model, builder.settings.data, len(builder.training)
     array = builder.array("latents", (count, 2, *model.latent_shape), np.float16)
-    for rows in batches(count, builder.settings.batch, builder.manifest["progress"].get("latents", 0)):
+
+    def encode(rows: range) -> Tensor:
         images = [builder.training.image(row) for row in rows]
         pixels = to_pixels([to_square(image, model.resolution, data.center_crop)[0] for image in images])
-        both = torch.stack([model.encode_images(pixels), model.encode_images(pixels.flip(-1))], 1)
-        array[rows.start : rows.stop] = both.cpu().numpy()
+        return torch.stack([model.encode_images(pixels), model.encode_images(pixels.flip(-1))], 1).cpu()
+
+    start = builder.manifest["progress"].get("latents", 0)
+    for rows, both in in_batches(count, builder.settings.batch, encode, start):
+        array[rows.start : rows.stop] = both.numpy()
         array.flush()  # type: ignore[attr-defined]
         builder.advance("latents", rows.stop)
         yield BuildProgress("latents", rows.stop, count)
@@ -244,10 +248,11 @@ def summed(
 ) -> Generator[BuildProgress, None, dict[str, Tensor]]:
     """Sum over all samples; sums are kept on disk now and then, and where it is interrupted, to go on from there."""
     bank, path = builder.bank(NoiseSettings(settings.timesteps, 1, settings.seed)), unfinished(builder, step)
-    sums, done = _resume_sums(path)
+    sums, done = _resume_sums(path, builder.model.device)
     try:
-        for number, samples in enumerate(batches(settings.samples, batch, done), start=1):
-            sums, done = add(sums, samples, bank), samples.stop
+        adding = in_batches(settings.samples, batch, lambda samples: add(sums, samples, bank), done)
+        for number, (samples, added) in enumerate(adding, start=1):
+            sums, done = added, samples.stop
             if number % 16 == 0:
                 _save_sums(path, sums, done)
             yield BuildProgress(step, done, settings.samples)
@@ -290,14 +295,14 @@ def _save_sums(path: Path, sums: dict[str, Tensor], done: int) -> None:
     os.replace(f"{path}.new", path)
 
 
-def _resume_sums(path: Path) -> tuple[dict[str, Tensor], int]:
-    """Unfinished sums, and how many samples they hold."""
+def _resume_sums(path: Path, device: torch.device) -> tuple[dict[str, Tensor], int]:
+    """Unfinished sums, on a device, and how many samples they hold."""
     if not path.is_file():
         return {}, 0
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, int(file.metadata()["done"])
+            return {name: file.get_tensor(name).to(device) for name in names}, int(file.metadata()["done"])
     except SafetensorError:  # damaged: the step begins anew
         return {}, 0
 

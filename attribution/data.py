@@ -3,7 +3,7 @@
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -243,9 +243,3 @@ def decode_upload(file: IO[bytes], name: str) -> Image.Image:
                 return upright(image)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{name} is not an image that can be read; {ACCEPTED}") from error
-
-
-def batches(count: int, size: int, start: int = 0) -> Iterator[range]:
-    """Consecutive ranges of at most `size` rows."""
-    for first in range(start, count, size):
-        yield range(first, min(first + size, count))

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attribution.build import Builder, BuildProgress, fisher_sample, portable, sample_traces, summed, unfinished
-from attribution.data import batches
+from attribution.batches import in_batches
 from attribution.errors import IndexMismatch, InputError
 from attribution.features import FEATURES, open_feature
 from attribution.fisher import FisherSettings, add_moments, add_squares, compress, eigenvectors, rotate
@@ -243,8 +244,11 @@ def _filled(
     target, offset = (array, 0) if part is None else (array[part], part * shape[1])
     total, count = (shape[0], shape[0]) if part is None else (shape[0] * shape[1], shape[1])
     start = min(max(builder.manifest["progress"].get(name, 0) - offset, 0), count)
-    for rows in batches(count, builder.settings.batch, start):
-        block = compute(rows).cpu().numpy().astype(np.float16)
+
+    def block_of(rows: range) -> NDArray[np.float16]:
+        return compute(rows).cpu().numpy().astype(np.float16)
+
+    for rows, block in in_batches(count, builder.settings.batch, block_of, start):
         if bad := [row for row, values in zip(rows, block, strict=True) if not np.isfinite(values).all()]:
             raise InputError(
                 f"{name} of training image {builder.training.ids[bad[0]]} is not finite; mend or leave it out"

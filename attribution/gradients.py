@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attribution.data import batches
+from attribution.batches import batches, in_batches
 from attribution.errors import InputError
 from attribution.fisher import OutputFunction, per_image_gradients, precondition
 from attribution.loss import paired_loss, prediction_norm
@@ -153,11 +153,15 @@ def mean_gradients(
     """
     columns = len(bank)
     means = _precise(torch.zeros(len(latents), project.dimension, dtype=model.dtype, device=model.device))
-    for pairs in batches(len(latents) * columns, batch):
+
+    def projected(pairs: range) -> tuple[Tensor, Tensor]:
         image, column = torch.tensor(pairs) // columns, torch.tensor(pairs) % columns
         noises = bank.select(column.tolist())
         gradients = per_image_gradients(model, subset, latents[image], text[image], noises, output, mask)
-        means.index_add_(0, image.to(means.device), project(gradients) / columns)
+        return image.to(means.device), project(gradients) / columns
+
+    for _, (image, part) in in_batches(len(latents) * columns, batch, projected):
+        means.index_add_(0, image, part)
     return means
 
 

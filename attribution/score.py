@@ -1,5 +1,6 @@
 """Scores: how much the loss of each training image rose when the query was unlearned (Eq. 6)."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from attribution.batches import in_batches
 from attribution.data import EncodedSet
 from attribution.loss import denoising_loss
 from attribution.model import Model
@@ -36,17 +38,22 @@ def training_losses(
         (which of `rows`, losses of shape (chunk, views, columns)).
     """
     bank = bank.select(list(columns))
-    at_once = max(1, batch // len(views))
-    for start in range(0, len(rows), at_once):
-        here = slice(start, min(start + at_once, len(rows)))
-        chunk = [rows[i % len(rows)] for i in range(start, start + at_once)]
+
+    def measure(which: range) -> Floats:
+        chunk = [rows[i % len(rows)] for i in which]
         text = model.encode_text([training.captions[row] for row in chunk])
         text = text.repeat_interleave(len(views), 0)
         latents = training.view(chunk, views).flatten(0, 1)
         with torch.inference_mode():
             losses = [denoising_loss(model, latents, text, bank.select([c])) for c in range(len(bank))]
-        table = torch.cat(losses, 1).reshape(len(chunk), len(views), len(bank)).cpu().numpy()
-        yield here, table[: here.stop - here.start]
+        table: Floats = torch.cat(losses, 1).reshape(len(chunk), len(views), len(bank)).cpu().numpy()
+        return table
+
+    at_once = max(1, batch // len(views))
+    for which, table in in_batches(math.ceil(len(rows) / at_once) * at_once, at_once, measure):
+        here = slice(which.start, min(which.stop, len(rows)))
+        if here.start < here.stop:  # not of repetitions alone, as the last of smaller batches may be
+            yield here, table[: here.stop - here.start]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from attribution.batches import in_batches
 from attribution.fisher import Information, precondition, tuned
 from attribution.loss import denoising_loss
 from attribution.model import Model, WeightSubset
@@ -62,15 +63,19 @@ def query_gradient(
         text: (1, L, D) of its prompt.
         bank: S columns.
         mask: (h, w), the region; None is the whole picture.
-        batch: columns in one pass.
+        batch: columns in one pass, at most.
     """
-    total: dict[str, Tensor] = {}
-    for columns in torch.arange(len(bank)).split(batch):
+
+    def gradient(columns: range) -> dict[str, Tensor]:
         with tuned(model, subset) as parameters, torch.enable_grad():
-            loss = denoising_loss(model, latents, text, bank.select(columns.tolist()), mask).sum() / len(bank)
+            loss = denoising_loss(model, latents, text, bank.select(list(columns)), mask).sum() / len(bank)
             grads = torch.autograd.grad(loss, list(parameters.values()))
-        total = {name: total.get(name, 0) + grad for name, grad in zip(parameters, grads, strict=True)}
-        yield int(columns[-1]) + 1, total
+        return dict(zip(parameters, grads, strict=True))
+
+    total: dict[str, Tensor] = {}
+    for columns, part in in_batches(len(bank), batch, gradient):
+        total = {name: total.get(name, 0) + grad for name, grad in part.items()}
+        yield columns.stop, total
 
 
 def newton_step(
