@@ -386,6 +386,7 @@ def _package() -> tuple[Any, ...]:
     warnings.filterwarnings("ignore", "Importing from timm.models.layers", FutureWarning)
     warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
     warnings.filterwarnings("ignore", "`torch.cuda.amp.autocast", FutureWarning)
+    warnings.filterwarnings("ignore", "invalid escape sequence", SyntaxWarning)
     folder = "groundingdino.models.GroundingDINO"
     parts = ("backbone.backbone", "backbone.swin_transformer", "backbone.position_encoding", "transformer")
     return tuple(importlib.import_module(f"{folder}.{name}") for name in (*parts, "groundingdino"))

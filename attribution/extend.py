@@ -17,8 +17,8 @@ from PIL import ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from attribution.build import Builder, BuildProgress, fisher_sample, portable, sample_traces, summed, unfinished
 from attribution.batches import in_batches
+from attribution.build import Builder, BuildProgress, fisher_sample, portable, sample_traces, summed, unfinished
 from attribution.errors import IndexMismatch, InputError
 from attribution.features import FEATURES, open_feature
 from attribution.fisher import FisherSettings, add_moments, add_squares, compress, eigenvectors, rotate

@@ -5,7 +5,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (
-    *("errors", "batches", "scenes.compose", "model", "noise", "loss", "data", "fisher", "unlearn", "gradients", "attention"),
+    *("errors", "batches", "scenes.compose", "model", "noise", "loss", "data"),
+    *("fisher", "unlearn", "gradients", "attention"),
     *("score", "race", "features", "index", "build", "extend", "query", "detect"),
     *("answer", "methods", "attribute", "forget", "compare", "report_html", "report", "floor"),
     *("evaluate.locality", "evaluate.tuning", "evaluate.bench"),

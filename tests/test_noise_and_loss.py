@@ -129,6 +129,11 @@ def test_the_loss_table_is_images_by_columns(model):
     assert (table[0] - denoising_loss(model, latents[:1], text[1:], bank)).abs().min() > 1e-9  # texts matter
 
 
+def test_convolutions_are_not_cut_to_tf32s_ten_bits(model):
+    assert model.dtype.is_floating_point
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_a_perfect_prediction_has_no_loss(model, monkeypatch):
     """At each prediction type the target is the textbook's: x and eps come back from x_t and the target."""
     latents, text, bank = make_pair(model)
