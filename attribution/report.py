@@ -9,7 +9,7 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from attribution.data import decode_upload
 from attribution.errors import InputError
 from attribution.index import Index
 from attribution.model import GenerateSettings, Model
-from attribution.query import Query, image_sha256
+from attribution.query import Query, image_sha256, region_words
 from attribution.race import RaceSettings
 from attribution.report_html import page, to_png
 from attribution.unlearn import UnlearnSettings
@@ -37,15 +37,22 @@ class Run:
     Attributes:
         answers: by method.
         sampled: how the query's picture was generated, where that is not by the defaults.
+        label: what the asker calls the region; "" where they do not.
     """
 
     answers: tuple[Attribution, ...]
     sampled: GenerateSettings | None = None
+    label: str = ""
 
     @property
     def query(self) -> Query:
         """What was asked."""
         return self.answers[0].query
+
+    @property
+    def region(self) -> str:
+        """What part of the picture it is about."""
+        return self.label or region_words(self.query)
 
     @property
     def top_k(self) -> int:
@@ -54,12 +61,13 @@ class Run:
 
     @property
     def id(self) -> str:
-        """Twelve hexadecimal digits: the same for the same model, index, query and settings."""
-        asked = [
+        """Twelve hexadecimal digits: the same for the same model, index, query, its label and settings."""
+        asked: list[Any] = [
             self.answers[0].index_id,
             self.answers[0].model_sha256,
             query_json(self.query),
             [asdict(answer.settings) for answer in self.answers],
+            *filter(None, [self.label]),
         ]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -115,6 +123,7 @@ def run_json(run: Run, index: Index, model: Model) -> dict[str, Any]:
     return {
         "id": run.id,
         "query": query_json(run.query),
+        "label": run.label,
         "sampled": run.sampled and asdict(run.sampled),
         "timesteps": index.bank(model).t.tolist(),
         "answers": [
@@ -159,7 +168,7 @@ def write_zip(run: Run, index: Index, model: Model, path: Path, whole: bool = Tr
         rows = dict.fromkeys(result.row for answer in run.answers for result in answer.results)
         thumbnails = {row: index.thumbnail(row).read_bytes() for row in rows}
         entries[TABLE] = to_csv(run).encode()
-        entries[HTML] = page(run.id, run.answers, told["timesteps"], picture, thumbnails).encode()
+        entries[HTML] = page(run.id, run.label, run.answers, told["timesteps"], picture, thumbnails).encode()
         entries |= {f"thumbnails/{row:08d}.png": content for row, content in thumbnails.items()}
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -189,7 +198,7 @@ def read_zip(path: Path) -> Run:
         boxes = tuple(tuple(map(float, box)) for box in asked["boxes"])
         query = Query(asked["prompt"], image, asked["seed"], boxes, asked["word"])  # type: ignore[arg-type]
         sampled = _filled(GenerateSettings, told["sampled"]) if told.get("sampled") else None
-        run = Run(tuple(_answer(query, answer) for answer in told["answers"]), sampled)
+        run = Run(tuple(_answer(query, answer) for answer in told["answers"]), sampled, str(told.get("label", "")))
         if run.id != told["id"]:
             raise ValueError(f"its query and settings are not those of run {told['id']}")
         return run
@@ -267,7 +276,7 @@ def replay(model: Model, index: Index, kept: Run) -> Iterator[Progress | Replaye
             pairs = zip(answer.results, step.results, strict=True)
             places = (before.rank for before, again in pairs if before.id != again.id)
             differs[answer.settings.method] = next(places, None)
-    yield Replayed(Run(tuple(answers), kept.sampled), differs)
+    yield Replayed(replace(kept, answers=tuple(answers)), differs)
 
 
 def is_run_id(text: str) -> bool:

@@ -29,6 +29,7 @@ table { border-collapse: collapse; } th, td { text-align: left; padding: .15rem 
 
 def page(
     run_id: str,
+    label: str,
     answers: Sequence[Attribution],
     timesteps: Sequence[int],
     picture: bytes,
@@ -38,6 +39,7 @@ def page(
 
     Args:
         run_id: of the run.
+        label: what the asker calls the region, or "".
         answers: the main one first.
         timesteps: of the noise bank's columns.
         picture: the query's, a PNG.
@@ -46,13 +48,14 @@ def page(
     query, main = answers[0].query, answers[0]
     by_method = {answer.settings.method: answer for answer in answers}
     found = finders(by_method)
+    region = f"{label}, {region_words(query)}" if label else region_words(query)
     made = "an upload" if query.seed is None else f"seed {query.seed}"
     rankings = "".join(_ranking(answer, timesteps, thumbnails, found) for answer in answers)
     shown = framed(query, picture)
     return (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Run {run_id}</title><style>{STYLE}</style>"
         f"<h1>Which training images is this picture made of?</h1>{shown}"
-        f"<p>“{escape(query.prompt)}”, {made}; {escape(region_words(query))}. Run {run_id}, index {main.index_id},"
+        f"<p>“{escape(query.prompt)}”, {made}; {escape(region)}. Run {run_id}, index {main.index_id},"
         f" model {main.model_sha256[:12]}.</p>{_agreements(main, answers[1:])}{rankings}</html>\n"
     )
 

@@ -207,6 +207,21 @@ def test_a_kept_run_is_opened_again(studio, answers):
         KeptRuns(Handlers(studio)).reopen_chosen("0" * 12, False, REQUEST)
 
 
+def test_a_region_is_called_on_reopening_what_it_was_called(studio, answers):
+    boxed = tuple(
+        replace(each, query=replace(each.query, boxes=((1.0, 2.0, 20.0, 30.0),))) for each in answers.values()
+    )
+    run = Run(boxed, label="bird")
+    studio.runs.keep(run, studio.index, studio.model)
+    kept = KeptRuns(Handlers(studio))
+    made = kept.reopen(run.id, folded=False)
+    assert made[7] == [["bird", 1.0, 2.0, 20.0, 30.0]]
+    assert [box["label"] for box in made[1]["boxes"]] == ["bird"]
+    assert made[10].label == "1 · bird"
+    mine, _ = kept.remember([("bird", run)], [])
+    assert mine == [["a <b>red</b> bird · bird", run.id]]
+
+
 def test_a_visitors_own_runs_are_remembered_newest_first(studio, answers):
     kept, run = KeptRuns(Handlers(studio)), Run((answers["clip"],))
     mine, _ = kept.remember([("whole", run)], [["old", "0" * 12], ["again", run.id]])

@@ -357,7 +357,7 @@ def test_regions_are_the_tables_boxes_then_the_words() -> None:
     assert read_regions([], []) == [Region("whole picture")]
     assert read_regions([["", None, None, None, None], ["", "", "", "", ""]], []) == [Region("whole picture")]
     assert read_regions([["cat", 0, "1", 8.5, 9]], ["dog"]) == [
-        Region("cat", ((0.0, 1.0, 8.5, 9.0),)),
+        Region("cat", ((0.0, 1.0, 8.5, 9.0),), label="cat"),
         Region("“dog”", word="dog"),
     ]
     for row, said in (

@@ -232,6 +232,17 @@ def test_an_id_is_of_the_question_alone(run, model32, full_index):
     ):
         assert Run((other, *others)).id != run.id
     assert Run((main,)).id != run.id
+    assert replace(run, label="bird").id != run.id, "whoever calls it otherwise writes over nobody's run"
+
+
+def test_what_a_region_is_called_is_kept_with_the_run(run, full_index, model32, tmp_path):
+    called = replace(run, label="the <b>red</b> bird")
+    write_zip(called, full_index, model32, tmp_path / "run.zip")
+    kept = read_zip(tmp_path / "run.zip")
+    assert (kept.label, kept.region, kept.id) == (called.label, called.label, called.id)
+    assert run.region.startswith("the box ")
+    html = zipfile.ZipFile(tmp_path / "run.zip").read(HTML).decode()
+    assert f"the &lt;b&gt;red&lt;/b&gt; bird, {run.region}" in html
 
 
 def test_a_run_is_read_as_it_was_written(run, packed, full_index, model32):

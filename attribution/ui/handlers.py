@@ -217,7 +217,8 @@ class Handlers:
             rows = [result.row for result in state.results]
             changed = isinstance(state, Attribution) or rows != [result.row for result in before.results]
             if isinstance(state, Attribution) and all(isinstance(each, Attribution) for each in shown[place].values()):
-                run = Run(tuple(each for each in shown[place].values() if isinstance(each, Attribution)), sampled)
+                ended = tuple(each for each in shown[place].values() if isinstance(each, Attribution))
+                run = Run(ended, sampled, regions[place].label)
                 self.studio.runs.keep(run, self.studio.index, self.studio.model)
                 runs.append((regions[place].name, run))
                 yield (gr.skip(), list(runs), *unchanged(2 * MOST))  # what has ended can be opened

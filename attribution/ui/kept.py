@@ -6,7 +6,6 @@ import gradio as gr
 
 from attribution.detect import telling
 from attribution.errors import AttributionError, InputError
-from attribution.query import region_words
 from attribution.report import read_zip
 from attribution.ui import words
 from attribution.ui.handlers import Handlers, Runs, refusal, tabs_of, unchanged
@@ -29,10 +28,10 @@ class KeptRuns:
         main, query = run.answers[0], run.query
         if (main.index_id, main.model_sha256) != (self.studio.index.id, self.studio.model.sha256):
             raise InputError(f"the run {run_id} is of index {main.index_id}; this page serves {self.studio.index.id}")
-        name = region_words(query)
+        name = run.region
         picture = Picture(query.image, query.prompt if query.seed is not None else None, query.seed, run.sampled)
         state, shown, frame, choices, labels = self.handlers.shown(picture, query.prompt)
-        rows = [["", *box] for box in query.boxes] or EMPTY
+        rows = [[run.label, *box] for box in query.boxes] or EMPTY
         shown["boxes"] = drawn_boxes(rows, frame["factor"])
         if query.word is not None:
             choices = gr.CheckboxGroup([*telling(query.prompt)], value=[query.word], visible=True)

@@ -33,11 +33,12 @@ class Frame(TypedDict):
 
 @dataclass(frozen=True)
 class Region:
-    """What a question is about: a box, or a word, or neither, which is the whole picture."""
+    """What a question is about: a box, perhaps with a label, or a word, or neither, which is the whole picture."""
 
     name: str
     boxes: tuple[Box, ...] = ()
     word: str | None = None
+    label: str = ""
 
 
 def shown_copy(image: Image.Image) -> tuple[Image.Image, Frame]:
@@ -78,7 +79,7 @@ def _box_region(row: Sequence[Any], number: int) -> Region:
     if len(numbers) != 4:
         raise InputError(f"box {number} has {len(numbers)} numbers; accepted are x0, y0, x1 and y1")
     label = str(row[0] or "").strip()[:40]
-    return Region(label or f"box {number}", ((numbers[0], numbers[1], numbers[2], numbers[3]),))
+    return Region(label or f"box {number}", ((numbers[0], numbers[1], numbers[2], numbers[3]),), label=label)
 
 
 EMPTY: list[list[Any]] = [["", None, None, None, None]]  # a row to type in

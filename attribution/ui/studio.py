@@ -19,7 +19,6 @@ from attribution.detect import detector_threshold
 from attribution.errors import AttributionError, InputError, Stopped, WorkFailed, reason
 from attribution.index import Index
 from attribution.model import GenerateSettings, Model
-from attribution.query import region_words
 from attribution.report import Run, RunFolder, is_run_id, read_zip
 from attribution.ui.jobs import Job, Steps
 from attribution.ui.zero import FIRST, LONGEST, on_gpu
@@ -56,7 +55,7 @@ class Waiting:
 
 def title_of(run: Run) -> str:
     """A run's prompt and region, in a line."""
-    return f"{run.query.prompt[:80]} · {region_words(run.query)}"
+    return f"{run.query.prompt[:80]} · {run.region}"
 
 
 class Studio:
