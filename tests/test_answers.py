@@ -58,12 +58,12 @@ def cards(html, method):
 
 
 def test_a_panel_shows_every_ranking_in_its_order(answers, full_index):
-    html = panel(*ASKED, answers, full_index, 4, folded=False)
+    html = panel(*ASKED, answers, full_index, 4, folded=False, run_id="0123456789ab")
     for method, answer in answers.items():
         assert cards(html, method) == [result.row for result in answer.results]
         for result in answer.results:
             assert f"score {result.score:+.4f}" in html
-    assert f"data-run='{Run(tuple(answers.values())).id}'" in html
+    assert "data-run='0123456789ab'" in html
 
 
 def test_a_panel_has_its_places_before_there_is_an_answer(answers, full_index):
@@ -170,12 +170,12 @@ def test_the_page_ends_with_each_methods_own_answer(studio, model32, full_index)
     ]
     boxes = ((0.0, 0.0, 16.0, 16.0),)
     queries = [Query("a red bird and a blue key", random_picture(90)), Query("a key", random_picture(90), None, boxes)]
-    regions = [Region("whole picture"), Region("box 1", boxes)]
+    regions = [Region("whole picture"), Region("a key", boxes, label="a key")]
     sampled = GenerateSettings(steps=7)
     *_, (status, runs, *rest) = handlers._answer(regions, queries, asked, False, Event(), sampled)
     tabs, panels = rest[:MOST], rest[MOST:]
     assert "data-state='done'" in status
-    assert [name for name, _ in runs] == ["whole picture", "box 1"]
+    assert [name for name, _ in runs] == ["whole picture", "a key"]
     for query, html in zip(queries, panels, strict=False):
         for each in asked:
             *_, last = attribute(model32, full_index, query, each)
@@ -183,9 +183,11 @@ def test_the_page_ends_with_each_methods_own_answer(studio, model32, full_index)
             for result in last.results:
                 assert f"score {result.score:+.4f}" in html
     assert panels[2:] == [""] * (MOST - 2)
-    for _, run in runs:
+    for html, (_, run) in zip(panels, runs, strict=False):
         assert studio.run_file(run.id).is_file()
+        assert f"data-run='{run.id}'" in html
         assert run.sampled == sampled
+    assert [run.label for _, run in runs] == ["", "a key"]
     assert len(tabs) == MOST
 
 

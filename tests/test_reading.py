@@ -55,6 +55,9 @@ def test_an_example_is_drawn_on(page: Page) -> None:
 def test_a_visitors_own_runs_are_there_after_a_reload(page: Page) -> None:
     expect(page.locator("#history")).to_be_hidden()
     generate(page)
+    page.fill("#labels input, #labels textarea", "motorcycle")
+    page.click("#find")
+    expect(page.locator("#found")).to_contain_text("Found by")
     page.click("#settings button")
     page.fill("#top-k input", "3")
     page.click("#attribute")
@@ -63,8 +66,11 @@ def test_a_visitors_own_runs_are_there_after_a_reload(page: Page) -> None:
     expect(page.locator("#history")).to_be_visible()
     page.reload()
     page.click("#history input")
-    page.get_by_role("option").first.click()
+    chosen = page.get_by_role("option").first
+    expect(chosen).to_contain_text("· motorcycle")
+    chosen.click()
     expect(page.locator(".kept:visible")).to_have_attribute("data-run", str(run))
+    expect(page.get_by_role("tab", name="1 · motorcycle")).to_be_visible()
     assert rows_of(page) == shown
     expect(page.locator("#seed input")).to_have_value("7")
 

@@ -19,7 +19,9 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Answers = Mapping[str, Attribution | Progress]  # by method, the main one first
 
 
-def panel(name: str, query: Query, answers: Answers, index: Index, top_k: int, folded: bool) -> str:
+def panel(
+    name: str, query: Query, answers: Answers, index: Index, top_k: int, folded: bool, run_id: str | None = None
+) -> str:
     """What was asked about one region, its rankings, and the finished run's links.
 
     Args:
@@ -29,13 +31,14 @@ def panel(name: str, query: Query, answers: Answers, index: Index, top_k: int, f
         index: of the training set.
         top_k: places that a ranking has, so that nothing moves while it fills.
         folded: show nearly equal training images as one.
+        run_id: of the finished run; None while it is under way.
     """
     finished = {method: answer for method, answer in answers.items() if isinstance(answer, Attribution)}
     badges = _badges(finished)
     main, *others = answers
     larger = _ranking(main, answers[main], index, top_k, folded, badges, "large")
     smaller = "".join(_ranking(each, answers[each], index, top_k, folded, badges, "small") for each in others)
-    kept = _links(Run(tuple(finished.values()))) if len(finished) == len(answers) else "<p class='kept'>&nbsp;</p>"
+    kept = "<p class='kept'>&nbsp;</p>" if run_id is None else _links(run_id)
     return (
         f"<div class='asked'>{picture_of(query)}<div><h2>Training images behind: {escape(name)}</h2>"
         f"{_clear_source(answers[main], index)}{kept}</div></div>"
@@ -107,11 +110,11 @@ def _why(row: int, run: Run, timesteps: Sequence[int]) -> str:
     return f"<div><h4>Why: its loss at each timestep</h4>{loss_plot(losses, timesteps)}</div>" if losses else ""
 
 
-def _links(run: Run) -> str:
+def _links(run_id: str) -> str:
     files = " ".join(
-        f"<a href='runs/{run.id}.{kind}' download>{kind.upper()}</a>" for kind in ("json", "csv", "zip", "html")
+        f"<a href='runs/{run_id}.{kind}' download>{kind.upper()}</a>" for kind in ("json", "csv", "zip", "html")
     )
-    return f"<p class='kept' data-run='{run.id}'>Run <a href='?run={run.id}'>{run.id}</a> {files}</p>"
+    return f"<p class='kept' data-run='{run_id}'>Run <a href='?run={run_id}'>{run_id}</a> {files}</p>"
 
 
 def _badges(answers: Mapping[str, Attribution]) -> dict[int, str]:
