@@ -34,36 +34,36 @@ class ExamplesArgs:
     detector: Path = Path("assets/emoji-scenes/detector")
 
 
-def queries(model: Model, detector: Path) -> list[Query]:
-    """What is asked."""
-    boxed = "a flat drawing of a red apple and a motorcycle on a blue background"
+def queries(model: Model, detector: Path) -> list[tuple[str, Query]]:
+    """What is asked, and what its box is called."""
+    named, boxed = "motorcycle", "a flat drawing of a red apple and a motorcycle on a blue background"
     picture = model.generate(boxed, 7)
-    found = open_detector(str(detector), torch.device("cpu")).detect(picture, ["motorcycle"])
+    found = open_detector(str(detector), torch.device("cpu")).detect(picture, [named])
     x0, y0, x1, y1 = (round(side, 1) for side in found[0].box)  # as the page's table has it
     worded = "a line drawing of a pineapple and a penguin on a green background"
     return [
-        Query(boxed, picture, 7, ((x0, y0, x1, y1),)),
-        Query(worded, model.generate(worded, 3), 3, word="penguin"),
-        unrelated(12, model.resolution),  # the floor was measured on 0 to 7
+        (named, Query(boxed, picture, 7, ((x0, y0, x1, y1),))),
+        ("", Query(worded, model.generate(worded, 3), 3, word="penguin")),
+        ("", unrelated(12, model.resolution)),  # the floor was measured on 0 to 7
     ]
 
 
-def answered(model: Model, index: Index, query: Query) -> Run:
+def answered(model: Model, index: Index, query: Query, label: str) -> Run:
     """One run by every one of METHODS."""
     answers: list[Attribution] = []
     for method in METHODS:
         *_, answer = attribute(model, index, query, AttributeSettings(method=method))
         assert isinstance(answer, Attribution)
         answers.append(answer)
-    return Run(tuple(answers))
+    return Run(tuple(answers), label=label)
 
 
 def main(args: ExamplesArgs) -> None:
     """Ask, and write each run without what can be made of it again."""
     model, index = open_index()
     args.out.mkdir(parents=True, exist_ok=True)
-    for query in queries(model, args.detector):
-        run = answered(model, index, query)
+    for label, query in queries(model, args.detector):
+        run = answered(model, index, query, label)
         path = args.out / f"{run.id}.zip"
         write_zip(run, index, model, path, whole=False)
         print(path, query.prompt, f"{top_multiple(run.answers[0]):.1f}")

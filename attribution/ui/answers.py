@@ -60,12 +60,15 @@ def example(run: Run, index: Index) -> str:
     multiple = first.multiple(first.results[0])
     clear = "" if floor is None or multiple is None or multiple > floor["multiple"] else " · no clear source"
     return (
-        f"<button type='button' data-run='{run.id}'>{picture_of(query)}<span><b>{escape(_short(query))}{clear}</b>"
+        f"<button type='button' data-run='{run.id}'>{picture_of(query)}<span><b>{escape(_short(run))}{clear}</b>"
         f"{escape(query.prompt)}</span></button>"
     )
 
 
-def _short(query: Query) -> str:
+def _short(run: Run) -> str:
+    query = run.query
+    if run.label:
+        return f"A box, “{run.label}”"
     if query.word is not None:
         return f"The word “{query.word}”"
     if query.boxes:

@@ -163,7 +163,8 @@ CSS = """
 #drawer:has(.opened) { position: sticky; bottom: 0; z-index: 10; max-height: 62vh; overflow-y: auto; padding: .75rem 0;
   background: var(--body-background-fill); border-top: 2px solid ACCENT;
   box-shadow: 0 -8px 16px -12px rgb(0 0 0 / .4); }
-#drawn { justify-content: end; }
+#drawn { justify-content: end; position: sticky; bottom: -.75rem; padding: .5rem 0;
+  background: var(--body-background-fill); }
 #drawn button { flex: 0 0 auto !important; min-width: 7rem; }
 .opened { display: grid; grid-template-columns: 9rem minmax(0, 1fr) minmax(0, 20rem); gap: 1.25rem;
   font-size: .875rem; }
