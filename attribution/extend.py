@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -244,11 +243,8 @@ def _filled(
     target, offset = (array, 0) if part is None else (array[part], part * shape[1])
     total, count = (shape[0], shape[0]) if part is None else (shape[0] * shape[1], shape[1])
     start = min(max(builder.manifest["progress"].get(name, 0) - offset, 0), count)
-
-    def block_of(rows: range) -> NDArray[np.float16]:
-        return compute(rows).cpu().numpy().astype(np.float16)
-
-    for rows, block in in_batches(count, builder.settings.batch, block_of, start):
+    for rows, computed in in_batches(count, builder.settings.batch, compute, start):
+        block = computed.cpu().numpy().astype(np.float16)
         if bad := [row for row, values in zip(rows, block, strict=True) if not np.isfinite(values).all()]:
             raise InputError(
                 f"{name} of training image {builder.training.ids[bad[0]]} is not finite; mend or leave it out"

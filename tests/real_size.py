@@ -20,10 +20,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from conftest import make_tiny_tokenizer
+from conftest import build_all, make_tiny_tokenizer
 
 from attribution.attribute import AttributeSettings, Query, attribute
-from attribution.build import BuildSettings, build
+from attribution.build import BuildSettings
 from attribution.data import DataSettings
 from attribution.errors import WorkFailed
 from attribution.fisher import FisherSettings
@@ -38,7 +38,7 @@ IMAGES, PROMPT = 32, "a flat drawing of a red apple"
 
 
 def random_pipeline(small: bool) -> StableDiffusionPipeline:
-    """Stable Diffusion 1.4's shape, or a hundredth of its weights at 128 px; a tokenizer of few words."""
+    """Of Stable Diffusion 1.4's shape, or narrower at 128 px; a tokenizer of few words."""
     width, wide, side = (64, (32, 64, 64, 64), 16) if small else (768, (320, 640, 1280, 1280), 64)
     tokenizer = make_tiny_tokenizer()
     tokenizer.model_max_length = 77
@@ -98,7 +98,7 @@ def measure(small: bool = False) -> None:
     """Measure everything, on CUDA, MPS or the CPU.
 
     Args:
-        small: a model of a hundredth of the size, to try this out.
+        small: a narrower model, to try this out.
     """
     model = Model(random_pipeline(small), "random")
     latents, text = torch.randn(1, *model.latent_shape), model.encode_text([PROMPT])
@@ -133,7 +133,7 @@ def _whole_way(model: Model, folder: Path) -> None:
         draw_scene(scene).resize((model.resolution, model.resolution)).save(data / row["file_name"])
     (data / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     settings = BuildSettings(DataSettings(train_data_dir=data), fisher=FisherSettings(samples=2 * IMAGES))
-    measured(f"an index of {IMAGES} images", lambda: run_through(build(folder / "index", model, settings)))
+    measured(f"an index of {IMAGES} images", lambda: build_all(folder / "index", model, settings))
     index, query = Index.open(folder / "index"), Query(PROMPT, model.generate(PROMPT, 3), 3)
     for batch in (32, 8):
         asked = AttributeSettings(top_k=5, unlearn=UnlearnSettings(batch=batch))

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from attribution.errors import InputError
 from attribution.loss import denoising_loss
+from attribution.model import Model
 from attribution.noise import NoiseBank, NoiseSettings, spread
 from attribution.score import score
 
@@ -129,8 +130,9 @@ def test_the_loss_table_is_images_by_columns(model):
     assert (table[0] - denoising_loss(model, latents[:1], text[1:], bank)).abs().min() > 1e-9  # texts matter
 
 
-def test_convolutions_are_not_cut_to_tf32s_ten_bits(model):
-    assert model.dtype.is_floating_point
+def test_convolutions_are_not_cut_to_tf32s_ten_bits(model, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert Model(model.pipe, model.source).dtype.is_floating_point
     assert not torch.backends.cudnn.allow_tf32
 
 

@@ -201,10 +201,11 @@ class Handlers:
         names = [each.method for each in settings]
         shown: list[answers.Answers] = [dict.fromkeys(names, NOTHING) for _ in regions]
         tabs = tabs_of([region.name for region in regions])
-        ids: list[str | None] = [None] * len(regions)
 
         def panel_of(place: int) -> str:
-            return self._panel(regions[place].name, queries[place], shown[place], top_k, folded, ids[place])
+            if place < len(runs):  # one region after the other
+                return self.panel_of(*runs[place], folded)
+            return answers.panel(regions[place].name, queries[place], shown[place], self.studio.index, top_k, folded)
 
         panels: list[Any] = [panel_of(place) for place in range(len(shown))] + [""] * (MOST - len(shown))
         yield (words.status("waiting", "Starting"), [], *tabs, *panels)
@@ -222,7 +223,6 @@ class Handlers:
                 run = Run(ended, sampled, regions[place].label)
                 self.studio.runs.keep(run, self.studio.index, self.studio.model)
                 runs.append((regions[place].name, run))
-                ids[place] = run.id
                 yield (gr.skip(), list(runs), *unchanged(2 * MOST))  # what has ended can be opened
             if changed or time.monotonic() - last >= EVERY:
                 last = time.monotonic()
@@ -235,14 +235,9 @@ class Handlers:
                 yield (status, gr.skip(), *unchanged(MOST), *updates)
         yield (words.done(runs), runs, *unchanged(MOST), *panels)
 
-    def _panel(
-        self, name: str, query: Query, shown: answers.Answers, top_k: int, folded: bool, run_id: str | None
-    ) -> str:
-        return answers.panel(name, query, shown, self.studio.index, top_k, folded, run_id)
-
     def panel_of(self, name: str, run: Run, folded: bool) -> str:
         """A finished run's panel."""
-        return self._panel(name, run.query, by_method(run), run.top_k, folded, run.id)
+        return answers.panel(name, run.query, by_method(run), self.studio.index, run.top_k, folded, run.id)
 
     def fold(self, runs: Runs, folded: bool) -> tuple[Any, ...]:
         """The panels anew, with nearly equal images shown as one or not."""
