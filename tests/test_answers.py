@@ -245,6 +245,30 @@ def test_what_is_not_possible_is_refused_before_any_work(studio, bad):
         next(steps)
 
 
+def test_what_takes_a_runs_place_waits_for_its_last_word(studio, answers):
+    kept, run = KeptRuns(Handlers(studio)), Run((answers["clip"],))
+    studio.runs.keep(run, studio.index, studio.model)
+    steps = kept.handlers.attribute("a bus", Picture(random_picture(1)), [], [], 2, False, [], True, REQUEST)
+    told = [next(steps)]
+    told_before = []
+
+    def open_another():
+        kept.reopen_chosen(run.id, False, REQUEST)
+        told_before.append(len(told))
+
+    opening = Thread(target=open_another)
+    opening.start()
+    opening.join(0.5)
+    assert kept.handlers.controls(REQUEST)[-1].interactive  # Stop
+    for step in steps:
+        told.append(step)
+    opening.join(10)
+    assert told_before == [len(told)]
+    assert "data-state='stopped'" in told[-2][0]
+    assert all(update == gr.skip() for update in told[-1])  # Gradio sends the last one again
+    assert not kept.handlers.controls(REQUEST)[-1].interactive
+
+
 # The line
 
 

@@ -141,7 +141,9 @@ def test_an_example_takes_the_place_of_a_run_that_works(page: Page) -> None:
     page.click("#attribute")
     early_ranking(page)
     run = open_example(page, "A box")
-    await_state(page, "stopped")
-    shown = rows_of(page)
-    assert [row for row in run["answers"][0]["rows"][:10] if row in shown] == shown
     expect(page.locator("#attribute")).to_be_enabled()
+    expect(page.locator("#run-status")).to_contain_text(f"Opened run {run['id']}")
+    shown = rows_of(page)
+    assert shown
+    assert [row for row in run["answers"][0]["rows"][:10] if row in shown] == shown
+    expect(page.locator("#history")).to_be_hidden()

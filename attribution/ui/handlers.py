@@ -67,28 +67,30 @@ class Handlers:
             check_prompt(prompt)
             number = check_seed(whole(seed, "seed"))
             settings = GenerateSettings(whole(steps, "steps"), guidance)
+            report = None if on_zero_gpu() else partial(_report, progress)
+            job = Job(generating, (prompt, number, settings, report))
             with self.studio.run(str(request.session_hash)) as stop:
-                report = None if on_zero_gpu() else partial(_report, progress)
-                job = Job(generating, (prompt, number, settings, report))
-                for made in self.studio.alone(job, stop):
-                    if isinstance(made, Waiting):
-                        yield only_note(words.note(f"Waiting: {made.ahead} ahead of this one."))
-                        continue
-                    picture = Picture(made, prompt.strip(), number, settings)
-                    yield self.new_picture(picture, words.generated(picture))
-        except Stopped as stopped:
-            yield only_note(words.note(sentence(stopped)))
+                yield from told(self._generated(job, stop), only_note(words.note(words.KEPT_PICTURE)))
         except AttributionError as error:
             yield only_note(words.note(sentence(error), "error"))
             raise refusal(error) from error
+
+    def _generated(self, job: Job, stop: Event) -> Updates:
+        prompt, seed, settings, _ = job.asked
+        for made in self.studio.alone(job, stop):
+            if isinstance(made, Waiting):
+                yield only_note(words.note(f"Waiting: {made.ahead} ahead of this one."))
+                continue
+            picture = Picture(made, prompt.strip(), seed, settings)
+            yield self.new_picture(picture, words.generated(picture))
 
     def upload(self, path: str, prompt: str, request: gr.Request) -> Updates:
         """Take a file as the picture: yields what `new_picture` gives."""
         try:
             picture = Picture(open_upload(Path(path)))
-            self.stop(request)
-            told = words.uploaded(picture, Path(path).name, self.studio.index.center_crop)
-            yield self.new_picture(picture, told, prompt)
+            note = words.uploaded(picture, Path(path).name, self.studio.index.center_crop)
+            self.end(request)
+            yield self.new_picture(picture, note, prompt)
         except AttributionError as error:
             yield only_note(words.note(sentence(error), "error"))
             raise refusal(error) from error
@@ -115,19 +117,21 @@ class Handlers:
             wanted = check_labels(parse_labels(labels))
             asked = (picture.image, wanted, picture.prompt or prompt, threshold, self.studio.detector)
             with self.studio.run(str(request.session_hash)) as stop:
-                for found in self.studio.alone(Job(detecting, asked), stop):
-                    if isinstance(found, Waiting):
-                        yield (*unchanged(2), words.note(f"Waiting: {found.ahead} ahead of this one."))
-                        continue
-                    rows = found_rows(found.detections)
-                    copy, frame = shown_copy(picture.image)
-                    shown = {"image": copy, "boxes": drawn_boxes(rows, frame["factor"])}
-                    yield rows, shown, words.found(found, wanted)
-        except Stopped:
-            yield (*unchanged(2), words.note("Stopped; the boxes are as they were."))
+                yield from told(self._found(Job(detecting, asked), stop), (*unchanged(2), words.note(words.KEPT_BOXES)))
         except AttributionError as error:
             yield (*unchanged(2), words.note(sentence(error), "error"))
             raise refusal(error) from error
+
+    def _found(self, job: Job, stop: Event) -> Updates:
+        image, wanted, *_ = job.asked
+        for found in self.studio.alone(job, stop):
+            if isinstance(found, Waiting):
+                yield (*unchanged(2), words.note(f"Waiting: {found.ahead} ahead of this one."))
+                continue
+            rows = found_rows(found.detections)
+            copy, frame = shown_copy(image)
+            shown = {"image": copy, "boxes": drawn_boxes(rows, frame["factor"])}
+            yield rows, shown, words.found(found, wanted)
 
     def show_words(self, picture: Picture | None, prompt: str, chosen: list[str]) -> Iterator[str]:
         """The picture with each chosen word's attention over it, as HTML."""
@@ -169,13 +173,10 @@ class Handlers:
             ]
             for query in queries:
                 check_query(query, self.studio.model, self.studio.index.center_crop)
+            stopped = words.status("stopped", "Stopped.", "The ranking below, if any, is unfinished.")
             with self.studio.run(str(request.session_hash)) as stop:
-                yield from self._answer(regions, queries, settings, folded, stop, picture.settings)
-        except Stopped:
-            yield (
-                words.status("stopped", "Stopped.", "The ranking below, if any, is unfinished."),
-                *unchanged(1 + 2 * MOST),
-            )
+                steps = self._answer(regions, queries, settings, folded, stop, picture.settings)
+                yield from told(steps, (stopped, *unchanged(1 + 2 * MOST)))
         except AttributionError as error:
             yield (words.status("error", "Not possible:", sentence(error)), *unchanged(1 + 2 * MOST))
             raise refusal(error) from error
@@ -251,14 +252,14 @@ class Handlers:
             return unchanged(4)
         timesteps = self.studio.index.bank(self.studio.model).t.tolist()
         run = runs[place][1] if place < len(runs) else None
-        told = answers.opened(row, run, self.studio.index, timesteps)
-        return row, told, gr.Button(visible=True), gr.Button(visible=True)
+        html = answers.opened(row, run, self.studio.index, timesteps)
+        return row, html, gr.Button(visible=True), gr.Button(visible=True)
 
     def search_from(self, row: int | None, request: gr.Request) -> Updates:
         """Take an opened training image as the picture, with its caption as the prompt."""
         if row is None:
             return
-        self.stop(request)
+        self.end(request)
         index = self.studio.index
         picture = Picture(Image.open(index.thumbnail(row)).convert("RGB"))
         caption = index.captions[row]
@@ -272,26 +273,37 @@ class Handlers:
             picture = there_is(picture)
             asked = read_regions(table, chosen)[0]
             query = Query(picture.prompt or "", picture.image, picture.seed, asked.boxes, asked.word)
-            made: list[tuple[Regenerated, str, str]] = []
+            job = Job(forgetting, (query, picture.settings))
             with self.studio.run(str(request.session_hash)) as stop:
-                for step in self.studio.alone(Job(forgetting, (query, picture.settings)), stop):
-                    if isinstance(step, Waiting):
-                        yield words.waiting(step), gr.skip()
-                    elif isinstance(step, Regenerated):
-                        made.append((step, data_uri(step.before), data_uri(step.after)))
-                        yield gr.skip(), words.forgotten(made)
-                    else:
-                        yield words.progress(step, asked.name, 1, 1), gr.skip()
-            yield words.status("done", "Done", f"generated again without {asked.name}", 1), words.forgotten(made)
-        except Stopped:
-            yield words.status("stopped", "Stopped."), gr.skip()
+                steps = self._forgotten(job, asked.name, stop)
+                yield from told(steps, (words.status("stopped", "Stopped."), gr.skip()))
         except AttributionError as error:
             yield words.status("error", "Not possible:", sentence(error)), gr.skip()
             raise refusal(error) from error
 
+    def _forgotten(self, job: Job, name: str, stop: Event) -> Updates:
+        made: list[tuple[Regenerated, str, str]] = []
+        for step in self.studio.alone(job, stop):
+            if isinstance(step, Waiting):
+                yield words.waiting(step), gr.skip()
+            elif isinstance(step, Regenerated):
+                made.append((step, data_uri(step.before), data_uri(step.after)))
+                yield gr.skip(), words.forgotten(made)
+            else:
+                yield words.progress(step, name, 1, 1), gr.skip()
+        yield words.status("done", "Done", f"generated again without {name}", 1), words.forgotten(made)
+
     def stop(self, request: gr.Request) -> None:
         """Stop the visitor's run, if there is one."""
         self.studio.stop(str(request.session_hash))
+
+    def end(self, request: gr.Request) -> None:
+        """Stop the visitor's run and let it tell its last, since something else takes its place on the page."""
+        self.studio.end(str(request.session_hash))
+
+    def controls(self, request: gr.Request) -> list[Any]:
+        """The buttons that use the device, and Stop, as they are while the visitor's run is under way or not."""
+        return busy(self.studio.works(str(request.session_hash)))
 
     def tokens(self, prompt: str) -> str:
         """Say how much of the prompt the model reads."""
@@ -301,6 +313,18 @@ class Handlers:
         except InputError as error:
             return words.note(sentence(error), "error")
         return words.tokens(self.studio.model.count_tokens(prompt))
+
+
+def told(steps: Updates, stopped: tuple[Any, ...]) -> Updates:
+    """A run's updates, then `stopped` if it was, then nothing new.
+
+    Gradio sends a generator's last update once more when it has ended, and by then the page may show another run.
+    """
+    try:
+        yield from steps
+    except Stopped:
+        yield stopped
+    yield unchanged(len(stopped))
 
 
 def _report(progress: gr.Progress, step: int, count: int) -> None:
@@ -379,6 +403,11 @@ def cleared() -> list[Any]:
 def only_note(note: str) -> tuple[Any, ...]:
     """A note, and the picture before with all that belongs to it."""
     return (*unchanged(5), note, *unchanged(len(cleared())))
+
+
+def busy(running: bool) -> list[Any]:
+    """The buttons that use the device and Stop, while a run is under way or not."""
+    return [*[gr.Button(interactive=not running)] * 4, gr.Button(interactive=running)]
 
 
 def unchanged(count: int) -> tuple[Any, ...]:

@@ -58,14 +58,15 @@ class KeptRuns:
             return unchanged(11 + 2 * MOST)
         try:
             answer = self.reopen(run_id, folded)
-            self.handlers.stop(request)
+            self.handlers.end(request)
             return answer
         except AttributionError as error:
             raise refusal(error) from error
 
     def remember(self, runs: Runs, mine: list[list[str]]) -> tuple[Any, ...]:
-        """Put finished runs into the browser's own list, the newest first."""
-        new = [[title_of(run), run.id] for _, run in reversed(runs)]
+        """Put finished runs into the browser's own list, the newest first; an example is nobody's own."""
+        shipped = {run.id for run in self.studio.shipped}
+        new = [[title_of(run), run.id] for _, run in reversed(runs) if run.id not in shipped]
         kept = [*new, *(each for each in mine or [] if each[1] not in {run_id for _, run_id in new})][:HISTORY]
         return kept, self.list_runs(kept)
 

@@ -7,7 +7,7 @@ import gradio as gr
 
 from attribution.ui import layout, script, words
 from attribution.ui.api import add_api
-from attribution.ui.handlers import Handlers, closed, throw_dice
+from attribution.ui.handlers import Handlers, busy, closed, throw_dice
 from attribution.ui.kept import KeptRuns
 from attribution.ui.layout import Parts
 from attribution.ui.studio import LINE, Studio
@@ -52,7 +52,7 @@ def _wire_picture(handlers: Handlers, on: Parts) -> None:
     on.prompt.change(handlers.tokens, on.prompt, on.tokens, queue=False, **QUIET)
     on.dice.click(throw_dice, None, on.seed, queue=False, **QUIET)
     asked = [on.generate.click, on.prompt.submit, on.seed.submit]
-    generated = gr.on(asked, lambda: _busy(True), **_controls(on)).then(
+    generated = gr.on(asked, lambda: busy(True), **_controls(on)).then(
         handlers.generate,
         [on.prompt, on.seed, on.steps, on.guidance],
         shown,
@@ -60,7 +60,7 @@ def _wire_picture(handlers: Handlers, on: Parts) -> None:
         show_progress_on=on.annotator,
         api_visibility="private",
     )
-    _free_after(generated, on)
+    _free_after(generated, handlers, on)
     on.upload.upload(handlers.upload, [on.upload, on.prompt], shown, **QUIET)
     on.search.click(handlers.search_from, on.row, [*shown, on.prompt], **QUIET)
 
@@ -70,7 +70,7 @@ def _wire_regions(handlers: Handlers, on: Parts) -> None:
     on.annotator.change(None, both, on.table, js=script.TABLE_FOLLOWS)  # in the browser alone
     on.table.input(None, both, on.annotator, js=script.BOXES_FOLLOW)
     on.clear.click(None, both, [on.annotator, on.table], js=script.CLEAR)
-    sought = gr.on([on.find.click, on.labels.submit], lambda: _busy(True), **_controls(on)).then(
+    sought = gr.on([on.find.click, on.labels.submit], lambda: busy(True), **_controls(on)).then(
         handlers.detect,
         [on.picture, on.prompt, on.labels, on.threshold],
         [on.table, on.annotator, on.found],
@@ -78,27 +78,27 @@ def _wire_regions(handlers: Handlers, on: Parts) -> None:
         show_progress_on=on.found,
         api_visibility="private",
     )
-    _free_after(sought, on)
+    _free_after(sought, handlers, on)
     asked = [on.picture, on.prompt, on.chosen]
     on.chosen.input(handlers.show_words, asked, on.maps, trigger_mode="always_last", **QUIET)
 
 
 def _wire_answers(handlers: Handlers, kept: KeptRuns, on: Parts) -> None:
-    busy = _controls(on)
+    controls = _controls(on)
     coloured = on.attribute.click(None, [on.annotator, on.frame, on.table], on.annotator, js=script.RECOLOUR)
-    answered = coloured.then(lambda: _busy(True), **busy).then(
+    answered = coloured.then(lambda: busy(True), **controls).then(
         handlers.attribute,
         [on.prompt, on.picture, on.table, on.chosen, on.top_k, on.exhaustive, on.compared, on.folded],
         [on.status, on.runs, *on.tabs, *on.panels],
         show_progress="hidden",
         api_visibility="private",
     )
-    forgot = on.forget.click(lambda: _busy(True), **busy).then(
+    forgot = on.forget.click(lambda: busy(True), **controls).then(
         handlers.forget, [on.picture, on.table, on.chosen], [on.status, on.forgotten], **QUIET
     )
     answered.success(kept.remember, [on.runs, on.mine], [on.mine, on.history], queue=False, **QUIET)
     for run in (answered, forgot):
-        _free_after(run, on)
+        _free_after(run, handlers, on)
     on.stop.click(handlers.stop, queue=False, **QUIET)
     on.folded.input(handlers.fold, [on.runs, on.folded], on.panels, **QUIET)
     coloured.then(None, None, None, js=script.TO_ANSWERS)
@@ -146,11 +146,6 @@ def _controls(on: Parts) -> dict[str, Any]:
     return {"outputs": controls, "queue": False, **QUIET}
 
 
-def _free_after(run: Any, on: Parts) -> None:
+def _free_after(run: Any, handlers: Handlers, on: Parts) -> None:
     for ended in (run.success, run.failure):  # Gradio 6.31 runs `then` after a success only
-        ended(lambda: _busy(False), **_controls(on))
-
-
-def _busy(running: bool) -> list[Any]:
-    """The buttons that use the device and Stop, while a run is under way or not."""
-    return [*[gr.Button(interactive=not running)] * 4, gr.Button(interactive=running)]
+        ended(handlers.controls, **_controls(on))

@@ -25,6 +25,7 @@ from attribution.ui.zero import FIRST, LONGEST, on_gpu
 
 LOG = logging.getLogger(__name__)
 WAIT = 0.25  # seconds between looks at the line
+PATIENCE = 20.0  # seconds to wait for the end of a run that was told to stop
 LINE = 20  # runs that may wait or work at once
 END = object()  # after a job's last step
 
@@ -53,6 +54,13 @@ class Waiting:
     ahead: int
 
 
+class Work:
+    """A visitor's run in progress: an event that stops it, and one that is set when it has ended."""
+
+    def __init__(self) -> None:
+        self.stop, self.ended = Event(), Event()
+
+
 def title_of(run: Run) -> str:
     """A run's prompt and region, in a line."""
     return f"{run.query.prompt[:80]} · {run.region}"
@@ -76,7 +84,7 @@ class Studio:
         self._took: dict[str, float] = {}  # by job, the seconds of the last one that ended
         self._steps = on_gpu(self._here, self._estimate)
         self._line: list[object] = []
-        self._runs: dict[str, Event] = {}
+        self._runs: dict[str, Work] = {}
 
     @property
     def threshold(self) -> float:
@@ -123,21 +131,30 @@ class Studio:
 
     @contextmanager
     def run(self, visitor: str) -> Iterator[Event]:
-        """A visitor's run: gives the event that stops it, and stops the one that the visitor had before."""
-        self.stop(visitor)
-        event = self._runs[visitor] = Event()
+        """A visitor's run: gives the event that stops it, and ends the one that the visitor had before."""
+        self.end(visitor)
+        work = self._runs[visitor] = Work()
         try:
-            yield event
+            yield work.stop
         finally:
-            if self._runs.get(visitor) is event:
+            if self._runs.get(visitor) is work:
                 del self._runs[visitor]
+            work.ended.set()
 
-    def stop(self, visitor: str) -> bool:
-        """Stop a visitor's run; False if there is none."""
-        event = self._runs.get(visitor)
-        if event is not None:
-            event.set()
-        return event is not None
+    def stop(self, visitor: str) -> None:
+        """Stop a visitor's run, if there is one."""
+        if (work := self._runs.get(visitor)) is not None:
+            work.stop.set()
+
+    def end(self, visitor: str) -> None:
+        """Stop a visitor's run, if there is one, and wait until it has ended, PATIENCE at most."""
+        if (work := self._runs.get(visitor)) is not None:
+            work.stop.set()
+            work.ended.wait(PATIENCE)
+
+    def works(self, visitor: str) -> bool:
+        """Whether a visitor's run is in progress."""
+        return visitor in self._runs
 
     def alone(self, job: Job, stop: Event) -> Iterator[Any]:
         """Do a job while nobody else uses the device: yields Waiting before its turn, then what the job yields.

@@ -34,6 +34,8 @@ FORGET = (
     " difference of intensities, as a share of their range."
 )
 NO_PICTURE = "No picture yet: generate one, or upload one."
+KEPT_PICTURE = "Stopped; the picture before is kept."
+KEPT_BOXES = "Stopped; the boxes are as they were."
 EXHAUSTIVE = "Score every training image on all noises, instead of dropping unlikely ones early; slower."
 CREDITS = (
     "Emoji art: <a href='https://github.com/jdecked/twemoji'>Twemoji</a>"
