@@ -240,7 +240,7 @@ def test_what_is_not_possible_is_refused_before_any_work(studio, bad):
     )
     status, *rest = next(steps)
     assert "data-state='error'" in status
-    assert len(rest) == 1 + 2 * MOST
+    assert len(rest) == 2 + 2 * MOST
     with pytest.raises(gr.Error, match=r"accepted|no picture"):
         next(steps)
 
@@ -249,7 +249,9 @@ def test_what_takes_a_runs_place_waits_for_its_last_word(studio, answers):
     kept, run = KeptRuns(Handlers(studio)), Run((answers["clip"],))
     studio.runs.keep(run, studio.index, studio.model)
     steps = kept.handlers.attribute("a bus", Picture(random_picture(1)), [], [], 2, False, [], True, REQUEST)
-    told = [next(steps)]
+    stop = next(steps)[-1]
+    assert stop.interactive
+    told = []
     told_before = []
 
     def open_another():
@@ -267,6 +269,17 @@ def test_what_takes_a_runs_place_waits_for_its_last_word(studio, answers):
     assert "data-state='stopped'" in told[-2][0]
     assert all(update == gr.skip() for update in told[-1])  # Gradio sends the last one again
     assert not kept.handlers.controls(REQUEST)[-1].interactive
+
+
+def test_a_run_whose_visitor_left_frees_the_device(studio):
+    handlers = Handlers(studio)
+    steps = handlers.attribute("a bus", Picture(random_picture(1)), [], [], 2, False, ["pixel"], True, REQUEST)
+    while "data-state='running'" not in str(next(steps)[0]):
+        assert studio.waiting <= 1
+    assert studio.waiting == 1
+    steps.close()
+    assert studio.waiting == 0
+    assert not handlers.controls(REQUEST)[-1].interactive
 
 
 # The line

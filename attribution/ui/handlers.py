@@ -4,7 +4,8 @@ import math
 import random
 import time
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from html import escape
@@ -41,7 +42,7 @@ DICE = 2**31 - 1  # the largest seed that the dice throw
 EVERY = 0.3  # seconds between updates of the status line
 STEPS = gr.Progress()
 
-Updates = Iterator[tuple[Any, ...]]
+Updates = Generator[tuple[Any, ...], None, None]
 Runs = list[tuple[str, Run]]  # by region
 
 
@@ -62,7 +63,7 @@ class Handlers:
         request: gr.Request,
         progress: gr.Progress = STEPS,
     ) -> Updates:
-        """Generate: yields what `new_picture` gives, once there is one."""
+        """Generate: yields what `new_picture` gives, once there is one, and Stop."""
         try:
             check_prompt(prompt)
             number = check_seed(whole(seed, "seed"))
@@ -72,7 +73,7 @@ class Handlers:
             with self.studio.run(str(request.session_hash)) as stop:
                 yield from told(self._generated(job, stop), only_note(words.note(words.KEPT_PICTURE)))
         except AttributionError as error:
-            yield only_note(words.note(sentence(error), "error"))
+            yield (*only_note(words.note(sentence(error), "error")), gr.skip())
             raise refusal(error) from error
 
     def _generated(self, job: Job, stop: Event) -> Updates:
@@ -111,7 +112,7 @@ class Handlers:
     def detect(
         self, picture: Picture | None, prompt: str, labels: str, threshold: float, request: gr.Request
     ) -> Updates:
-        """Find objects: yields the table of boxes, the annotator, and a note."""
+        """Find objects: yields the table of boxes, the annotator, a note, and Stop."""
         try:
             picture = there_is(picture)
             wanted = check_labels(parse_labels(labels))
@@ -119,7 +120,7 @@ class Handlers:
             with self.studio.run(str(request.session_hash)) as stop:
                 yield from told(self._found(Job(detecting, asked), stop), (*unchanged(2), words.note(words.KEPT_BOXES)))
         except AttributionError as error:
-            yield (*unchanged(2), words.note(sentence(error), "error"))
+            yield (*unchanged(2), words.note(sentence(error), "error"), gr.skip())
             raise refusal(error) from error
 
     def _found(self, job: Job, stop: Event) -> Updates:
@@ -163,7 +164,7 @@ class Handlers:
         folded: bool,
         request: gr.Request,
     ) -> Updates:
-        """Answer for each region: yields status, runs, and for each of MOST places its tab and its panel."""
+        """Answer for each region: yields status, runs, for each of MOST places its tab and its panel, and Stop."""
         try:
             picture = there_is(picture)
             regions = read_regions(table, chosen)
@@ -178,7 +179,7 @@ class Handlers:
                 steps = self._answer(regions, queries, settings, folded, stop, picture.settings)
                 yield from told(steps, (stopped, *unchanged(1 + 2 * MOST)))
         except AttributionError as error:
-            yield (words.status("error", "Not possible:", sentence(error)), *unchanged(1 + 2 * MOST))
+            yield (words.status("error", "Not possible:", sentence(error)), *unchanged(2 + 2 * MOST))
             raise refusal(error) from error
 
     def _settings(self, top_k: float, exhaustive: bool, compared: Sequence[str]) -> list[AttributeSettings]:
@@ -268,7 +269,7 @@ class Handlers:
     def forget(
         self, picture: Picture | None, table: list[list[Any]], chosen: list[str], request: gr.Request
     ) -> Updates:
-        """Generate again without it: yields a status line and pictures before and after, as HTML."""
+        """Generate again without it: yields a status line, pictures before and after as HTML, and Stop."""
         try:
             picture = there_is(picture)
             asked = read_regions(table, chosen)[0]
@@ -278,7 +279,7 @@ class Handlers:
                 steps = self._forgotten(job, asked.name, stop)
                 yield from told(steps, (words.status("stopped", "Stopped."), gr.skip()))
         except AttributionError as error:
-            yield words.status("error", "Not possible:", sentence(error)), gr.skip()
+            yield words.status("error", "Not possible:", sentence(error)), *unchanged(2)
             raise refusal(error) from error
 
     def _forgotten(self, job: Job, name: str, stop: Event) -> Updates:
@@ -302,8 +303,9 @@ class Handlers:
         self.studio.end(str(request.session_hash))
 
     def controls(self, request: gr.Request) -> list[Any]:
-        """The buttons that use the device, and Stop, as they are while the visitor's run is under way or not."""
-        return busy(self.studio.works(str(request.session_hash)))
+        """The buttons that use the device, and Stop, by whether a run of the visitor's is under way."""
+        works = self.studio.works(str(request.session_hash))
+        return [*[gr.Button(interactive=not works)] * 4, gr.Button(interactive=works)]
 
     def tokens(self, prompt: str) -> str:
         """Say how much of the prompt the model reads."""
@@ -316,15 +318,18 @@ class Handlers:
 
 
 def told(steps: Updates, stopped: tuple[Any, ...]) -> Updates:
-    """A run's updates, then `stopped` if it was, then nothing new.
+    """A run's updates, each with Stop's, which can be pressed from the first on; `stopped` if it was.
 
-    Gradio sends a generator's last update once more when it has ended, and by then the page may show another run.
+    The last says nothing: Gradio sends it once more when the run has ended, and the page may show another by then.
     """
+    yield (*unchanged(len(stopped)), gr.Button(interactive=True))
     try:
-        yield from steps
+        with closing(steps):
+            for update in steps:
+                yield (*update, gr.skip())
     except Stopped:
-        yield stopped
-    yield unchanged(len(stopped))
+        yield (*stopped, gr.skip())
+    yield unchanged(len(stopped) + 1)
 
 
 def _report(progress: gr.Progress, step: int, count: int) -> None:
@@ -405,9 +410,9 @@ def only_note(note: str) -> tuple[Any, ...]:
     return (*unchanged(5), note, *unchanged(len(cleared())))
 
 
-def busy(running: bool) -> list[Any]:
-    """The buttons that use the device and Stop, while a run is under way or not."""
-    return [*[gr.Button(interactive=not running)] * 4, gr.Button(interactive=running)]
+def starting() -> list[Any]:
+    """The buttons of `Handlers.controls` when one was pressed; Stop waits for the run."""
+    return [*[gr.Button(interactive=False)] * 4, gr.skip()]
 
 
 def unchanged(count: int) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ import gradio as gr
 
 from attribution.ui import layout, script, words
 from attribution.ui.api import add_api
-from attribution.ui.handlers import Handlers, busy, closed, throw_dice
+from attribution.ui.handlers import Handlers, closed, starting, throw_dice
 from attribution.ui.kept import KeptRuns
 from attribution.ui.layout import Parts
 from attribution.ui.studio import LINE, Studio
@@ -52,10 +52,10 @@ def _wire_picture(handlers: Handlers, on: Parts) -> None:
     on.prompt.change(handlers.tokens, on.prompt, on.tokens, queue=False, **QUIET)
     on.dice.click(throw_dice, None, on.seed, queue=False, **QUIET)
     asked = [on.generate.click, on.prompt.submit, on.seed.submit]
-    generated = gr.on(asked, lambda: busy(True), **_controls(on)).then(
+    generated = gr.on(asked, starting, **_controls(on)).then(
         handlers.generate,
         [on.prompt, on.seed, on.steps, on.guidance],
-        shown,
+        [*shown, on.stop],
         show_progress="full",
         show_progress_on=on.annotator,
         api_visibility="private",
@@ -70,10 +70,10 @@ def _wire_regions(handlers: Handlers, on: Parts) -> None:
     on.annotator.change(None, both, on.table, js=script.TABLE_FOLLOWS)  # in the browser alone
     on.table.input(None, both, on.annotator, js=script.BOXES_FOLLOW)
     on.clear.click(None, both, [on.annotator, on.table], js=script.CLEAR)
-    sought = gr.on([on.find.click, on.labels.submit], lambda: busy(True), **_controls(on)).then(
+    sought = gr.on([on.find.click, on.labels.submit], starting, **_controls(on)).then(
         handlers.detect,
         [on.picture, on.prompt, on.labels, on.threshold],
-        [on.table, on.annotator, on.found],
+        [on.table, on.annotator, on.found, on.stop],
         show_progress="minimal",
         show_progress_on=on.found,
         api_visibility="private",
@@ -86,15 +86,15 @@ def _wire_regions(handlers: Handlers, on: Parts) -> None:
 def _wire_answers(handlers: Handlers, kept: KeptRuns, on: Parts) -> None:
     controls = _controls(on)
     coloured = on.attribute.click(None, [on.annotator, on.frame, on.table], on.annotator, js=script.RECOLOUR)
-    answered = coloured.then(lambda: busy(True), **controls).then(
+    answered = coloured.then(starting, **controls).then(
         handlers.attribute,
         [on.prompt, on.picture, on.table, on.chosen, on.top_k, on.exhaustive, on.compared, on.folded],
-        [on.status, on.runs, *on.tabs, *on.panels],
+        [on.status, on.runs, *on.tabs, *on.panels, on.stop],
         show_progress="hidden",
         api_visibility="private",
     )
-    forgot = on.forget.click(lambda: busy(True), **controls).then(
-        handlers.forget, [on.picture, on.table, on.chosen], [on.status, on.forgotten], **QUIET
+    forgot = on.forget.click(starting, **controls).then(
+        handlers.forget, [on.picture, on.table, on.chosen], [on.status, on.forgotten, on.stop], **QUIET
     )
     answered.success(kept.remember, [on.runs, on.mine], [on.mine, on.history], queue=False, **QUIET)
     for run in (answered, forgot):
