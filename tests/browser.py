@@ -110,6 +110,7 @@ def _await(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
 PROMPT = words.PROMPT
 LONG = 300_000  # ms, for an attribution
 EDITING = "document.activeElement?.matches('#boxes :is(input, textarea)')"  # a cell of the table
+IN_TABLE = "document.activeElement?.matches('#boxes [role=gridcell]')"  # a cell that is not being edited
 
 expect.set_options(timeout=60_000)
 
@@ -134,6 +135,7 @@ def generate(page: Page, prompt: str = PROMPT, seed: int = 7) -> None:
     page.click("#generate")
     expect(page.locator("#picture-note")).to_contain_text(f"seed {seed}.")
     expect(page.locator("#picture canvas")).to_be_visible()
+    expect(page.locator("#generate")).to_be_enabled()
 
 
 def draw(page: Page, x0: float, y0: float, x1: float, y1: float) -> None:
@@ -179,6 +181,7 @@ def type_box(page: Page, *numbers: float | str, row: int = 0) -> None:
         page.keyboard.press("Control+A")
         page.keyboard.type(str(number))
         page.keyboard.press("Enter")
+        page.wait_for_function(IN_TABLE)
 
 
 def boxes_of(page: Page) -> list[list[str]]:

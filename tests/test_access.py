@@ -2,7 +2,7 @@
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browser import EDITING, await_state, corners, draw_by_finger, early_ranking, generate, rows_of, visit
+from browser import EDITING, IN_TABLE, await_state, corners, draw_by_finger, early_ranking, generate, rows_of, visit
 from playwright.sync_api import Browser, Page, expect
 
 SEVERE = ("serious", "critical")
@@ -64,6 +64,7 @@ def test_the_keyboard_alone(page: Page) -> None:
     tab_to(page, "#generate")
     page.keyboard.press("Enter")
     expect(page.locator("#picture-note")).to_contain_text("seed 7.")
+    expect(page.locator("#generate")).to_be_enabled()
     page.locator("#generate").focus()
     tab_to(page, "#boxes [role=gridcell]")
     for number in (None, 8, 8, 48, 48):
@@ -72,6 +73,7 @@ def test_the_keyboard_alone(page: Page) -> None:
             page.wait_for_function(EDITING)
             page.keyboard.type(str(number))
             page.keyboard.press("Enter")
+            page.wait_for_function(IN_TABLE)
         page.keyboard.press("ArrowRight")
     page.locator("#clear").focus()
     tab_to(page, "#attribute")

@@ -97,7 +97,14 @@ def test_boxes_and_their_table_stay_in_step(page: Page) -> None:
     assert boxes_of(page) == []
     page.wait_for_timeout(1000)  # the annotator's own news of it
     type_box(page, 8, 8, 40.5, 40)
-    assert boxes_of(page) == [["", "8", "8", "40.5", "40"]]
+    page.wait_for_function("document.querySelectorAll('#boxes .virtual-row').length === 2")
+    type_box(page, 20, 20, 60, 60, row=1)
+    page.wait_for_function("document.querySelectorAll('#boxes .virtual-row').length === 3")
+    typed = [["", "8", "8", "40.5", "40"], ["", "20", "20", "60", "60"]]
+    assert boxes_of(page) == typed
+    draw(page, 0.05, 0.8, 0.25, 0.95)  # on a picture that shows the others, or they would be gone
+    page.wait_for_function("document.querySelectorAll('#boxes .virtual-row').length === 4")
+    assert [box for box in boxes_of(page) if box in typed] == typed
 
 
 def test_a_word_is_shown_and_answered(page: Page) -> None:

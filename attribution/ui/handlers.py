@@ -178,6 +178,9 @@ class Handlers:
             with self.studio.run(str(request.session_hash)) as stop:
                 steps = self._answer(regions, queries, settings, folded, stop, picture.settings)
                 yield from told(steps, (stopped, *unchanged(1 + 2 * MOST)))
+                # Gradio sends the last update once more at the end, when the page may show another run. (In `generate`
+                # and `detect` its diff to nothing would empty the picture's and the table's dicts, in the page.)
+                yield unchanged(3 + 2 * MOST)
         except AttributionError as error:
             yield (words.status("error", "Not possible:", sentence(error)), *unchanged(2 + 2 * MOST))
             raise refusal(error) from error
@@ -278,6 +281,7 @@ class Handlers:
             with self.studio.run(str(request.session_hash)) as stop:
                 steps = self._forgotten(job, asked.name, stop)
                 yield from told(steps, (words.status("stopped", "Stopped."), gr.skip()))
+                yield unchanged(3)  # as in `attribute`
         except AttributionError as error:
             yield words.status("error", "Not possible:", sentence(error)), *unchanged(2)
             raise refusal(error) from error
@@ -318,10 +322,7 @@ class Handlers:
 
 
 def told(steps: Updates, stopped: tuple[Any, ...]) -> Updates:
-    """A run's updates, each with Stop's, which can be pressed from the first on; `stopped` if it was.
-
-    The last says nothing: Gradio sends it once more when the run has ended, and the page may show another by then.
-    """
+    """A run's updates, each with Stop's, which can be pressed from the first on; `stopped` if it was."""
     yield (*unchanged(len(stopped)), gr.Button(interactive=True))
     try:
         with closing(steps):
@@ -329,7 +330,6 @@ def told(steps: Updates, stopped: tuple[Any, ...]) -> Updates:
                 yield (*update, gr.skip())
     except Stopped:
         yield (*stopped, gr.skip())
-    yield unchanged(len(stopped) + 1)
 
 
 def _report(progress: gr.Progress, step: int, count: int) -> None:

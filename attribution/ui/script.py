@@ -50,13 +50,15 @@ const rows = (table?.data ?? []).filter((row) => row.some((value) => value !== n
 const sidesOf = (row) => row.slice(1).map((side) => (side === "" || side === null ? NaN : Number(side)));
 const isBox = ([x0, y0, x1, y1]) =>
   0 <= x0 && x0 < x1 && x1 <= frame.width && 0 <= y0 && y0 < y1 && y1 <= frame.height;
+const asItIs = {{__type__: "update"}};
 """
 
 # (annotator, frame, table) -> table. A row that says where a box is already stays as it was typed. With a new picture,
-# or without boxes, the annotator is made ready to draw one. There is always an empty row to type in, up to MOST rows.
+# or without boxes, the annotator is made ready to draw one. After the boxes an empty row is there to type in, up to
+# MOST rows. A table that says it all already is left alone: a new one takes away the cell that is being typed in.
 TABLE_FOLLOWS = f"""(drawn, frame, table) => {{
-  if (!drawn || !frame) return table;
   {_VALID}
+  if (!drawn || !frame) return asItIs;
   const boxes = drawn.boxes ?? [];
   const picture = drawn.image?.url ?? drawn.image?.path;
   if (!boxes.length || picture !== window.shownPicture)
@@ -64,7 +66,7 @@ TABLE_FOLLOWS = f"""(drawn, frame, table) => {{
   window.shownPicture = picture;
   const typed = rows.filter((row) => !isBox(sidesOf(row)));
   const kept = rows.filter((row) => isBox(sidesOf(row)));
-  const data = boxes.map((box, number) => {{
+  const shown = boxes.map((box, number) => {{
     const scale = frame.factor * (box.scaleFactor || 1);
     const sides = [box.xmin, box.ymin, box.xmax, box.ymax].map((side) => side / scale);
     const same = kept.find((row) => sidesOf(row).every((side, i) => Math.abs(side - sides[i]) < 0.5));
@@ -73,15 +75,17 @@ TABLE_FOLLOWS = f"""(drawn, frame, table) => {{
     const label = box.label || kept[number]?.[0] || "";
     return [label, Math.max(0, x0), Math.max(0, y0), Math.min(frame.width, x1), Math.min(frame.height, y1)];
   }});
-  const told = [...data.filter((row) => isBox(sidesOf(row))), ...typed];
-  return {{...table, data: told.length < {MOST} ? [...told, ["", null, null, null, null]] : told}};
+  const told = [...shown.filter((row) => isBox(sidesOf(row))), ...typed];
+  const spare = told.length < {MOST} && (boxes.length || !told.length) ? [["", null, null, null, null]] : [];
+  const data = [...told, ...spare];
+  return JSON.stringify(data) === JSON.stringify(table.data) ? asItIs : {{...table, data}};
 }}"""
 
-# (annotator, frame, table) -> annotator, the same one where it shows these boxes already: of a new one it tells, and
+# (annotator, frame, table) -> annotator, left alone where it shows these boxes already: of a new value it tells, and
 # the table that follows it would lose what is being typed meanwhile.
 _BOXES = f"""(drawn, frame, table, always) => {{
-  if (!drawn || !frame) return drawn;
   {_VALID}
+  if (!drawn || !frame) return asItIs;
   const boxes = rows.filter((row) => isBox(sidesOf(row))).map((row, number) => {{
     const [xmin, ymin, xmax, ymax] = sidesOf(row).map((side) => side * frame.factor);
     return {{xmin, ymin, xmax, ymax, label: row[0] || "", color: colours[number % colours.length]}};
@@ -92,7 +96,7 @@ _BOXES = f"""(drawn, frame, table, always) => {{
     const near = (side) => Math.abs(now[side] / (scale || 1) - box[side]) < frame.factor / 2;
     return ["xmin", "ymin", "xmax", "ymax"].every(near);
   }});
-  return same ? drawn : {{...drawn, boxes}};
+  return same ? asItIs : {{...drawn, boxes}};
 }}"""
 
 BOXES_FOLLOW = f"(drawn, frame, table) => ({_BOXES})(drawn, frame, table, false)"
