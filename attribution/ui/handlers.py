@@ -4,7 +4,7 @@ import math
 import random
 import time
 from base64 import b64encode
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -70,8 +70,8 @@ class Handlers:
             settings = GenerateSettings(whole(steps, "steps"), guidance)
             report = None if on_zero_gpu() else partial(_report, progress)
             job = Job(generating, (prompt, number, settings, report))
-            with self.studio.run(str(request.session_hash)) as stop:
-                yield from told(self._generated(job, stop), only_note(words.note(words.KEPT_PICTURE)))
+            stopped = only_note(words.note(words.KEPT_PICTURE))
+            yield from self._run(request, partial(self._generated, job), stopped, repeated=True)
         except AttributionError as error:
             yield (*only_note(words.note(sentence(error), "error")), gr.skip())
             raise refusal(error) from error
@@ -107,6 +107,15 @@ class Handlers:
         choices = gr.CheckboxGroup(telling(read), value=[], visible=bool(telling(read)))
         return picture, {"image": copy, "boxes": []}, frame, choices, " . ".join(phrases(read))
 
+    def tokens(self, prompt: str) -> str:
+        """Say how much of the prompt the model reads."""
+        try:
+            if prompt.strip():
+                check_prompt(prompt)
+        except InputError as error:
+            return words.note(sentence(error), "error")
+        return words.tokens(self.studio.model.count_tokens(prompt))
+
     # --- its regions ---
 
     def detect(
@@ -117,8 +126,8 @@ class Handlers:
             picture = there_is(picture)
             wanted = check_labels(parse_labels(labels))
             asked = (picture.image, wanted, picture.prompt or prompt, threshold, self.studio.detector)
-            with self.studio.run(str(request.session_hash)) as stop:
-                yield from told(self._found(Job(detecting, asked), stop), (*unchanged(2), words.note(words.KEPT_BOXES)))
+            stopped = (*unchanged(2), words.note(words.KEPT_BOXES))
+            yield from self._run(request, partial(self._found, Job(detecting, asked)), stopped, repeated=True)
         except AttributionError as error:
             yield (*unchanged(2), words.note(sentence(error), "error"), gr.skip())
             raise refusal(error) from error
@@ -175,12 +184,8 @@ class Handlers:
             for query in queries:
                 check_query(query, self.studio.model, self.studio.index.center_crop)
             stopped = words.status("stopped", "Stopped.", "The ranking below, if any, is unfinished.")
-            with self.studio.run(str(request.session_hash)) as stop:
-                steps = self._answer(regions, queries, settings, folded, stop, picture.settings)
-                yield from told(steps, (stopped, *unchanged(1 + 2 * MOST)))
-                # Gradio sends the last update once more at the end, when the page may show another run. (In `generate`
-                # and `detect` its diff to nothing would empty the picture's and the table's dicts, in the page.)
-                yield unchanged(3 + 2 * MOST)
+            steps = partial(self._answer, regions, queries, settings, folded, sampled=picture.settings)
+            yield from self._run(request, steps, (stopped, *unchanged(1 + 2 * MOST)))
         except AttributionError as error:
             yield (words.status("error", "Not possible:", sentence(error)), *unchanged(2 + 2 * MOST))
             raise refusal(error) from error
@@ -277,11 +282,8 @@ class Handlers:
             picture = there_is(picture)
             asked = read_regions(table, chosen)[0]
             query = Query(picture.prompt or "", picture.image, picture.seed, asked.boxes, asked.word)
-            job = Job(forgetting, (query, picture.settings))
-            with self.studio.run(str(request.session_hash)) as stop:
-                steps = self._forgotten(job, asked.name, stop)
-                yield from told(steps, (words.status("stopped", "Stopped."), gr.skip()))
-                yield unchanged(3)  # as in `attribute`
+            steps = partial(self._forgotten, Job(forgetting, (query, picture.settings)), asked.name)
+            yield from self._run(request, steps, (words.status("stopped", "Stopped."), gr.skip()))
         except AttributionError as error:
             yield words.status("error", "Not possible:", sentence(error)), *unchanged(2)
             raise refusal(error) from error
@@ -298,6 +300,37 @@ class Handlers:
                 yield words.progress(step, name, 1, 1), gr.skip()
         yield words.status("done", "Done", f"generated again without {name}", 1), words.forgotten(made)
 
+    # --- runs ---
+
+    def _run(
+        self,
+        request: gr.Request,
+        steps: Callable[[Event], Updates],
+        stopped: tuple[Any, ...],
+        repeated: bool = False,
+    ) -> Updates:
+        """The visitor's run: its updates, each with Stop's, which can be pressed from the first on.
+
+        Gradio sends the last update once more when a run has ended, and the page may show another by then: so the last
+        says nothing.
+
+        Args:
+            request: of the visitor.
+            steps: updates, given the event that stops them.
+            stopped: the update when they were.
+            repeated: let the last one be sent again; for updates with a picture or a table, dicts that Gradio's diff to
+                nothing would empty in the page.
+        """
+        with self.studio.run(str(request.session_hash)) as stop, closing(steps(stop)) as updates:
+            yield (*unchanged(len(stopped)), gr.Button(interactive=True))
+            try:
+                for update in updates:
+                    yield (*update, gr.skip())
+            except Stopped:
+                yield (*stopped, gr.skip())
+            if not repeated:
+                yield unchanged(len(stopped) + 1)
+
     def stop(self, request: gr.Request) -> None:
         """Stop the visitor's run, if there is one."""
         self.studio.stop(str(request.session_hash))
@@ -310,26 +343,6 @@ class Handlers:
         """The buttons that use the device, and Stop, by whether a run of the visitor's is under way."""
         works = self.studio.works(str(request.session_hash))
         return [*[gr.Button(interactive=not works)] * 4, gr.Button(interactive=works)]
-
-    def tokens(self, prompt: str) -> str:
-        """Say how much of the prompt the model reads."""
-        try:
-            if prompt.strip():
-                check_prompt(prompt)
-        except InputError as error:
-            return words.note(sentence(error), "error")
-        return words.tokens(self.studio.model.count_tokens(prompt))
-
-
-def told(steps: Updates, stopped: tuple[Any, ...]) -> Updates:
-    """A run's updates, each with Stop's, which can be pressed from the first on; `stopped` if it was."""
-    yield (*unchanged(len(stopped)), gr.Button(interactive=True))
-    try:
-        with closing(steps):
-            for update in steps:
-                yield (*update, gr.skip())
-    except Stopped:
-        yield (*stopped, gr.skip())
 
 
 def _report(progress: gr.Progress, step: int, count: int) -> None:

@@ -17,7 +17,6 @@ from attribution.attention import word_map
 from attribution.attribute import METHODS, AttributeSettings, Attribution, Progress, Query, attribute
 from attribution.data import to_pixels, to_square
 from attribution.detect import Found, find
-from attribution.errors import Stopped
 from attribution.forget import Regenerated, regenerate
 from attribution.index import Index
 from attribution.model import GenerateSettings, Model
@@ -46,8 +45,7 @@ def generating(
     """A picture; `report`, which cannot be sent to another process, is told of the steps."""
 
     def on_step(step: int, count: int) -> None:
-        if stop.is_set():
-            raise Stopped("stopped; the picture before is kept")
+        check_stop(stop)
         if report is not None:
             report(step, count)
 

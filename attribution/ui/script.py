@@ -76,7 +76,7 @@ TABLE_FOLLOWS = f"""(drawn, frame, table) => {{
     return [label, Math.max(0, x0), Math.max(0, y0), Math.min(frame.width, x1), Math.min(frame.height, y1)];
   }});
   const told = [...shown.filter((row) => isBox(sidesOf(row))), ...typed];
-  const spare = told.length < {MOST} && (boxes.length || !told.length) ? [["", null, null, null, null]] : [];
+  const spare = told.length < {MOST} && (boxes.length || !told.length) ? {json.dumps(EMPTY)} : [];
   const data = [...told, ...spare];
   return JSON.stringify(data) === JSON.stringify(table.data) ? asItIs : {{...table, data}};
 }}"""
