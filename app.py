@@ -34,8 +34,8 @@ def serve(
     from attribution.ui.zero import prepare
 
     prepare()
-    from attribution.attribute import open_index
-    from attribution.report import RunFolder
+    from attribution.answers.report import RunFolder
+    from attribution.index.index import open_index
     from attribution.ui.page import build_page
     from attribution.ui.routes import routes
     from attribution.ui.studio import Studio

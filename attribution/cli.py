@@ -85,14 +85,14 @@ def index(
         checkpoints: pipelines whose U-Nets the gradients are averaged over.
         batch: predictions in one call of the U-Net.
     """
-    from attribution.build import BuildProgress, BuildSettings, build, prepare
-    from attribution.data import DataSettings
+    from attribution.diffusion.noise import NoiseSettings
+    from attribution.diffusion.pipeline import Model
     from attribution.evaluate.bench import peak_memory
-    from attribution.extend import ExtendSettings, extend
-    from attribution.fisher import FisherSettings
-    from attribution.gradients import GradientSettings
-    from attribution.model import Model
-    from attribution.noise import NoiseSettings
+    from attribution.index.build import BuildProgress, BuildSettings, build, prepare
+    from attribution.index.data import DataSettings
+    from attribution.index.extend import ExtendSettings, extend
+    from attribution.unlearning.fisher import FisherSettings
+    from attribution.unlearning.projection import GradientSettings
 
     model = Model.load(pretrained_model_name_or_path)
     if resolution not in (None, model.resolution):
@@ -142,7 +142,7 @@ def generate(prompt: str, out: Path, seed: int = 0, index: Path | None = None) -
         seed: 0 to 2**63 - 1.
         index: an index folder; the embedded one by default.
     """
-    from attribution.attribute import open_index
+    from attribution.index.index import open_index
 
     _check_file(out)
     model, _ = open_index(index)
@@ -188,14 +188,16 @@ def attribute(
     """
     from PIL import Image
 
-    from attribution.answer import AttributeSettings, Attribution, Progress
-    from attribution.attribute import attribute as answer
-    from attribution.attribute import check_settings, open_index
-    from attribution.data import open_upload
-    from attribution.model import check_prompt
-    from attribution.query import Query, check_query
-    from attribution.report import Run, write_json, write_zip
-    from attribution.unlearn import UnlearnSettings
+    from attribution.answers.report import Run, write_json, write_zip
+    from attribution.diffusion.pictures import open_upload
+    from attribution.diffusion.tokens import check_prompt
+    from attribution.index.index import open_index
+    from attribution.methods import attribute as answer
+    from attribution.methods import check_settings
+    from attribution.methods.answer import AttributeSettings, Attribution, Progress
+    from attribution.query.query import Query
+    from attribution.query.regions import check_query
+    from attribution.unlearning.step import UnlearnSettings
 
     if method == "list":
         return _list_methods(index)
@@ -217,7 +219,7 @@ def attribute(
         opened,
         replace(AttributeSettings(), method=method, exhaustive=exhaustive, top_k=top_k, score=score, unlearn=unlearn),
     )
-    tokens = model.count_tokens(prompt)
+    tokens = model.tokens.count(prompt)
     if tokens.count > tokens.limit:
         print(f"the prompt has {tokens.count} tokens, {tokens.limit} are read: {tokens.kept!r}", file=sys.stderr)
     picture = upload or model.generate(prompt, seed or 0)
@@ -248,10 +250,10 @@ def replay(run: tyro.conf.Positional[Path], index: Path | None = None) -> None:
         run: a ZIP that `attribute --report` or the page wrote.
         index: the run's index; the embedded one by default.
     """
-    from attribution.answer import Progress
-    from attribution.attribute import open_index
-    from attribution.report import Replayed, read_zip
-    from attribution.report import replay as again
+    from attribution.answers.report import Replayed, read_zip
+    from attribution.answers.report import replay as again
+    from attribution.index.index import open_index
+    from attribution.methods.answer import Progress
 
     kept = read_zip(run)
     model, opened = open_index(index)
@@ -285,9 +287,9 @@ def detect(
         index: an index folder; the embedded one by default.
         out: a JSON file.
     """
-    from attribution.attribute import open_index
-    from attribution.data import open_upload
-    from attribution.detect import check_labels, check_threshold, find, parse_labels
+    from attribution.diffusion.pictures import open_upload
+    from attribution.index.index import open_index
+    from attribution.query.detect import check_labels, check_threshold, find, parse_labels
 
     _check_file(out)
     wanted = check_labels(parse_labels(labels))
@@ -311,9 +313,9 @@ def floor(index: Path | None = None, pictures: int = 8) -> None:
         index: an index folder; the embedded one by default.
         pictures: unrelated pictures that are attributed.
     """
-    from attribution.answer import Progress
-    from attribution.attribute import open_index
-    from attribution.floor import FloorProgress, measure_floor
+    from attribution.answers.floor import FloorProgress, measure_floor
+    from attribution.index.index import open_index
+    from attribution.methods.answer import Progress
 
     model, opened = open_index(index)
 
@@ -330,8 +332,9 @@ def floor(index: Path | None = None, pictures: int = 8) -> None:
 
 def _list_methods(index: Path | None) -> None:
     """Print every method: a line, its source, what it costs on this machine, or why it cannot be used."""
-    from attribution.attribute import METHODS, open_index
     from attribution.evaluate.bench import Cost, costs
+    from attribution.index.index import open_index
+    from attribution.methods import METHODS
 
     model, opened = open_index(index)
 
@@ -362,8 +365,8 @@ def evaluate(
             default.
         index: an index folder; the embedded one by default.
     """
-    from attribution.attribute import open_index
     from attribution.evaluate import locality, tuning
+    from attribution.index.index import open_index
 
     model, opened = open_index(index)
     if unknown := [row for row in rows if row not in locality.ROWS]:
@@ -386,9 +389,9 @@ def bench(queries: int = 10, out: Path | None = None, index: Path | None = None)
         out: a JSON file.
         index: an index folder; the embedded one by default.
     """
-    from attribution.attribute import open_index
     from attribution.evaluate.bench import BenchSettings
     from attribution.evaluate.bench import bench as measure
+    from attribution.index.index import open_index
 
     _check_file(out)
     model, opened = open_index(index)

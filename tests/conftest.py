@@ -17,15 +17,15 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from attribution.attribute import Query
-from attribution.build import BuildProgress, BuildSettings, build, prepare
-from attribution.data import DataSettings
-from attribution.extend import ExtendSettings, extend
-from attribution.fisher import FisherSettings
-from attribution.gradients import GradientSettings
-from attribution.index import Index
-from attribution.model import Model
-from attribution.noise import NoiseSettings
+from attribution.diffusion.noise import NoiseSettings
+from attribution.diffusion.pipeline import Model
+from attribution.index.build import BuildProgress, BuildSettings, build, prepare
+from attribution.index.data import DataSettings
+from attribution.index.extend import ExtendSettings, extend
+from attribution.index.index import Index
+from attribution.query.query import Query
+from attribution.unlearning.fisher import FisherSettings
+from attribution.unlearning.projection import GradientSettings
 
 SIDE = 32  # px, of the tiny world's pictures: 8x8 latent cells of 4 px
 CAPTIONS = [

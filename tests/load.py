@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from browser import free_port, launch
 
-from attribution.attribute import open_index
-from attribution.model import Model
-from attribution.report import RunFolder
+from attribution.answers.report import RunFolder
+from attribution.diffusion.pipeline import Model
+from attribution.index.index import open_index
 from attribution.scenes.compose import OBJECTS
 from attribution.ui.jobs import Job
 from attribution.ui.page import build_page

@@ -25,8 +25,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, normalize
 
-from attribution.index import EMBEDDED
-from attribution.model import Model
+from attribution.diffusion.pipeline import Model
+from attribution.diffusion.weights import layers
+from attribution.index.index import EMBEDDED
 from attribution.scenes.compose import (
     BACKGROUNDS,
     CELL,
@@ -156,7 +157,7 @@ def customise(
         table[-1] = table[:-1].mean(0)
     table.requires_grad_(True)
     keys_values = [
-        p.requires_grad_(True) for layer in model.tunable("cross-attn-kv").values() for p in layer.parameters()
+        p.requires_grad_(True) for layer in layers(model, "cross-attn-kv").values() for p in layer.parameters()
     ]
     optimizer = torch.optim.Adam(
         [{"params": keys_values, "lr": args.learning_rate}, {"params": [table], "lr": 10 * args.learning_rate}]
@@ -205,7 +206,7 @@ def _vectors(
     base: str, weights: str, kept: list[dict[str, NDArray[np.uint8]]], training: list[Image.Image]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Exemplars (M, E, D), pictures (M, P, D) and training scenes (N, D)."""
-    from attribution.features import open_feature
+    from attribution.index.features import open_feature
 
     encoder: Callable[[list[Image.Image]], Tensor] = open_feature(base, weights)
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 import tyro
 
-from attribution.answer import AttributeSettings, Attribution
-from attribution.attribute import attribute, open_index
-from attribution.detect import open_detector
-from attribution.floor import top_multiple, unrelated
-from attribution.index import Index
-from attribution.model import Model
-from attribution.query import Query
-from attribution.report import Run, write_zip
+from attribution.answers.floor import top_multiple, unrelated
+from attribution.answers.report import Run, write_zip
+from attribution.diffusion.pipeline import Model
+from attribution.index.index import Index, open_index
+from attribution.methods import attribute
+from attribution.methods.answer import AttributeSettings, Attribution
+from attribution.query.detect import open_detector
+from attribution.query.query import Query
 
 METHODS = ("unlearning", "d-trak", "clip", "dino", "pixel")
 

@@ -8,13 +8,16 @@ import gradio as gr
 from gradio.components.api_component import Api
 from PIL import Image
 
-from attribution.attribute import AttributeSettings, Attribution, Query, check_settings
-from attribution.data import open_upload
-from attribution.detect import Found, parse_labels
+from attribution.answers.report import Run, to_json
+from attribution.diffusion.pictures import open_upload
+from attribution.diffusion.pipeline import GenerateSettings, check_seed
+from attribution.diffusion.tokens import check_prompt
 from attribution.errors import AttributionError, InputError
-from attribution.model import GenerateSettings, check_prompt, check_seed
-from attribution.query import check_query
-from attribution.report import Run, to_json
+from attribution.methods import check_settings
+from attribution.methods.answer import AttributeSettings, Attribution
+from attribution.query.detect import Found, parse_labels
+from attribution.query.query import Query
+from attribution.query.regions import check_query
 from attribution.ui.handlers import LARGEST_K, Handlers, refusal, whole
 from attribution.ui.jobs import Job, attributing, detecting, generating
 from attribution.ui.studio import Studio, Waiting

@@ -6,7 +6,6 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -16,21 +15,18 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from attribution.attribute import (
-    AttributeSettings,
-    Attribution,
-    Progress,
-    Query,
-    check_settings,
-)
-from attribution.data import open_upload
-from attribution.detect import check_labels, parse_labels, phrases, telling
+from attribution.answers.forget import Regenerated
+from attribution.answers.html import to_png
+from attribution.answers.report import Run
+from attribution.diffusion.pictures import open_upload
+from attribution.diffusion.pipeline import GenerateSettings, check_seed
+from attribution.diffusion.tokens import check_prompt
 from attribution.errors import AttributionError, InputError, Stopped
-from attribution.forget import Regenerated
-from attribution.model import GenerateSettings, check_prompt, check_seed
-from attribution.query import check_query
-from attribution.report import Run
-from attribution.report_html import to_png
+from attribution.methods import check_settings, fitting
+from attribution.methods.answer import AttributeSettings, Attribution, Progress
+from attribution.query.detect import check_labels, parse_labels, phrases, telling
+from attribution.query.query import Query
+from attribution.query.regions import check_query
 from attribution.ui import answers, words
 from attribution.ui.jobs import Job, attributing, detecting, forgetting, generating, mapping
 from attribution.ui.regions import EMPTY, MOST, Region, drawn_boxes, found_rows, read_regions, shown_copy
@@ -114,7 +110,7 @@ class Handlers:
                 check_prompt(prompt)
         except InputError as error:
             return words.note(sentence(error), "error")
-        return words.tokens(self.studio.model.count_tokens(prompt))
+        return words.tokens(self.studio.model.tokens.count(prompt))
 
     # --- its regions ---
 
@@ -195,7 +191,7 @@ class Handlers:
         if not 1 <= count <= most:
             raise InputError(f"K = {count} is not possible; accepted are 1 to {most}")
         main = AttributeSettings(top_k=count, exhaustive=exhaustive)
-        asked = [main, *(replace(main, method=name) for name in compared if name != main.method)]
+        asked = [main, *(fitting(main, name) for name in compared if name != main.method)]
         return [check_settings(self.studio.model, self.studio.index, each) for each in asked]
 
     def _answer(

@@ -14,12 +14,13 @@ from typing import Any
 
 from PIL import Image
 
-from attribution.attribute import METHODS, AttributeSettings, check_settings
-from attribution.detect import detector_threshold
+from attribution.answers.report import Run, RunFolder, is_run_id, read_zip
+from attribution.diffusion.pipeline import GenerateSettings, Model
 from attribution.errors import AttributionError, InputError, Stopped, WorkFailed, reason
-from attribution.index import Index
-from attribution.model import GenerateSettings, Model
-from attribution.report import Run, RunFolder, is_run_id, read_zip
+from attribution.index.index import Index
+from attribution.methods import METHODS, check_settings
+from attribution.methods.answer import AttributeSettings
+from attribution.query.detect import detector_threshold
 from attribution.ui.jobs import Job, Steps
 from attribution.ui.zero import FIRST, LONGEST, on_gpu
 
