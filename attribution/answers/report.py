@@ -131,6 +131,7 @@ def run_json(run: Run, index: Index, model: Model) -> dict[str, Any]:
                 **{key: value for key, value in to_json(answer).items() if key != "query"},
                 "losses": [result.losses for result in answer.results],
                 "rows": answer.rows,
+                "ranked": answer.ranked,
                 "typical": answer.typical,
             }
             for answer in run.answers
@@ -232,7 +233,16 @@ def _answer(query: Query, told: dict[str, Any]) -> Attribution:
     index, settings = told["index"], _settings(told["settings"])
     spent = (told["evaluations"], told["seconds"])
     made_with = (index["id"], index["model_sha256"])
-    return Attribution(query, settings, results, *spent, *made_with, tuple(told["rows"]), told["typical"])
+    return Attribution(
+        query,
+        settings,
+        results,
+        *spent,
+        *made_with,
+        tuple(told["rows"]),
+        told.get("ranked", len(told["rows"])),
+        told["typical"],
+    )
 
 
 def _settings(told: dict[str, Any]) -> AttributeSettings:

@@ -51,7 +51,7 @@ THUMBNAIL_SIDE = 128  # px, at most
 STEPS = ("captions", "thumbnails", "latents", "base_losses", "fisher")
 FLOOR = "floor.json"
 MANIFEST_PARTS = {"model": dict, "data": dict, "settings": dict, "finished": list, "progress": dict}
-EMBEDDED = Path(__file__).parent.parent / "assets" / "emoji-scenes" / "index"
+EMBEDDED = Path(__file__).parents[2] / "assets" / "emoji-scenes" / "index"
 
 
 def cache_folder() -> Path:
