@@ -289,7 +289,8 @@ def detect(
     """
     from attribution.diffusion.pictures import open_upload
     from attribution.index.index import open_index
-    from attribution.query.detect import check_labels, check_threshold, find, parse_labels
+    from attribution.query.detect import find
+    from attribution.query.labels import check_labels, check_threshold, parse_labels
 
     _check_file(out)
     wanted = check_labels(parse_labels(labels))

@@ -11,7 +11,7 @@ ROOMS = (
     *("unlearning.gradients", "unlearning.ekfac", "unlearning.fisher", "unlearning.step", "unlearning.projection"),
     *("unlearning.score", "unlearning.race"),
     *("scenes.compose", "index.data", "index.features", "index.index", "index.build", "index.extend"),
-    *("query.query", "query.regions", "query.encoded", "query.detect"),
+    *("query.query", "query.regions", "query.encoded", "query.labels", "query.grounding", "query.detect"),
     *("methods.answer", "methods.unlearning", "methods.trak", "methods.influence", "methods.features"),
     *("methods.pixel", "methods.chance", "methods"),
     *("answers.forget", "answers.compare", "answers.html", "answers.report", "answers.floor"),
@@ -27,8 +27,8 @@ FILES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
 FILES = {name: path for name, path in FILES.items() if name in ROOMS or path.name != "__init__.py"}
 ONLY_IN = {
     "diffusers": ("diffusion.pipeline", "scenes."),
-    "transformers": ("diffusion.pipeline", "index.features", "query.detect", "scenes."),
-    "groundingdino": ("query.detect",),
+    "transformers": ("diffusion.pipeline", "index.features", "query.grounding", "scenes."),
+    "groundingdino": ("query.grounding",),
     "gradio": ("app", "ui."),
 }
 

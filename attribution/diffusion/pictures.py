@@ -14,14 +14,8 @@ from torch import Tensor
 from attribution.errors import InputError
 
 MAX_SIDE = 4096  # px
-
-
 MAX_BYTES = 10_000_000
-
-
 FORMATS = ("PNG", "JPEG", "WEBP")
-
-
 ACCEPTED = f"accepted are PNG, JPEG and WebP files up to {MAX_BYTES // 1_000_000} MB and {MAX_SIDE} px a side"
 
 

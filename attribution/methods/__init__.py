@@ -68,8 +68,6 @@ def _feature_method(name: str) -> Method:
 
 SCORED = ("latents", "base_losses")
 UNLEARNS = ("exhaustive", "score", "weights", "steps", "step_size", "damping")
-
-
 METHODS: dict[str, Method] = {
     "unlearning": Method(
         unlearning,

@@ -27,7 +27,8 @@ from torchvision.transforms.functional import normalize
 from transformers import BertTokenizer
 
 from attribution.diffusion.pipeline import Model
-from attribution.query.detect import DEVIATION, MEAN, Detector, build, caption_of, open_detector, token_spans
+from attribution.query.grounding import DEVIATION, MEAN, Detector, build, open_detector, token_spans
+from attribution.query.labels import caption_of
 from attribution.query.query import Box
 from attribution.scenes.compose import OBJECTS, SIZE, Scene, draw_scene, make_scenes, object_name
 from attribution.scenes.pictures import encode, to_unit

@@ -15,7 +15,7 @@ from attribution.diffusion.pipeline import Model
 from attribution.index.index import Index, open_index
 from attribution.methods import attribute
 from attribution.methods.answer import AttributeSettings, Attribution
-from attribution.query.detect import open_detector
+from attribution.query.grounding import open_detector
 from attribution.query.query import Query
 
 METHODS = ("unlearning", "d-trak", "clip", "dino", "pixel")

@@ -15,7 +15,8 @@ from attribution.diffusion.tokens import check_prompt
 from attribution.errors import AttributionError, InputError
 from attribution.methods import check_settings
 from attribution.methods.answer import AttributeSettings, Attribution
-from attribution.query.detect import Found, parse_labels
+from attribution.query.detect import Found
+from attribution.query.labels import parse_labels
 from attribution.query.query import Query
 from attribution.query.regions import check_query
 from attribution.ui.handlers import LARGEST_K, Handlers, refusal, whole

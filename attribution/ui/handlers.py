@@ -24,7 +24,7 @@ from attribution.diffusion.tokens import check_prompt
 from attribution.errors import AttributionError, InputError, Stopped
 from attribution.methods import check_settings, fitting
 from attribution.methods.answer import AttributeSettings, Attribution, Progress
-from attribution.query.detect import check_labels, parse_labels, phrases, telling
+from attribution.query.labels import check_labels, parse_labels, phrases, telling
 from attribution.query.query import Query
 from attribution.query.regions import check_query
 from attribution.ui import answers, words

@@ -6,7 +6,7 @@ import gradio as gr
 
 from attribution.answers.report import read_zip
 from attribution.errors import AttributionError, InputError
-from attribution.query.detect import telling
+from attribution.query.labels import telling
 from attribution.ui import words
 from attribution.ui.handlers import Handlers, Runs, refusal, tabs_of, unchanged
 from attribution.ui.regions import EMPTY, MOST, drawn_boxes

@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 from PIL import Image
 
 from attribution.errors import InputError
-from attribution.query.detect import Detection
+from attribution.query.grounding import Detection
 from attribution.query.query import Box
 from attribution.ui.style import COLOURS
 

@@ -15,8 +15,9 @@ from attribution.diffusion.pictures import Frame, to_pixels
 from attribution.errors import InputError, WeightsUnavailable
 from attribution.methods import attribute, fitting
 from attribution.methods.answer import AttributeSettings
-from attribution.query.detect import PUBLISHED, _if_there, find
+from attribution.query.detect import _if_there, find
 from attribution.query.encoded import encode
+from attribution.query.grounding import PUBLISHED
 from attribution.query.regions import check_query, mask_box
 
 PROMPT = "a red bird and a blue key"

@@ -11,18 +11,9 @@ from safetensors.torch import save_file
 from transformers import BertTokenizer
 
 from attribution.errors import InputError, WeightsUnavailable
-from attribution.query import detect
-from attribution.query.detect import (
-    Detection,
-    build,
-    caption_of,
-    check_labels,
-    open_detector,
-    parse_labels,
-    phrases,
-    read,
-    token_spans,
-)
+from attribution.query import grounding
+from attribution.query.grounding import Detection, build, open_detector, read, token_spans
+from attribution.query.labels import caption_of, check_labels, parse_labels, phrases
 
 pytestmark = pytest.mark.filterwarnings("ignore:Importing from timm", "ignore:torch.meshgrid", "ignore:.*cuda.amp")
 
@@ -132,7 +123,7 @@ def test_without_the_hub_one_line_says_what_to_do(monkeypatch):
 def test_a_published_checkpoints_size_is_read_off_its_weights(tmp_path, width, name):
     weights = {"module.backbone.0.patch_embed.proj.weight": torch.zeros(width, 3, 4, 4)}
     torch.save({"model": weights}, tmp_path / "groundingdino.pth")
-    config, folder, _ = detect._source(str(tmp_path / "groundingdino.pth"))
+    config, folder, _ = grounding._source(str(tmp_path / "groundingdino.pth"))
     assert config["swin"]["embed_dim"] == width
     assert folder is None
     assert name in config["backbone"].replace("swin_T", "SwinT").replace("swin_B", "SwinB")

@@ -16,7 +16,7 @@ from attribution.diffusion.pictures import to_pixels
 from attribution.evaluate.locality import available
 from attribution.index.index import EMBEDDED, open_index
 from attribution.methods import METHODS
-from attribution.query.detect import open_detector
+from attribution.query.grounding import open_detector
 from attribution.scenes.compose import draw_scene, make_scenes
 from attribution.scenes.detector import generated, heldout, recall_of
 from attribution.unlearning.score import training_losses

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from attribution.query.detect import Detection, build, caption_of, open_detector, token_spans
+from attribution.query.grounding import Detection, build, open_detector, token_spans
+from attribution.query.labels import caption_of
 from attribution.scenes.compose import OBJECTS, SIZE, make_scenes
 from attribution.scenes.detector import (
     ABSENT,
