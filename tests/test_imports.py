@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (
-    *("errors", "batches"),
+    *("errors", "files", "batches"),
     *("diffusion.tokens", "diffusion.pictures", "diffusion.pipeline", "diffusion.weights", "diffusion.noise"),
     *("diffusion.loss", "diffusion.attention"),
     *("unlearning.gradients", "unlearning.ekfac", "unlearning.fisher", "unlearning.step", "unlearning.projection"),

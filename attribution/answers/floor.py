@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from attribution.answers.report import write_whole
 from attribution.diffusion.pipeline import Model
 from attribution.errors import InputError
+from attribution.files import write_whole
 from attribution.index.index import FLOOR, Index
 from attribution.methods import attribute
 from attribution.methods.answer import AttributeSettings, Attribution, Progress

@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import re
 import zipfile
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from attribution.answers.html import page, to_png
 from attribution.diffusion.pictures import decode_upload
 from attribution.diffusion.pipeline import GenerateSettings, Model
 from attribution.errors import InputError
+from attribution.files import write_whole
 from attribution.index.index import Index
 from attribution.methods import attribute
 from attribution.methods.answer import AttributeSettings, Attribution, Progress, Result
@@ -176,13 +176,6 @@ def write_zip(run: Run, index: Index, model: Model, path: Path, whole: bool = Tr
         for name, content in entries.items():
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED)
     write_whole(path, packed.getvalue())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
 
 
 def read_zip(path: Path) -> Run:

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from attribution.answers.report import write_whole
 from attribution.diffusion.noise import NoiseBank, NoiseSettings
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import unlearned
 from attribution.errors import InputError
+from attribution.files import write_whole
 from attribution.index.index import Index
 from attribution.methods import METHODS, attribute, bytes_read, check_settings
 from attribution.methods.answer import AttributeSettings, Attribution
