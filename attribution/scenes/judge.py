@@ -15,20 +15,33 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from attribution.diffusion.pipeline import GenerateSettings
-from attribution.scenes.compose import BACKGROUNDS, OBJECTS, STYLES, Scene, caption, make_scenes
+from attribution.scenes.compose import (
+    BACKGROUNDS,
+    OBJECTS,
+    STYLES,
+    WORLD,
+    Scene,
+    WorldSettings,
+    caption,
+    make_scenes,
+)
 from attribution.scenes.pictures import load_pixels, mirror_half, psnr, reconstruct, sample, save_sheet, to_unit
 
 PROMPTS = 200
 STEPS = 1200
 BATCH = 64
+WIDTHS = (16, 24, 48, 96, 128)
 
 
 class Judge(nn.Module):
-    """(B, 3, 64, 64) in [-1, 1] to logits (B, 48): the largest of each object's map."""
+    """(B, 3, side, side) in [-1, 1] to logits (B, 48): the largest of each object's map.
 
-    def __init__(self) -> None:
+    One halving more than the autoencoder has, so that the last layer looks at whole cells whatever the world's side.
+    """
+
+    def __init__(self, world: WorldSettings = WORLD) -> None:
         super().__init__()
-        widths = (3, 24, 48, 96, 128)
+        widths = (3, *WIDTHS[-world.lattice.bit_length() :])
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, 2, 1), nn.BatchNorm2d(after), nn.ReLU()]
@@ -51,11 +64,13 @@ def labels(scenes: list[Scene]) -> Tensor:
     return table
 
 
-def train_judge(pictures: Tensor, reconstructed: Tensor, truth: Tensor, seed: int = 0) -> Judge:
+def train_judge(
+    pictures: Tensor, reconstructed: Tensor, truth: Tensor, world: WorldSettings = WORLD, seed: int = 0
+) -> Judge:
     """Train on pictures and their reconstructions, mirrored at random, with a little noise."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    judge = Judge()
+    judge = Judge(world)
     optimizer = torch.optim.AdamW(judge.parameters(), 2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, STEPS)
     for _ in range(STEPS):
@@ -92,7 +107,7 @@ def new_prompts(count: int = PROMPTS, seed: int = 2) -> list[tuple[tuple[str, st
 
 
 def generate(pipe: StableDiffusionPipeline, prompts: list[str], settings: GenerateSettings) -> Tensor:
-    """A picture for each prompt, seed i for prompt i: (N, 3, 64, 64) in [-1, 1]."""
+    """A picture for each prompt, seed i for prompt i: (N, 3, side, side) in [-1, 1]."""
     parts = []
     for start in range(0, len(prompts), 20):
         part = prompts[start : start + 20]
@@ -110,16 +125,8 @@ def rates(found: Tensor, truth: Tensor) -> dict[str, float]:
     }
 
 
-def report(model: Path, out: Path) -> dict[str, Any]:
-    """Measure a pipeline folder; writes `report.json` and a contact sheet beside it."""
-    pipe = StableDiffusionPipeline.from_pretrained(
-        str(model), dtype=torch.float32, safety_checker=None, requires_safety_checker=False
-    )
-    pipe.set_progress_bar_config(disable=True)
-    train, heldout = (to_unit(load_pixels(split)) for split in ("train", "heldout"))
-    recon = reconstruct(pipe.vae, heldout)
-    judge = train_judge(train, reconstruct(pipe.vae, train), labels(make_scenes("train")))
-    settings = GenerateSettings()
+def judge_generated(pipe: StableDiffusionPipeline, judge: Judge, settings: GenerateSettings) -> dict[str, Any]:
+    """What the judge sees in a picture of each new prompt; under "pictures" the pictures, (N, 3, side, side)."""
     prompts = new_prompts()
     pictures = generate(pipe, [prompt for _, prompt in prompts], settings)
     order = {name: column for column, name in enumerate(OBJECTS)}
@@ -127,15 +134,33 @@ def report(model: Path, out: Path) -> dict[str, Any]:
     for row, (names, _) in enumerate(prompts):
         named[row, [order[name] for name in names]] = 1
     found = seen(judge, pictures)
-    measured = {
-        "heldout_psnr_db": psnr(recon, heldout),
-        "judge_on_heldout": rates(seen(judge, heldout), labels(make_scenes("heldout"))),
-        "judge_on_reconstructed_heldout": rates(seen(judge, recon), labels(make_scenes("heldout"))),
+    return {
         "judge_on_generated": rates(found, named),
         "both_objects": float((found & named.bool()).sum(1).eq(2).float().mean()),
         "prompts": len(prompts),
         "steps": settings.steps,
         "guidance": settings.guidance,
+        "pictures": pictures,
+    }
+
+
+def report(model: Path, out: Path, world: WorldSettings = WORLD) -> dict[str, Any]:
+    """Measure a pipeline folder; writes `report.json` and a contact sheet beside it."""
+    pipe = StableDiffusionPipeline.from_pretrained(
+        str(model), dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    train, heldout = (to_unit(load_pixels(split, world)) for split in ("train", "heldout"))
+    recon = reconstruct(pipe.vae, heldout)
+    judge = train_judge(train, reconstruct(pipe.vae, train), labels(make_scenes("train")), world)
+    generated = judge_generated(pipe, judge, GenerateSettings())
+    pictures = generated.pop("pictures")
+    truth = labels(make_scenes("heldout"))
+    measured = {
+        "heldout_psnr_db": psnr(recon, heldout),
+        "judge_on_heldout": rates(seen(judge, heldout), truth),
+        "judge_on_reconstructed_heldout": rates(seen(judge, recon), truth),
+        **generated,
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")

@@ -7,28 +7,54 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from attribution.scenes.compose import SIZE
+from attribution.scenes.compose import WORLD, WorldSettings
 
 LATENT_CHANNELS = 16
-LATENT_SIDE = 8
 MAX_TOKENS = 32
 TEXT_WIDTH = 128
 TRAIN_TIMESTEPS = 1000
+WIDEST = 128  # channels of the autoencoder at the latent grid; each doubling of the side halves them
 
 
-def make_autoencoder() -> AutoencoderKL:
-    """64 px to 8x8x16 latents, 2.6 M parameters."""
+def make_autoencoder(world: WorldSettings = WORLD) -> AutoencoderKL:
+    """A world's pictures to 8x8x16 latents: four levels from 64 px, five from 128 px, 2.6 M parameters."""
+    levels = world.lattice.bit_length()
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 128),
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=tuple(WIDEST >> level for level in reversed(range(levels))),
         layers_per_block=1,
         norm_num_groups=4,
         latent_channels=LATENT_CHANNELS,
-        sample_size=SIZE,
+        sample_size=world.side,
         mid_block_add_attention=False,
         scaling_factor=1.0,
     )
+
+
+def grown(small: AutoencoderKL, world: WorldSettings) -> AutoencoderKL:
+    """The autoencoder of a world, started from that of the world of half its side.
+
+    Everything between the second level and the latents is taken over; the level of full size is new.
+    """
+    large = make_autoencoder(world)
+    weights = large.state_dict()
+    for name, value in small.state_dict().items():
+        place = _one_level_deeper(name)
+        ends = place.startswith(("encoder.conv_in", "decoder.conv_out", "decoder.conv_norm_out"))
+        if not ends and place in weights and weights[place].shape == value.shape:
+            weights[place] = value
+    large.load_state_dict(weights)
+    return large
+
+
+def _one_level_deeper(name: str) -> str:
+    """Where an encoder's block stands when one more level comes before it; a decoder's blocks keep their places."""
+    prefix = "encoder.down_blocks."
+    if not name.startswith(prefix):
+        return name
+    level, rest = name.removeprefix(prefix).split(".", 1)
+    return f"{prefix}{int(level) + 1}.{rest}"
 
 
 def make_tokenizer(captions: list[str]) -> CLIPTokenizer:
@@ -64,10 +90,10 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def make_unet() -> UNet2DConditionModel:
+def make_unet(world: WorldSettings = WORLD) -> UNet2DConditionModel:
     """3.3 M parameters, cross-attention at 8x8 and 4x4."""
     return UNet2DConditionModel(
-        sample_size=LATENT_SIDE,
+        sample_size=world.latent_side,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         block_out_channels=(64, 128),

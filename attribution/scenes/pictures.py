@@ -9,12 +9,12 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from attribution.scenes.compose import Split, draw_scene, make_scenes
+from attribution.scenes.compose import WORLD, Split, WorldSettings, draw_scene, make_scenes
 
 
-def load_pixels(split: Split) -> Tensor:
-    """A split's pictures: (N, 3, SIZE, SIZE) uint8."""
-    pictures = [np.asarray(draw_scene(scene)) for scene in make_scenes(split)]
+def load_pixels(split: Split, world: WorldSettings = WORLD) -> Tensor:
+    """A split's pictures: (N, 3, side, side) uint8."""
+    pictures = [np.asarray(draw_scene(scene)) for scene in make_scenes(split, world=world)]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
 
@@ -43,14 +43,14 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 @torch.inference_mode()
 def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """Posterior means (N, 16, 8, 8) of (N, 3, 64, 64) pictures in [-1, 1]."""
+    """Posterior means (N, 16, 8, 8) of (N, 3, H, W) pictures in [-1, 1]."""
     return torch.cat([vae.encode(x).latent_dist.mean for x in pictures.split(64)])
 
 
 def sample(
     pipe: StableDiffusionPipeline, prompts: list[str], seeds: Iterable[int], steps: int = 25, guidance: float = 3.0
 ) -> Tensor:
-    """Pictures (N, 3, 64, 64) in [-1, 1] of the prompts, one seed each."""
+    """Pictures (N, 3, H, W) in [-1, 1] of the prompts, one seed each."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     made = pipe(prompts, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="pt")
     pictures: Tensor = made.images

@@ -1,18 +1,28 @@
-"""Train the embedded world's model: an autoencoder, a tokenizer, then text encoder and U-Net together.
+"""Train a world's model: an autoencoder, a tokenizer, then text encoder and U-Net together.
 
-    python -m attribution.scenes.train --work WORK --stage autoencoder --minutes 40
-    python -m attribution.scenes.train --work WORK --stage diffusion --minutes 90
-    python -m attribution.scenes.train --work WORK --stage save --out assets/emoji-scenes/model
-    python -m attribution.scenes.train --report --out assets/emoji-scenes/model
+The world of 128 px grows from the finished model of 64 px: its scenes are the same at twice the size, so its
+autoencoder takes over all levels but the first and keeps near the same latents, and its U-Net and text encoder
+go on from there.
 
-Every stage resumes from WORK; its learning rate follows a cosine over the minutes given, counted over
-all sittings. A stage leaves a contact sheet beside each checkpoint.
+    TRAIN="python -m attribution.scenes.train --side 128 --work WORK --kept assets/emoji-scenes-128"
+    $TRAIN --stage status          # what there is, and what comes next
+    $TRAIN --stage autoencoder --minutes 30 --learning-rate 3e-3
+    $TRAIN --stage diffusion --minutes 90 --batch 64
+    $TRAIN --stage cooldown --minutes 20 --batch 64
+    $TRAIN --stage judge           # how good the pictures are so far
+    $TRAIN --stage keep            # what a later sitting needs, into the folder after --kept
+    $TRAIN --stage save --out DIR/model
+    $TRAIN --stage report --out DIR/model
+
+Every stage resumes from WORK, or from what an earlier sitting kept; minutes are counted over all sittings.
+`diffusion` trains at a constant rate and may be stopped and lengthened at will; `cooldown` branches off from
+wherever it is. A stage leaves a contact sheet beside each checkpoint.
 """
 
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,14 +30,18 @@ import numpy as np
 import torch
 import tyro
 from diffusers import AutoencoderKL, StableDiffusionPipeline
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from attribution.scenes.compose import caption, make_scenes
-from attribution.scenes.judge import report
+from attribution.model import GenerateSettings
+from attribution.scenes.compose import WORLDS, WorldSettings, caption, make_scenes
+from attribution.scenes.judge import Judge, judge_generated, labels, rates, report, seen, train_judge
 from attribution.scenes.networks import (
     LATENT_CHANNELS,
     TRAIN_TIMESTEPS,
+    grown,
     make_autoencoder,
     make_scheduler,
     make_text_encoder,
@@ -35,48 +49,92 @@ from attribution.scenes.networks import (
     make_unet,
     tokenize,
 )
-from attribution.scenes.pictures import encode, load_pixels, mirror_half, psnr, reconstruct, sample, save_sheet, to_unit
+from attribution.scenes.pictures import encode, load_pixels, psnr, reconstruct, sample, save_sheet, to_unit
 
-Stage = Literal["autoencoder", "diffusion", "save", "report"]
+Stage = Literal["status", "autoencoder", "diffusion", "cooldown", "judge", "keep", "save", "report"]
+Shape = Literal["cosine", "constant", "linear"]
 
-EMA_DECAY = 0.999
 DROPPED_CAPTIONS = 0.1
+SMALL = Path("assets/emoji-scenes/model")  # the finished model of 64 px
+CHECKPOINTS: dict[Stage, str] = {
+    "autoencoder": "autoencoder.pt",
+    "diffusion": "diffusion.pt",
+    "cooldown": "cooled.pt",
+}
+NETWORKS = ("text_encoder", "unet")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one stage is trained."""
+    """How one stage is trained.
+
+    Attributes:
+        minutes: length of the schedule, over all sittings.
+        batch: images a step.
+        learning_rate: its peak.
+        warmup_steps: of a linear rise to the peak.
+        shape: what the learning rate does after it: a cosine to a fiftieth, nothing, or a straight line to nothing.
+        ema_decay: of the averaged weights.
+        bfloat16: whether convolutions and matrix products are computed in 16 bits; losses never are.
+        checkpoint_minutes: between two checkpoints.
+    """
 
     minutes: float
     batch: int
     learning_rate: float
     warmup_steps: int
+    shape: Shape = "cosine"
+    ema_decay: float = 0.999
+    bfloat16: bool = False
     checkpoint_minutes: float = 5.0
 
+    def rate(self, step: int, seconds: float) -> float:
+        """The learning rate at a step, so many seconds after the first."""
+        progress = min(1.0, seconds / (60 * self.minutes))
+        falls = {
+            "cosine": 0.02 + 0.98 * 0.5 * (1 + float(np.cos(np.pi * progress))),
+            "constant": 1.0,
+            "linear": 1 - progress,
+        }
+        return self.learning_rate * min(1.0, (step + 1) / self.warmup_steps) * falls[self.shape]
 
-@dataclass
+
+@dataclass(frozen=True)
 class TrainArgs:
-    """Train, save or report on the embedded model.
+    """Train, save or report on a world's model.
 
     Attributes:
         work: folder of checkpoints and contact sheets.
+        kept: folder of what an earlier sitting kept, used where WORK has nothing of its own.
+        small: the finished model of 64 px, which that of 128 px grows from.
         out: the finished StableDiffusionPipeline folder.
         stage: what to do.
+        side: of the world's scenes, px.
         minutes: length of this stage's schedule, over all sittings.
         batch: images a step.
         learning_rate: peak learning rate.
+        guidance: of the pictures that are judged.
         report: measure the finished pipeline (the same as `--stage report`).
         seed: of weights, batches and noises.
     """
 
     work: Path = Path("work")
-    out: Path = Path("assets/emoji-scenes/model")
-    stage: Stage = "autoencoder"
+    kept: Path = Path("work/kept")
+    small: Path = SMALL
+    out: Path = SMALL
+    stage: Stage = "status"
+    side: Literal[64, 128] = 64
     minutes: float = 40.0
     batch: int = 8
     learning_rate: float = 1e-3
+    guidance: float = 3.0
     report: bool = False
     seed: int = 0
+
+    @property
+    def world(self) -> WorldSettings:
+        """The world of that side."""
+        return WORLDS[self.side]
 
 
 class Trainer:
@@ -94,39 +152,41 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         self.generator = torch.Generator().manual_seed(seed)
         if path.exists():
-            self._load()
+            self.load(path)
 
     def run(self, loss: Callable[[torch.Generator], Tensor], sheet: Callable[[Path], None]) -> None:
         """Train until the recipe's minutes are used up, saving a checkpoint and a contact sheet on the way."""
         began, saved, mean = time.monotonic() - self.seconds, self.seconds, 0.0
+        first = self.step
         while self.seconds < 60 * self.recipe.minutes:
             for group in self.optimizer.param_groups:
-                group["lr"] = self.recipe.learning_rate * self._rate()
-            value = loss(self.generator)
+                group["lr"] = self.recipe.rate(self.step, self.seconds)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bfloat16):
+                value = loss(self.generator)
             self.optimizer.zero_grad(set_to_none=True)
             value.backward()
             nn.utils.clip_grad_norm_(self.parameters, 1.0)
             self.optimizer.step()
             self.step += 1
             self._average()
-            mean += 0.01 * (value.item() - mean) if self.step > 1 else value.item()
+            mean += max(0.01, 1 / (self.step - first)) * (value.item() - mean)
             self.seconds = time.monotonic() - began
             if self.step % 100 == 0:
                 print(f"step {self.step} {self.seconds / 60:.1f} min loss {mean:.5f}", flush=True)
             if self.seconds - saved > 60 * self.recipe.checkpoint_minutes:
+                began += self._checkpoint(sheet)
                 saved = self.seconds
-                self.save()
-                sheet(self.path.with_name(f"{self.path.stem}-{self.step:06d}.png"))
+        self._checkpoint(sheet)
+
+    def _checkpoint(self, sheet: Callable[[Path], None]) -> float:
+        """Save and draw; returns the seconds that it took, which are no training."""
+        began = time.monotonic()
         self.save()
         sheet(self.path.with_name(f"{self.path.stem}-{self.step:06d}.png"))
-
-    def _rate(self) -> float:
-        warm = min(1.0, (self.step + 1) / self.recipe.warmup_steps)
-        progress = min(1.0, self.seconds / (60 * self.recipe.minutes))
-        return warm * (0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * progress))))
+        return time.monotonic() - began
 
     def _average(self) -> None:
-        decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
+        decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
         for name, value in self.modules.state_dict().items():
             if value.is_floating_point():
                 self.ema[name].lerp_(value, 1 - decay)
@@ -145,54 +205,95 @@ class Trainer:
         torch.save(state, partial)
         partial.rename(self.path)
 
-    def _load(self) -> None:
-        state = torch.load(self.path, weights_only=True)
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint."""
+        state = torch.load(path, weights_only=True)
         self.modules.load_state_dict(state["modules"])
         self.ema = state["ema"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.generator.set_state(state["generator"])
 
+    def load_kept(self, path: Path) -> None:
+        """Go on from what `keep_training` wrote: all but the optimiser's state, which starts anew."""
+        kept = load_file(path)
+        with safe_open(path, "pt") as file:
+            progress = file.metadata()
+        self.modules.load_state_dict(_part(kept, "raw."))
+        self.ema = {name: value.to(self.ema[name].dtype) for name, value in _part(kept, "ema.").items()}
+        self.step, self.seconds = int(progress["step"]), float(progress["seconds"])
+        self.generator.manual_seed(self.step)
+
+
+def _part(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
 
 # --- stage 1: the autoencoder ---
 
 
+def edges(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences of neighbouring pixels, down and across, of (B, C, H, W)."""
+    return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
+
+
+def picture_loss(error: Tensor) -> Tensor:
+    """MSE + 0.2 L1 + 0.1 L1 of the edges of a (B, 3, H, W) error: colours right, and sharp."""
+    sharpness = torch.stack([part.abs().mean() for part in edges(error)]).sum()
+    loss: Tensor = error.square().mean() + 0.2 * error.abs().mean() + 0.1 * sharpness
+    return loss
+
+
+def both_views(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+    """Latents of (N, 3, H, W) pictures and their mirrors: (N, 2, C, h, w)."""
+    return torch.stack([encode(vae, pictures), encode(vae, pictures.flip(-1))], 1)
+
+
 def train_autoencoder(args: TrainArgs) -> None:
-    """MSE + 0.2 L1 + 3e-4 KL on the training scenes and their mirrors."""
+    """Grow the small world's autoencoder: `picture_loss`, and 0.02 of the latents' distance from the small world's.
+
+    The world of 64 px starts from nothing, and its latents are held by 3e-4 of a KL divergence instead.
+    """
     torch.manual_seed(args.seed)
-    vae = make_autoencoder().to(memory_format=torch.channels_last)
-    pixels, heldout = load_pixels("train"), to_unit(load_pixels("heldout"))
-    recipe = Recipe(args.minutes, args.batch, args.learning_rate, warmup_steps=200)
-    trainer = Trainer({"vae": vae}, args.work / "autoencoder.pt", recipe, args.seed)
+    pixels, heldout = load_pixels("train", args.world), to_unit(load_pixels("heldout", args.world))
+    vae, wanted = make_autoencoder(args.world), None
+    if args.side == 128:
+        small: Any = AutoencoderKL.from_pretrained(str(args.small / "vae"), dtype=torch.float32).eval()
+        vae, wanted = grown(small, args.world), both_views(small, to_unit(load_pixels("train", WORLDS[64])))
+    recipe = Recipe(args.minutes, args.batch, args.learning_rate, warmup_steps=30, ema_decay=0.998, bfloat16=True)
+    trainer = Trainer({"vae": vae}, args.work / CHECKPOINTS["autoencoder"], recipe, args.seed)
 
     def batch_loss(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(pixels), (recipe.batch,), generator=generator)
-        x = mirror_half(to_unit(pixels[rows]), generator).contiguous(memory_format=torch.channels_last)
+        views = torch.randint(2, (recipe.batch,), generator=generator)
+        x = to_unit(pixels[rows])
+        x = torch.where(views[:, None, None, None].bool(), x.flip(-1), x)
         posterior = vae.encode(x).latent_dist
-        error = vae.decode(posterior.sample(generator)).sample - x
-        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
-        loss: Tensor = error.square().mean() + 0.2 * error.abs().mean() + 3e-4 * kl
+        if wanted is None:
+            z = posterior.sample(generator)
+            held = 3e-4 * 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+        else:
+            z = posterior.mean + 0.02 * torch.randn(posterior.mean.shape, generator=generator)
+            held = 0.02 * (posterior.mean.float() - wanted[rows, views]).square().mean()
+        loss: Tensor = picture_loss(vae.decode(z).sample.float() - x) + held
         return loss
 
     def sheet(path: Path) -> None:
-        average = make_autoencoder()
-        average.load_state_dict({k.removeprefix("vae."): v for k, v in trainer.ema.items()})
+        average = make_autoencoder(args.world)
+        average.load_state_dict(_part(trainer.ema, "vae."))
         recon = reconstruct(average, heldout)
         print(f"held-out PSNR {psnr(recon, heldout):.2f} dB", flush=True)
-        save_sheet(torch.stack([heldout[:24], recon[:24]], 1).flatten(0, 1), path, columns=12)
+        save_sheet(torch.stack([heldout[:24], recon[:24]], 1).flatten(0, 1), path, columns=12, zoom=192 // args.side)
 
     trainer.run(batch_loss, sheet)
 
 
-def finished_autoencoder(work: Path, pictures: Tensor) -> AutoencoderKL:
-    """The averaged autoencoder, its latents rescaled to mean 0 and deviation 1 per channel.
+def normalised(vae: AutoencoderKL, pictures: Tensor) -> AutoencoderKL:
+    """The autoencoder with its latents of these pictures rescaled to mean 0 and deviation 1 per channel, in 16 bits.
 
     The scale is folded into the 1x1 convolutions on both sides of the latents, so that the pipeline's
-    `scaling_factor` is 1.
+    `scaling_factor` is 1. Weights are rounded to float16, as they ship, before anything is trained on the latents.
     """
-    vae = make_autoencoder()
-    state = torch.load(work / "autoencoder.pt", weights_only=True)["ema"]
-    vae.load_state_dict({name.removeprefix("vae."): value for name, value in state.items()})
     with torch.no_grad():
         latents = encode(vae, pictures)
         mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
@@ -203,26 +304,70 @@ def finished_autoencoder(work: Path, pictures: Tensor) -> AutoencoderKL:
         into.bias[LATENT_CHANNELS:] -= 2 * std.log()
         out_of.bias += out_of.weight[:, :, 0, 0] @ mean
         out_of.weight *= std[None, :, None, None]
+    return vae.half().float().requires_grad_(False).eval()
+
+
+def finished_autoencoder(args: TrainArgs) -> AutoencoderKL:
+    """The averaged autoencoder, `normalised`: from WORK, or as it was kept."""
+    vae, path = make_autoencoder(args.world), _finished(args)
+    if not path.exists():
+        vae.load_state_dict(_part(torch.load(args.work / CHECKPOINTS["autoencoder"], weights_only=True)["ema"], "vae."))
+        args.work.mkdir(parents=True, exist_ok=True)
+        kept = normalised(vae, to_unit(load_pixels("train", args.world))).half().state_dict()
+        save_file({name: value.contiguous() for name, value in kept.items()}, path)
+    vae.load_state_dict(load_file(path))
     return vae.requires_grad_(False).eval()
+
+
+def _finished(args: TrainArgs) -> Path:
+    """Where the finished autoencoder is or will be: an older one than the checkpoint it is made of does not count."""
+    own, made_of = args.work / "autoencoder.safetensors", args.work / CHECKPOINTS["autoencoder"]
+    if made_of.exists() and own.exists() and own.stat().st_mtime < made_of.stat().st_mtime:
+        own.unlink()
+    kept = args.kept / "autoencoder.safetensors"
+    return kept if kept.exists() and not own.exists() and not made_of.exists() else own
 
 
 # --- stage 2: tokenizer, text encoder and U-Net ---
 
 
+def training_latents(args: TrainArgs, vae: AutoencoderKL) -> Tensor:
+    """Latents of the scenes and their mirrors, (N, 2, C, h, w); made once, and again for another autoencoder."""
+    path = args.work / "latents.npy"
+    if not path.exists() or path.stat().st_mtime < _finished(args).stat().st_mtime:
+        np.save(path, both_views(vae, to_unit(load_pixels("train", args.world))).numpy())
+    return torch.from_numpy(np.load(path))
+
+
 def train_diffusion(args: TrainArgs) -> None:
-    """Text encoder and U-Net on the latents of the training scenes and their mirrors."""
+    """Text encoder and U-Net on the latents of the training scenes and their mirrors, at a constant learning rate."""
+    recipe = Recipe(
+        args.minutes, args.batch, args.learning_rate, warmup_steps=500, shape="constant", checkpoint_minutes=8
+    )
+    _train_diffusion(args, recipe, args.work / CHECKPOINTS["diffusion"], None)
+
+
+def cool_down(args: TrainArgs) -> None:
+    """Go on from the diffusion checkpoint while the learning rate falls to nothing; that checkpoint stays as it is."""
+    recipe = Recipe(args.minutes, args.batch, args.learning_rate, warmup_steps=1, shape="linear", checkpoint_minutes=8)
+    _train_diffusion(args, recipe, args.work / CHECKPOINTS["cooldown"], args.work / CHECKPOINTS["diffusion"])
+
+
+def _train_diffusion(args: TrainArgs, recipe: Recipe, path: Path, before: Path | None) -> None:
     torch.manual_seed(args.seed)
-    scenes, pictures = make_scenes("train"), to_unit(load_pixels("train"))
-    vae = finished_autoencoder(args.work, pictures)
-    latents = torch.stack([encode(vae, pictures), encode(vae, pictures.flip(-1))], 1)
-    tokenizer = make_tokenizer([scene.caption for scene in scenes])
-    tokens = tokenize(tokenizer, [scene.caption for scene in scenes])
-    empty = tokenize(tokenizer, [""])
-    text_encoder, scheduler = make_text_encoder(tokenizer), make_scheduler()
-    unet = make_unet().to(memory_format=torch.channels_last)
-    recipe = Recipe(args.minutes, args.batch, args.learning_rate, warmup_steps=500)
-    modules: dict[str, nn.Module] = {"text_encoder": text_encoder, "unet": unet}
-    trainer = Trainer(modules, args.work / "diffusion.pt", recipe, args.seed)
+    vae = finished_autoencoder(args)
+    latents = training_latents(args, vae)
+    captions = [scene.caption for scene in make_scenes("train")]
+    tokenizer = make_tokenizer(captions)
+    tokens, empty = tokenize(tokenizer, captions), tokenize(tokenizer, [""])
+    modules: dict[str, Any] = {"text_encoder": make_text_encoder(tokenizer), "unet": make_unet(args.world)}
+    text_encoder, unet, scheduler = modules["text_encoder"], modules["unet"], make_scheduler()
+    if args.side == 128:
+        for name, module in modules.items():
+            module.load_state_dict(load_file(next((args.small / name).glob("*.safetensors"))))
+    trainer = Trainer(modules, path, recipe, args.seed)
+    if not path.exists():
+        _start(trainer, args, before)
 
     def batch_loss(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(latents), (recipe.batch,), generator=generator)
@@ -232,17 +377,26 @@ def train_diffusion(args: TrainArgs) -> None:
         t = torch.randint(TRAIN_TIMESTEPS, (recipe.batch,), generator=generator)
         dropped = torch.rand(recipe.batch, 1, generator=generator) < DROPPED_CAPTIONS
         text = text_encoder(torch.where(dropped, empty, tokens[rows])).last_hidden_state
-        x_t = scheduler.add_noise(x, noise, t).contiguous(memory_format=torch.channels_last)
         target = scheduler.get_velocity(x, noise, t)
-        loss: Tensor = (unet(x_t, t, text).sample - target).square().mean()
+        loss: Tensor = (unet(scheduler.add_noise(x, noise, t), t, text).sample.float() - target).square().mean()
         return loss
 
     def sheet(path: Path) -> None:
-        pipe = assemble(args.work, vae, tokenizer)
+        pipe = assemble(trainer.ema, vae, tokenizer)
         pictures = [sample(pipe, [prompt] * 4, range(4)) for prompt in SHEET_PROMPTS]
-        save_sheet(torch.stack(pictures, 1).flatten(0, 1), path, columns=len(SHEET_PROMPTS))
+        save_sheet(torch.stack(pictures, 1).flatten(0, 1), path, columns=len(SHEET_PROMPTS), zoom=192 // args.side)
 
     trainer.run(batch_loss, sheet)
+
+
+def _start(trainer: Trainer, args: TrainArgs, before: Path | None) -> None:
+    """Where a stage without a checkpoint begins: at the stage before it, or at what was kept, if there is any."""
+    kept = args.kept / "diffusion.safetensors"
+    if before is not None:
+        trainer.load(before)
+        trainer.seconds = 0.0
+    elif kept.exists():
+        trainer.load_kept(kept)
 
 
 SHEET_PROMPTS = (
@@ -261,13 +415,11 @@ SHEET_PROMPTS = (
 )
 
 
-def assemble(work: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
-    """The pipeline with the averaged weights of the diffusion checkpoint."""
-    state = torch.load(work / "diffusion.pt", weights_only=True)["ema"]
+def assemble(weights: dict[str, Tensor], vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
+    """The pipeline with these weights, named as a diffusion checkpoint names them."""
     text_encoder, unet = make_text_encoder(tokenizer), make_unet()
-    for name, module in (("text_encoder", text_encoder), ("unet", unet)):
-        prefix = name + "."
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    for name, module in zip(NETWORKS, (text_encoder, unet), strict=True):
+        module.load_state_dict(_part(weights, name + "."))
     pipe = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder.eval(),
@@ -282,34 +434,118 @@ def assemble(work: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> Stable
     return pipe
 
 
-# --- stage 3: the folder that ships ---
+def finished_pipeline(args: TrainArgs) -> StableDiffusionPipeline:
+    """The pipeline of the averaged weights: cooled down, or else of the constant rate, or else as they were kept."""
+    own = [
+        path for path in (args.work / CHECKPOINTS["cooldown"], args.work / CHECKPOINTS["diffusion"]) if path.exists()
+    ]
+    kept = args.kept / "diffusion.safetensors"
+    weights = torch.load(own[0], weights_only=True)["ema"] if own else _part(load_file(kept), "ema.")
+    tokenizer = make_tokenizer([scene.caption for scene in make_scenes("train")])
+    return assemble(weights, finished_autoencoder(args), tokenizer)
+
+
+# --- stage 3: how good it is, what is kept, and the folder that ships ---
+
+
+def judge_so_far(args: TrainArgs) -> None:
+    """Print what the judge sees in pictures of new prompts; the judge is trained once, and again for other latents."""
+    pipe, path = finished_pipeline(args), args.work / "judge.safetensors"
+    judge = Judge(args.world)
+    if not path.exists() or path.stat().st_mtime < _finished(args).stat().st_mtime:
+        train = to_unit(load_pixels("train", args.world))
+        judge = train_judge(train, reconstruct(pipe.vae, train), labels(make_scenes("train")), args.world)
+        save_file(judge.state_dict(), path)
+        heldout, truth = to_unit(load_pixels("heldout", args.world)), labels(make_scenes("heldout"))
+        print(json.dumps({"judge_on_heldout": rates(seen(judge, heldout), truth)}), flush=True)
+    judge.load_state_dict(load_file(path))
+    measured = judge_generated(pipe, judge.eval(), replace(GenerateSettings(), guidance=args.guidance))
+    save_sheet(measured.pop("pictures")[:96], args.work / "judged.png", columns=16, zoom=1)
+    print(json.dumps(measured))
+
+
+def keep_training(args: TrainArgs) -> None:
+    """Write what a later sitting needs to go on, in float16: the finished autoencoder, raw and averaged weights.
+
+    The optimiser's state is left out: it averages over a hundred steps, and warms up anew.
+    """
+    args.kept.mkdir(parents=True, exist_ok=True)
+    vae = finished_autoencoder(args).half().state_dict()
+    save_file({name: value.contiguous() for name, value in vae.items()}, args.kept / "autoencoder.safetensors")
+    state = torch.load(args.work / CHECKPOINTS["diffusion"], weights_only=True)
+    both = {"raw": state["modules"], "ema": state["ema"]}
+    weights = {f"{kind}.{name}": _half(value) for kind, part in both.items() for name, value in part.items()}
+    progress = {"step": str(state["step"]), "seconds": f"{state['seconds']:.0f}"}
+    save_file(weights, args.kept / "diffusion.safetensors", progress)
+
+
+def _half(value: Tensor) -> Tensor:
+    return (value.half() if value.is_floating_point() else value).contiguous()
 
 
 def save_pipeline(args: TrainArgs) -> None:
     """Write the StableDiffusionPipeline folder in float16."""
-    scenes, pictures = make_scenes("train"), to_unit(load_pixels("train"))
-    tokenizer = make_tokenizer([scene.caption for scene in scenes])
-    pipe = assemble(args.work, finished_autoencoder(args.work, pictures), tokenizer)
+    pipe = finished_pipeline(args)
     pipe.to(torch.float16).save_pretrained(args.out, safe_serialization=True)
-    tokenizer.backend_tokenizer.model.save(str(args.out / "tokenizer"))  # vocab.json and merges.txt, for older readers
+    # vocab.json and merges.txt, for older readers
+    pipe.tokenizer.backend_tokenizer.model.save(str(args.out / "tokenizer"))
     size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
     print(f"{args.out}: {size / 1e6:.1f} MB")
 
 
-STAGES: dict[str, Callable[[TrainArgs], None]] = {
+def print_report(args: TrainArgs) -> None:
+    """Measure the finished pipeline, and write the report beside it."""
+    print(json.dumps(report(args.out, args.out.parent, args.world), indent=1))
+
+
+def print_status(args: TrainArgs) -> None:
+    """Print each step, whether its outcome is there and how far it has come, and which comes next."""
+    found = [(stage, *progress) for stage, progress in status(args).items()]
+    for stage, done, text in found:
+        print(f"{'x' if done else ' '} {stage:12} {text}")
+    print("next: " + next((stage for stage, done, _ in found if not done), "nothing"))
+
+
+def status(args: TrainArgs) -> dict[Stage, tuple[bool, str]]:
+    """For each step in order: whether its outcome is there, and what is known about it."""
+    steps: dict[Stage, tuple[bool, str]] = {}
+    for stage in CHECKPOINTS:
+        own = args.work / CHECKPOINTS[stage]
+        kept = args.kept / f"{stage}.safetensors"
+        steps[stage] = (own.exists() or kept.exists(), _progress(own, kept))
+    report_of = args.out.parent / "report.json"
+    steps["save"] = ((args.out / "model_index.json").exists(), str(args.out))
+    steps["report"] = (report_of.exists(), str(report_of))
+    return steps
+
+
+def _progress(own: Path, kept: Path) -> str:
+    if own.exists():
+        state = torch.load(own, weights_only=True)
+        return f"{own}: {state['step']} steps, {state['seconds'] / 60:.1f} min"
+    if kept.exists():
+        with safe_open(kept, "pt") as file:
+            progress = file.metadata() or {}
+        return f"{kept}: " + ", ".join(f"{value} {name}" for name, value in progress.items())
+    return "not begun"
+
+
+STAGES: dict[Stage, Callable[[TrainArgs], None]] = {
+    "status": print_status,
     "autoencoder": train_autoencoder,
     "diffusion": train_diffusion,
+    "cooldown": cool_down,
+    "judge": judge_so_far,
+    "keep": keep_training,
     "save": save_pipeline,
+    "report": print_report,
 }
 
 
 def main(args: TrainArgs) -> None:
     """Run one stage."""
-    if args.report or args.stage == "report":
-        print(json.dumps(report(args.out, args.out.parent), indent=1))
-        return
     args.work.mkdir(parents=True, exist_ok=True)
-    STAGES[args.stage](args)
+    STAGES["report" if args.report else args.stage](args)
 
 
 if __name__ == "__main__":

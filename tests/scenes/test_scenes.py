@@ -8,6 +8,7 @@ from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from attribution.errors import InputError
@@ -22,6 +23,7 @@ from attribution.scenes.compose import (
     OBJECTS,
     SIZE,
     STYLES,
+    WORLDS,
     Scene,
     caption,
     draw_scene,
@@ -32,6 +34,9 @@ from attribution.scenes.compose import (
     sprite,
     write_imagefolder,
 )
+from attribution.scenes.judge import Judge
+from attribution.scenes.networks import grown, make_autoencoder, make_unet
+from attribution.scenes.train import Recipe, TrainArgs, Trainer, picture_loss, status
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +171,104 @@ def test_thumbnails_are_composed_once_into_the_cache(scenes):
     assert Image.open(folder / "00000007.png").tobytes() == draw_scene(scenes[7]).tobytes()
     assert compose_thumbnails(20) == folder
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+# The world of 128 px
+
+
+@pytest.fixture(scope="module")
+def large_scenes():
+    return make_scenes("train", 60, world=WORLDS[128])
+
+
+def test_the_worlds_differ_in_size_alone(scenes, large_scenes):
+    for small, large in zip(scenes, large_scenes, strict=False):
+        assert (small.caption, small.style, small.background) == (large.caption, large.style, large.background)
+        assert [placed.name for placed in small.objects] == [placed.name for placed in large.objects]
+        assert [(2 * x, 2 * y) for x, y in small.cells] == list(large.cells)
+
+
+def test_both_worlds_stand_on_one_latent_grid():
+    assert {world.latent_side for world in WORLDS.values()} == {8} == {make_unet(WORLDS[128]).config.sample_size}
+
+
+def test_a_large_scene_halved_looks_like_the_small_one(scenes, large_scenes):
+    for small, large in zip(scenes[:20], large_scenes, strict=False):
+        halved = np.asarray(draw_scene(large).reduce(2), float)
+        assert draw_scene(large).size == (128, 128)
+        assert np.abs(halved - np.asarray(draw_scene(small), float)).mean() < 8  # of 255
+
+
+def test_large_boxes_hold_their_sprites_and_keep_the_margin(large_scenes):
+    for scene in large_scenes:
+        for placed, (x, y) in zip(scene.objects, scene.cells, strict=True):
+            x0, y0, x1, y1 = placed.box
+            assert x + 2 <= x0 < x1 <= x + 62
+            assert y + 2 <= y0 < y1 <= y + 62
+            assert max(x1 - x0, y1 - y0) == 60
+
+
+def test_an_autoencoder_grows_by_the_level_of_full_size_alone():
+    torch.manual_seed(0)
+    small = make_autoencoder(WORLDS[64])
+    large = grown(small, WORLDS[128])
+    pictures = torch.zeros(1, 3, 128, 128)
+    latents = large.encode(pictures).latent_dist.mean
+    assert latents.shape == (1, 16, 8, 8)
+    assert large.decode(latents).sample.shape == pictures.shape
+    for ours, theirs in ((large.encoder.down_blocks[i + 1], small.encoder.down_blocks[i]) for i in (1, 2, 3)):
+        torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    torch.testing.assert_close(large.decoder.mid_block.state_dict(), small.decoder.mid_block.state_dict())
+    taken = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in large.parameters())
+    assert taken > 0.9
+
+
+@pytest.mark.parametrize("side", [64, 128])
+def test_the_judge_looks_at_cells_whatever_their_size(side):
+    judge = Judge(WORLDS[side]).eval()
+    assert judge.layers(torch.zeros(1, 3, side, side)).shape == (1, len(OBJECTS), 4, 4)
+
+
+def test_the_picture_loss_is_least_without_error_and_dislikes_edges():
+    flat, striped = torch.full((1, 3, 8, 8), 0.5), torch.full((1, 3, 8, 8), 0.5)
+    striped[..., ::2] *= -1
+    assert picture_loss(torch.zeros(1, 3, 8, 8)) == 0
+    assert picture_loss(flat) == pytest.approx(0.25 + 0.2 * 0.5)
+    assert picture_loss(striped) == pytest.approx(0.25 + 0.2 * 0.5 + 0.1 * 1)
+
+
+def test_learning_rates_rise_then_fall_as_their_shape_says():
+    shapes = {shape: Recipe(1, 8, 1.0, 10, shape) for shape in ("cosine", "constant", "linear")}
+    assert [recipe.rate(4, 0) for recipe in shapes.values()] == pytest.approx([0.5] * 3)
+    assert [recipe.rate(99, 30) for recipe in shapes.values()] == pytest.approx([0.51, 1, 0.5])
+    assert [recipe.rate(99, 60) for recipe in shapes.values()] == pytest.approx([0.02, 1, 0])
+
+
+def test_a_training_goes_on_where_it_stopped(tmp_path):
+    def trained(name, sittings):
+        for minutes in sittings:
+            layer = torch.nn.Linear(2, 1)
+            torch.nn.init.ones_(layer.weight)
+            torch.nn.init.zeros_(layer.bias)
+            recipe = Recipe(minutes, 1, 0.1, 1, "constant")
+            trainer = Trainer({"layer": layer}, tmp_path / name, recipe, 0)
+            steps = iter(range(trainer.step, round(60 * minutes)))
+
+            def loss(generator, trainer=trainer, layer=layer, steps=steps, minutes=minutes):
+                if next(steps, None) == round(60 * minutes) - 1:
+                    trainer.recipe = Recipe(0, 1, 0.1, 1, "constant")
+                return layer(torch.randn(4, 2, generator=generator)).square().mean()
+
+            trainer.run(loss, lambda path: None)
+        return trainer
+
+    whole, halves = trained("whole.pt", [0.2]), trained("halves.pt", [0.1, 0.2])
+    assert whole.step == halves.step == 12
+    torch.testing.assert_close(halves.modules.state_dict(), whole.modules.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(halves.ema, whole.ema, rtol=0, atol=0)
+
+
+def test_the_steps_are_listed_with_what_is_next(tmp_path):
+    steps = status(TrainArgs(work=tmp_path / "work", kept=tmp_path / "kept", out=tmp_path / "out" / "model"))
+    assert list(steps) == ["autoencoder", "diffusion", "cooldown", "save", "report"]
+    assert not any(done for done, _ in steps.values())
