@@ -17,15 +17,20 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from attribution.answers.report import RunFolder
 from attribution.diffusion.noise import NoiseSettings
 from attribution.diffusion.pipeline import Model
 from attribution.index.build import BuildProgress, BuildSettings, build, prepare
 from attribution.index.data import DataSettings
 from attribution.index.extend import ExtendSettings, extend
 from attribution.index.index import Index
+from attribution.methods import attribute, fitting
+from attribution.methods.answer import AttributeSettings, Attribution
 from attribution.query.query import Query
+from attribution.ui.studio import Studio
 from attribution.unlearning.fisher import FisherSettings
 from attribution.unlearning.projection import GradientSettings
+from attribution.unlearning.step import UnlearnSettings
 
 SIDE = 32  # px, of the tiny world's pictures: 8x8 latent cells of 4 px
 CAPTIONS = [
@@ -281,6 +286,25 @@ def two_checkpoints(index_folder: Path, model32: Model, extend_all: Callable[...
 
 
 # The page
+
+
+UNLEARN = UnlearnSettings(step_size=0.3, timesteps=3, noises=1, batch=4)
+
+
+@pytest.fixture
+def studio(model32: Model, full_index: Index, tmp_path: Path) -> Studio:
+    """A studio of the tiny model, with a folder of runs of its own."""
+    return Studio(model32, full_index, RunFolder(tmp_path / "runs"))
+
+
+@pytest.fixture(scope="session")
+def answers(model32: Model, full_index: Index) -> dict[str, Attribution]:
+    """Answers of three methods, the main one first."""
+    query, made = Query("a <b>red</b> bird", random_picture(99)), {}
+    for method in ("unlearning", "clip", "pixel"):
+        settings = fitting(AttributeSettings(top_k=4, unlearn=UNLEARN), method)
+        *_, made[method] = attribute(model32, full_index, query, settings)
+    return made
 
 
 @pytest.fixture(scope="session")

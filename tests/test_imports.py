@@ -19,7 +19,18 @@ ROOMS = (
     *("scenes.views", "scenes.nearest", "scenes.encoders", "scenes.customise", "scenes.detector", "scenes.examples"),
     *("evaluate.locality", "evaluate.tuning", "evaluate.bench"),
     *("ui.style", "ui.zero", "ui.jobs", "ui.studio", "ui.regions", "ui.script", "ui.words", "ui.answers", "ui.layout"),
-    *("ui.handlers", "ui.kept", "ui.api", "ui.routes", "ui.page", "cli", "__main__", "app"),
+    *(
+        "ui.handlers",
+        "ui.pictures",
+        "ui.marks",
+        "ui.answering",
+        "ui.asking",
+        "ui.kept",
+        "ui.api",
+        "ui.routes",
+        "ui.page",
+    ),
+    *("cli", "__main__", "app"),
 )
 PATHS = [*(ROOT / "attribution").rglob("*.py"), ROOT / "app.py"]
 FILES = {str(p.relative_to(ROOT)).removeprefix("attribution/")[:-3].replace("/", "."): p for p in PATHS}

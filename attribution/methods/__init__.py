@@ -140,13 +140,11 @@ def check_settings(model: Model, index: Index, settings: AttributeSettings) -> A
     Raises:
         InputError: there is no such method, the index lacks what it needs, or K is not possible.
     """
-    if settings.method not in METHODS:
-        raise InputError(f"there is no method {settings.method!r}; accepted are {', '.join(METHODS)}")
+    method = _named(settings.method)
     if not 1 <= settings.top_k <= len(index):
         raise InputError(
             f"top_k = {settings.top_k} is not possible; accepted are 1 to {len(index)}, the training images"
         )
-    method = METHODS[settings.method]
     _refuse_unused(index, settings)
     for artifact in method.artifacts:
         index.require(artifact)
@@ -162,6 +160,12 @@ def check_settings(model: Model, index: Index, settings: AttributeSettings) -> A
     return replace(settings, unlearn=replace(unlearn, step_size=unlearn.alpha))
 
 
+def _named(name: str) -> Method:
+    if name not in METHODS:
+        raise InputError(f"there is no method {name!r}; accepted are {', '.join(METHODS)}")
+    return METHODS[name]
+
+
 def _refuse_unused(index: Index, settings: AttributeSettings) -> None:
     """Refuse a setting that the method would ignore."""
     method, plain = METHODS[settings.method], AttributeSettings()
@@ -173,8 +177,12 @@ def _refuse_unused(index: Index, settings: AttributeSettings) -> None:
 
 
 def fitting(settings: AttributeSettings, name: str) -> AttributeSettings:
-    """The same settings for another method; what it does not use is left at its default."""
-    plain, uses = AttributeSettings(), METHODS[name].uses
+    """The same settings for another method; what it does not use is left at its default.
+
+    Raises:
+        InputError: there is no such method.
+    """
+    plain, uses = AttributeSettings(), _named(name).uses
     unlearn = replace(
         settings.unlearn,
         curvature=plain.unlearn.curvature,

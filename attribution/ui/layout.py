@@ -63,13 +63,23 @@ class Parts:
     mine: gr.BrowserState
 
     @property
+    def acts(self) -> list[gr.Button]:
+        """What uses the device."""
+        return [self.generate, self.attribute, self.find, self.forget]
+
+    @property
+    def shown(self) -> list[Any]:
+        """The picture and what is drawn on it."""
+        return [self.picture, self.annotator, self.frame, self.chosen, self.labels, self.note]
+
+    @property
     def drawer(self) -> list[Any]:
-        """The training image that is opened, as `handlers.closed` clears it."""
+        """The training image that is opened."""
         return [self.opened, self.search, self.close]
 
     @property
     def answered(self) -> list[Any]:
-        """What belongs to one picture alone, as `handlers.cleared` clears it."""
+        """What belongs to one picture alone."""
         asked = [self.table, self.found, self.maps, self.status, self.runs, self.forgotten]
         return [*asked, *self.drawer, *self.tabs, *self.panels]
 
