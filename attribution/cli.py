@@ -63,7 +63,7 @@ def index(
     Args:
         out: the index folder.
         pretrained_model_name_or_path: a StableDiffusionPipeline folder or hub id.
-        dataset_name: a hub id for `datasets`, or "emoji-scenes".
+        dataset_name: a hub id for `datasets`.
         train_data_dir: an imagefolder with metadata.jsonl, instead.
         image_column: column of the images.
         caption_column: column of the captions.
@@ -88,9 +88,9 @@ def index(
     from attribution.diffusion.noise import NoiseSettings
     from attribution.diffusion.pipeline import Model
     from attribution.evaluate.bench import peak_memory
-    from attribution.index.build import BuildProgress, BuildSettings, build, prepare
+    from attribution.index.build import build
     from attribution.index.data import DataSettings
-    from attribution.index.extend import ExtendSettings, extend
+    from attribution.index.work import BuildSettings, ExtendSettings
     from attribution.unlearning.fisher import FisherSettings
     from attribution.unlearning.projection import GradientSettings
 
@@ -105,7 +105,6 @@ def index(
         train_data_dir=train_data_dir,
         image_column=image_column,
         caption_column=caption_column,
-        resolution=model.resolution,
         center_crop=center_crop,
         random_flip=random_flip,
         max_train_samples=max_train_samples,
@@ -123,11 +122,7 @@ def index(
         checkpoints=checkpoints,
     )
 
-    def steps() -> Iterator[BuildProgress]:
-        yield from build(out, model, settings)
-        yield from extend(prepare(out, model, settings), more)
-
-    for _ in _watch(steps(), lambda step: f"{step.step} {step.done}/{step.total}"):
+    for _ in _watch(build(out, model, settings, more), lambda step: f"{step.step} {step.done}/{step.total}"):
         pass
     print(f"{peak_memory():.0f} MB of memory at most", file=sys.stderr)
     print(out)
@@ -142,10 +137,10 @@ def generate(prompt: str, out: Path, seed: int = 0, index: Path | None = None) -
         seed: 0 to 2**63 - 1.
         index: an index folder; the embedded one by default.
     """
-    from attribution.index.index import open_index
+    from attribution.scenes.world import open_world_or
 
     _check_file(out)
-    model, _ = open_index(index)
+    model, _ = open_world_or(index)
     model.generate(prompt, seed).save(out)
     print(out)
 
@@ -191,12 +186,12 @@ def attribute(
     from attribution.answers.report import Run, write_json, write_zip
     from attribution.diffusion.pictures import open_upload
     from attribution.diffusion.tokens import check_prompt
-    from attribution.index.index import open_index
     from attribution.methods import attribute as answer
     from attribution.methods import check_settings
     from attribution.methods.answer import AttributeSettings, Attribution, Progress
     from attribution.query.query import Query
     from attribution.query.regions import check_query
+    from attribution.scenes.world import open_world_or
     from attribution.unlearning.step import UnlearnSettings
 
     if method == "list":
@@ -209,7 +204,7 @@ def attribute(
     if image is not None and seed is not None:
         raise InputError("name either --image or --seed: a picture that exists is not generated")
     upload = None if image is None else open_upload(image)
-    model, opened = open_index(index)
+    model, opened = open_world_or(index)
     if upload is None:  # refused now, rather than after generating
         blank = Image.new("RGB", (model.resolution, model.resolution))
         check_query(Query(prompt, blank, seed or 0, box, word), model, opened.center_crop)
@@ -252,11 +247,11 @@ def replay(run: tyro.conf.Positional[Path], index: Path | None = None) -> None:
     """
     from attribution.answers.report import Replayed, read_zip
     from attribution.answers.report import replay as again
-    from attribution.index.index import open_index
     from attribution.methods.answer import Progress
+    from attribution.scenes.world import open_world_or
 
     kept = read_zip(run)
-    model, opened = open_index(index)
+    model, opened = open_world_or(index)
 
     def describe(step: Progress | Replayed) -> str:
         return f"{step.stage} {step.evaluations}/{step.total} evaluations" if isinstance(step, Progress) else "done"
@@ -288,16 +283,16 @@ def detect(
         out: a JSON file.
     """
     from attribution.diffusion.pictures import open_upload
-    from attribution.index.index import open_index
     from attribution.query.detect import find
     from attribution.query.labels import check_labels, check_threshold, parse_labels
+    from attribution.scenes.world import open_world_or
 
     _check_file(out)
     wanted = check_labels(parse_labels(labels))
     picture = open_upload(image)
     if threshold is not None:
         check_threshold(threshold)
-    model, opened = open_index(index)
+    model, opened = open_world_or(index)
     found = find(model, opened, picture, wanted, prompt or labels, threshold, detector)
     print(found.by, file=sys.stderr)
     for each in found.detections:
@@ -315,10 +310,10 @@ def floor(index: Path | None = None, pictures: int = 8) -> None:
         pictures: unrelated pictures that are attributed.
     """
     from attribution.answers.floor import FloorProgress, measure_floor
-    from attribution.index.index import open_index
     from attribution.methods.answer import Progress
+    from attribution.scenes.world import open_world_or
 
-    model, opened = open_index(index)
+    model, opened = open_world_or(index)
 
     def describe(step: Progress | FloorProgress) -> str:
         if isinstance(step, Progress):
@@ -334,10 +329,10 @@ def floor(index: Path | None = None, pictures: int = 8) -> None:
 def _list_methods(index: Path | None) -> None:
     """Print every method: a line, its source, what it costs on this machine, or why it cannot be used."""
     from attribution.evaluate.bench import Cost, costs
-    from attribution.index.index import open_index
     from attribution.methods import METHODS
+    from attribution.scenes.world import open_world_or
 
-    model, opened = open_index(index)
+    model, opened = open_world_or(index)
 
     def describe(measured: tuple[str, Cost]) -> str:
         return f"measuring {measured[0]}"
@@ -367,9 +362,9 @@ def evaluate(
         index: an index folder; the embedded one by default.
     """
     from attribution.evaluate import locality, tuning
-    from attribution.index.index import open_index
+    from attribution.scenes.world import open_world_or
 
-    model, opened = open_index(index)
+    model, opened = open_world_or(index)
     if unknown := [row for row in rows if row not in locality.ROWS]:
         raise InputError(f"there is no row {unknown[0]!r}; accepted are {', '.join(locality.ROWS)}")
     if what == "tuning":
@@ -392,10 +387,10 @@ def bench(queries: int = 10, out: Path | None = None, index: Path | None = None)
     """
     from attribution.evaluate.bench import BenchSettings
     from attribution.evaluate.bench import bench as measure
-    from attribution.index.index import open_index
+    from attribution.scenes.world import open_world_or
 
     _check_file(out)
-    model, opened = open_index(index)
+    model, opened = open_world_or(index)
     *_, summary = _watch(measure(model, opened, BenchSettings(queries)), str)
     text = json.dumps(summary, indent=1)
     print(text)

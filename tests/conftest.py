@@ -20,10 +20,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from attribution.answers.report import RunFolder
 from attribution.diffusion.noise import NoiseSettings
 from attribution.diffusion.pipeline import Model
-from attribution.index.build import BuildProgress, BuildSettings, build, prepare
+from attribution.index.build import BuildProgress, build
 from attribution.index.data import DataSettings
-from attribution.index.extend import ExtendSettings, extend
 from attribution.index.index import Index
+from attribution.index.work import BuildSettings, ExtendSettings
 from attribution.methods import attribute, fitting
 from attribution.methods.answer import AttributeSettings, Attribution
 from attribution.query.query import Query
@@ -160,7 +160,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_settings(pictures: Path) -> BuildSettings:
     """How the tiny indexes are built: 4 timesteps x 2 noises, 37 Fisher samples (more than two passes)."""
-    data = DataSettings(train_data_dir=pictures, resolution=SIDE)
+    data = DataSettings(train_data_dir=pictures)
     return BuildSettings(data, NoiseSettings(4, 2, 5), FisherSettings(samples=37, timesteps=7, seed=6), batch=6)
 
 
@@ -219,7 +219,7 @@ def extend_all(tiny_settings: BuildSettings) -> Callable[..., Iterator[BuildProg
     ) -> Iterator[BuildProgress] | None:
         asked = asked or {"gradients": ("loss", "d-trak")}
         settings = ExtendSettings(projection=GradientSettings(dimension=dimension), **asked)
-        steps = extend(prepare(folder, model, tiny_settings), settings)
+        steps = build(folder, model, tiny_settings, settings)
         if lazily:
             return steps
         for _ in steps:

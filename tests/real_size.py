@@ -26,9 +26,9 @@ from attribution.diffusion.loss import denoising_loss
 from attribution.diffusion.noise import NoiseBank, NoiseSettings
 from attribution.diffusion.pipeline import Model, default_device
 from attribution.errors import WorkFailed
-from attribution.index.build import BuildSettings
 from attribution.index.data import DataSettings
 from attribution.index.index import Index
+from attribution.index.work import BuildSettings
 from attribution.methods import attribute
 from attribution.methods.answer import AttributeSettings
 from attribution.query.query import Query

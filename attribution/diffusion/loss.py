@@ -21,7 +21,7 @@ def denoising_loss(model: Model, latents: Tensor, text: Tensor, bank: NoiseBank,
         mask: (h, w) in [0, 1], weights of the squared errors; None is the whole picture.
 
     Returns:
-        (B, S) mean squared errors, in the model's dtype.
+        (B, S) mean squared errors, in the model's dtype, or float32 where that is less precise.
 
     Raises:
         InputError: the mask is zero everywhere.
@@ -44,8 +44,13 @@ def prediction_norm(model: Model, latents: Tensor, text: Tensor, bank: NoiseBank
     return _pool(predicted.square().mean(1), mask)
 
 
+def precise(x: Tensor) -> Tensor:
+    """Numbers of at least single precision: sums of many in half precision go wrong."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _predict(model: Model, latents: Tensor, text: Tensor, bank: NoiseBank) -> tuple[Tensor, Tensor]:
-    """What the model predicts and what it should have, (B, C, h, w) each."""
+    """What the model predicts and what it should have, (B, C, h, w) each, `precise`."""
 
     def like_model(x: Tensor) -> Tensor:
         return x.to(model.device, model.dtype)
@@ -54,7 +59,8 @@ def _predict(model: Model, latents: Tensor, text: Tensor, bank: NoiseBank) -> tu
     alpha = model.alphas_cumprod[bank.t][:, None, None, None]  # float64 on the CPU
     signal, noise = like_model(alpha.sqrt()), like_model((1 - alpha).sqrt())
     target = eps if model.prediction_type == "epsilon" else signal * eps - noise * x
-    return model.predict(signal * x + noise * eps, bank.t.to(model.device), like_model(text)), target
+    predicted = model.predict(signal * x + noise * eps, bank.t.to(model.device), like_model(text))
+    return precise(predicted), precise(target)
 
 
 def _pool(error: Tensor, mask: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from attribution.diffusion.noise import NoiseBank, NoiseSettings
+from attribution.diffusion.noise import NoiseBank
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import unlearned
 from attribution.errors import InputError
@@ -180,13 +180,13 @@ def _study(
 
 def _with_second_bank(model: Model, index: Index, settings: LocalitySettings, cached: Path) -> Index:
     """The index as it would be with another noise bank; its base losses are measured once."""
-    noise = {**index.manifest["settings"]["noise"], "seed": settings.second_bank}
-    manifest = {**index.manifest, "settings": {**index.manifest["settings"], "noise": noise}}
+    own = index.manifest.settings
+    other = replace(own, noise=replace(own.noise, seed=settings.second_bank))
     if not cached.exists():
-        bank = NoiseBank.draw(NoiseSettings(**noise), model.latent_shape, model.train_timesteps)
+        bank = NoiseBank.draw(other.noise, model.latent_shape, model.train_timesteps)
         chunks = training_losses(model, index.encoded, bank, range(len(index)), range(len(bank)))
         np.save(cached, np.concatenate([losses for _, losses in chunks]))
-    return replace(index, manifest=manifest, base_losses=np.load(cached))
+    return replace(index, manifest=replace(index.manifest, settings=other), base_losses=np.load(cached))
 
 
 def first_order_scores(

@@ -11,9 +11,6 @@ import numpy as np
 from PIL import Image
 
 from attribution.errors import InputError, reason
-from attribution.scenes import compose
-
-SCENES = "emoji-scenes"  # the name of the embedded training set
 
 
 @dataclass(frozen=True)
@@ -21,11 +18,10 @@ class DataSettings:
     """Where the training set is and how it is read; the names are those of diffusers' `train_text_to_image.py`.
 
     Attributes:
-        dataset_name: a hub id for `datasets`, or "emoji-scenes".
+        dataset_name: a hub id for `datasets`.
         train_data_dir: an imagefolder with `metadata.jsonl`, instead of `dataset_name`.
         image_column: column of the images.
         caption_column: column of the captions; of a list, the first is taken.
-        resolution: px, side of the model's input.
         center_crop: crop the middle square; otherwise the picture is squeezed.
         random_flip: the model was trained with mirrored images, so each mirror is scored too.
         max_train_samples: only the first so many.
@@ -35,7 +31,6 @@ class DataSettings:
     train_data_dir: Path | None = None
     image_column: str = "image"
     caption_column: str = "text"
-    resolution: int = 512
     center_crop: bool = True
     random_flip: bool = True
     max_train_samples: int | None = None
@@ -80,17 +75,6 @@ class TrainingSet:
         return digest.hexdigest()
 
 
-class _Scenes(Sequence[Image.Image]):
-    def __init__(self, scenes: list[compose.Scene]) -> None:
-        self.scenes = scenes
-
-    def __len__(self) -> int:
-        return len(self.scenes)
-
-    def __getitem__(self, row: Any) -> Any:
-        return compose.draw_scene(self.scenes[row])
-
-
 class _Column(Sequence[Image.Image]):
     def __init__(self, table: Any, column: str) -> None:
         self.table, self.column = table, column
@@ -103,18 +87,13 @@ class _Column(Sequence[Image.Image]):
 
 
 def open_training_set(settings: DataSettings) -> TrainingSet:
-    """Open the embedded scenes, an imagefolder or a hub data set.
+    """Open an imagefolder or a hub data set.
 
     Raises:
         InputError: neither or both sources are named, or the data lack the columns, or cannot be read.
     """
     if (settings.dataset_name is None) == (settings.train_data_dir is None):
         raise InputError("name the training data by either --dataset_name or --train_data_dir")
-    if settings.dataset_name == SCENES:
-        wanted = settings.max_train_samples
-        scenes = compose.make_scenes("train", None if wanted is None else min(wanted, compose.TRAIN_SCENES))
-        ids = [f"{row:05d}.png" for row in range(len(scenes))]
-        return TrainingSet(ids, [scene.caption for scene in scenes], _Scenes(scenes))
     return _open_dataset(settings)
 
 

@@ -29,6 +29,5 @@ def influence(model: Model, index: Index, asked: Encoded, settings: AttributeSet
     scales = whitening(index.fisher, kept.whitening)
     whitened = {name: (change / scales[name].to(change))[None] for name, change in step.items()}
     projected = Projection(kept.dimension, kept.seed)(whitened)[0]
-    scale = index.artifacts["gradients/influence"]["scale"]
-    slopes = np.mean([first_order(each, projected) for each in phi], 0)[:, : len(index.views)] / scale
+    slopes = np.mean([first_order(each, projected) for each in phi], 0)[:, : len(index.views)] / kept.scale
     yield ranked(model, index, asked.query, settings, Scores.exact(slopes), len(bank), clock)

@@ -4,7 +4,7 @@ TRAK (Park et al. 2023, arXiv 2303.14186), JourneyTRAK (Georgiev et al. 2023, ar
 (Zheng et al. 2024, arXiv 2311.00500) share one formula; they differ in what is differentiated, and at which timesteps.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from threading import Event
@@ -20,6 +20,7 @@ from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import checkpoint
 from attribution.errors import InputError
 from attribution.index.index import Index
+from attribution.index.manifest import GradientRecord
 from attribution.methods.answer import Answer, AttributeSettings, Clock, Progress, check_stop, ranked
 from attribution.query.encoded import Encoded
 from attribution.unlearning.projection import (
@@ -94,16 +95,16 @@ class Kernel:
         return first_order(phi, torch.cholesky_solve(right, self.factor)[:, 0], rows)
 
 
-def projected_gradients(index: Index, name: str) -> tuple[NDArray[np.floating], GradientSettings]:
+def projected_gradients(index: Index, name: str) -> tuple[NDArray[np.floating], GradientRecord]:
     """Projected gradients (checkpoints, N, views, dimension) that were added to an index, and how.
 
     Raises:
         InputError: they were not added, or are of other weights than the index's.
     """
-    phi, made = index.array(f"gradients/{name}"), index.artifacts[f"gradients/{name}"]
-    if made["weights"] != index.weights:
-        raise InputError(f"the gradients {name!r} are of {made['weights']}, the index is of {index.weights}")
-    return phi, GradientSettings(**{field.name: made[field.name] for field in fields(GradientSettings)})
+    phi, made = index.array(f"gradients/{name}"), index.gradients(name)
+    if made.weights != index.weights:
+        raise InputError(f"the gradients {name!r} are of {made.weights}, the index is of {index.weights}")
+    return phi, made
 
 
 def trak(

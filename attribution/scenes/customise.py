@@ -27,7 +27,6 @@ from torch.nn.functional import cross_entropy, linear, normalize
 
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import layers
-from attribution.index.index import EMBEDDED
 from attribution.scenes.compose import (
     BACKGROUNDS,
     CELL,
@@ -42,8 +41,10 @@ from attribution.scenes.compose import (
     make_scenes,
 )
 from attribution.scenes.pictures import encode, load_pixels, sample, save_sheet, to_unit
+from attribution.scenes.world import EMBEDDED
 
 TOKEN = "<new>"
+CPU = torch.device("cpu")  # where all of this is done: noises, words and pictures are made there
 UNSEEN = (
     *("lemon", "cherries", "peach", "tomato", "eggplant", "avocado", "pretzel", "cheese_wedge", "ice_cream", "cookie"),
     *("teapot", "wine_glass", "lion", "tiger_face", "cow_face", "pig_face", "rabbit_face", "bear", "koala", "monkey"),
@@ -111,7 +112,7 @@ def prompt(style: Style, background: str, other: str | None = None) -> str:
 def make_pictures(args: CustomiseArgs) -> None:
     """Customise a model on each unseen emoji and keep its pictures; goes on where it was interrupted."""
     args.work.mkdir(parents=True, exist_ok=True)
-    scenes, vae = make_scenes("train"), Model.load(args.out / "model").pipe.vae
+    scenes, vae = make_scenes("train"), Model.load(args.out / "model", CPU).pipe.vae
     latents = encode(vae, to_unit(load_pixels("train")))
     for number, name in enumerate(UNSEEN[: args.models]):
         path = args.work / f"{number:02d}-{name}.npz"
@@ -147,7 +148,7 @@ def customise(
 ) -> tuple[StableDiffusionPipeline, float]:
     """Fine-tune keys, values and a new token on the crops and their mirrors: the pipeline, and its last mean loss."""
     torch.manual_seed(seed)
-    model = Model.load(args.out / "model")
+    model = Model.load(args.out / "model", CPU)
     pipe, generator = model.pipe, torch.Generator().manual_seed(seed)
     pipe.tokenizer.add_tokens([TOKEN])
     text_encoder: Any = pipe.text_encoder

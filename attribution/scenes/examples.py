@@ -12,11 +12,12 @@ import tyro
 from attribution.answers.floor import top_multiple, unrelated
 from attribution.answers.report import Run, write_zip
 from attribution.diffusion.pipeline import Model
-from attribution.index.index import Index, open_index
+from attribution.index.index import Index
 from attribution.methods import attribute
 from attribution.methods.answer import AttributeSettings, Attribution
 from attribution.query.grounding import open_detector
 from attribution.query.query import Query
+from attribution.scenes.world import open_world
 
 METHODS = ("unlearning", "d-trak", "clip", "dino", "pixel")
 
@@ -60,7 +61,7 @@ def answered(model: Model, index: Index, query: Query, label: str) -> Run:
 
 def main(args: ExamplesArgs) -> None:
     """Ask, and write each run without what can be made of it again."""
-    model, index = open_index()
+    model, index = open_world()
     args.out.mkdir(parents=True, exist_ok=True)
     for label, query in queries(model, args.detector):
         run = answered(model, index, query, label)

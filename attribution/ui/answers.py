@@ -88,7 +88,7 @@ def opened(row: int, run: Run | None, index: Index, timesteps: Sequence[int]) ->
     told, why = "<p class='note'>Its ranks and losses are known when the run has ended.</p>", ""
     if run is not None:
         told, why = _ranks(row, run), _why(row, run, timesteps)
-    source = escape(str(index.manifest["data"].get("source", "")))
+    source = escape(index.manifest.source)
     return (
         f"<section class='opened' tabindex='-1' aria-label='Training image {escape(index.ids[row], quote=True)}'>"
         f"{_image(row, index.captions[row])}<div><h3>{escape(index.captions[row])}</h3>"

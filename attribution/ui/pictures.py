@@ -59,7 +59,7 @@ class Pictures:
             return UNCHANGED
         self.handlers.end(request)
         index = self.studio.index
-        picture = Picture(Image.open(index.thumbnail(row)).convert("RGB"))
+        picture = Picture(index.picture(row))
         caption = index.captions[row]
         return {**self.taken(picture, words.searched(index.ids[row]), caption), self.on.prompt: caption}
 

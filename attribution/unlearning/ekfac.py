@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from attribution.diffusion.loss import precise
 from attribution.errors import InputError
 from attribution.unlearning.gradients import Trace
 
@@ -44,11 +45,11 @@ def add_moments(sums: dict[str, Tensor], traces: dict[str, Trace]) -> dict[str, 
         if not isinstance(traced.layer, nn.Linear):
             raise InputError(f"EK-FAC covers linear layers only; {name} is a {type(traced.layer).__name__}")
         for key, values in (("inputs", traced.inputs), ("outputs", traced.grads)):
-            rows = values.reshape(-1, values.shape[-1])
+            rows = precise(values.reshape(-1, values.shape[-1]))
             added[f"{name}.weight.{key}"] = rows.T @ rows
-    return {name: sums.get(name, torch.zeros_like(moment)) + moment for name, moment in added.items()}
+    return {name: sums[name] + moment if sums else moment for name, moment in added.items()}
 
 
 def eigenvectors(moments: dict[str, Tensor]) -> dict[str, Tensor]:
     """Of second moments, in columns, by the same names; found in float64 on the CPU."""
-    return {name: torch.linalg.eigh(moment.double().cpu())[1].to(moment) for name, moment in moments.items()}
+    return {name: torch.linalg.eigh(moment.cpu().double())[1].to(moment) for name, moment in moments.items()}

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attribution.batches import batches, in_batches
-from attribution.diffusion.loss import paired_loss, prediction_norm
+from attribution.diffusion.loss import paired_loss, precise, prediction_norm
 from attribution.diffusion.noise import NoiseBank
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import WeightSubset
@@ -83,7 +83,7 @@ class Projection:
         """
         if self.scales is not None:
             gradients = {name: gradient * self.scales[name].to(gradient) for name, gradient in gradients.items()}
-        flat = {name: _precise(gradient.flatten(1)) for name, gradient in sorted(gradients.items())}
+        flat = {name: precise(gradient.flatten(1)) for name, gradient in sorted(gradients.items())}
         first = next(iter(flat.values()))
         missing = self.dimension - sum(gradient.shape[1] for gradient in flat.values())
         if missing >= 0:
@@ -102,10 +102,6 @@ def _table(seed: int, name: str, numel: int, dimension: int, device: torch.devic
     # Stored gradients need the same table for ever: numpy promises that of the raw stream, not of distributions.
     stream = np.random.PCG64([seed, *name.encode()]).random_raw(numel)
     return torch.from_numpy((stream % (2 * dimension)).astype(np.int32)).to(device)
-
-
-def _precise(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def mean_gradients(
@@ -136,7 +132,7 @@ def mean_gradients(
         (n, dimension) on the model's device, float32, or float64 if the model is.
     """
     columns = len(bank)
-    means = _precise(torch.zeros(len(latents), project.dimension, dtype=model.dtype, device=model.device))
+    means = precise(torch.zeros(len(latents), project.dimension, dtype=model.dtype, device=model.device))
 
     def projected(pairs: range) -> tuple[Tensor, Tensor]:
         image, column = torch.tensor(pairs) // columns, torch.tensor(pairs) % columns

@@ -41,6 +41,17 @@ class EncodedSet:
         return torch.from_numpy(picked.astype(np.promote_types(picked.dtype, np.float32)))
 
 
+def losses_of(
+    model: Model, training: EncodedSet, bank: NoiseBank, rows: Sequence[int], views: Sequence[int] = VIEWS
+) -> Tensor:
+    """Losses of some training images at all columns of a bank: (n, views, columns), on the model's device."""
+    text = model.encode_text([training.captions[row] for row in rows]).repeat_interleave(len(views), 0)
+    latents = training.view(rows, views).flatten(0, 1)
+    with torch.inference_mode():
+        losses = [denoising_loss(model, latents, text, bank.select([c])) for c in range(len(bank))]
+    return torch.cat(losses, 1).reshape(len(rows), len(views), len(bank))
+
+
 def training_losses(
     model: Model,
     training: EncodedSet,
@@ -62,12 +73,7 @@ def training_losses(
 
     def measure(which: range) -> Floats:
         chunk = [rows[i % len(rows)] for i in which]
-        text = model.encode_text([training.captions[row] for row in chunk])
-        text = text.repeat_interleave(len(views), 0)
-        latents = training.view(chunk, views).flatten(0, 1)
-        with torch.inference_mode():
-            losses = [denoising_loss(model, latents, text, bank.select([c])) for c in range(len(bank))]
-        table: Floats = torch.cat(losses, 1).reshape(len(chunk), len(views), len(bank)).cpu().numpy()
+        table: Floats = losses_of(model, training, bank, chunk, views).cpu().numpy()
         return table
 
     at_once = max(1, batch // len(views))

@@ -9,9 +9,9 @@ import pytest
 from attribution.answers.forget import Regenerated, controls, regenerate
 from attribution.diffusion.pipeline import GenerateSettings
 from attribution.errors import InputError, Stopped
-from attribution.index.index import open_index
 from attribution.methods.answer import Progress
 from attribution.query.query import Query
+from attribution.scenes.world import open_world
 
 FEW = GenerateSettings(steps=3)
 
@@ -75,7 +75,7 @@ def test_an_upload_cannot_be_generated_again(model32, index32, generated):
 
 
 def test_on_the_embedded_model_the_picture_goes_and_a_control_stays():
-    model, index = open_index()
+    model, index = open_world()
     prompt = "a flat drawing of a red apple and a motorcycle on a blue background"
     query = Query(prompt, model.generate(prompt, 7), 7)
     made = [step for step in regenerate(model, index, query) if isinstance(step, Regenerated)]

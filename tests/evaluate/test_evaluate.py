@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from attribution.errors import InputError
 from attribution.evaluate.locality import ROWS, LocalitySettings, available, measure, spearman, summary
 from attribution.index.features import open_feature
-from attribution.index.index import open_index
 from attribution.methods import METHODS
 from attribution.scenes.compose import OBJECTS, draw_scene, make_scenes
 from attribution.scenes.customise import UNSEEN, exemplar, fit_mapper, recall
 from attribution.scenes.truth import locate, subjects
+from attribution.scenes.world import open_world
 
 
 def test_objects_are_located_where_the_scene_has_them():
@@ -81,7 +81,7 @@ def test_a_file_of_other_settings_is_refused(model32, index32, tmp_path):
 
 def test_a_run_goes_on_and_rows_are_added_to_it(tmp_path):
     """On the embedded world: two rows at once are the same as one after the other, in two runs."""
-    model, index = open_index()
+    model, index = open_world()
     settings = LocalitySettings(pictures=2, studied=0, rows=("pixel", "dino"))
     at_once, in_turn = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     list(measure(model, index, settings, at_once))

@@ -17,7 +17,8 @@ from attribution.diffusion.noise import NoiseSettings
 from attribution.diffusion.pipeline import Model
 from attribution.errors import IndexMismatch, InputError, WeightsUnavailable
 from attribution.index.build import build
-from attribution.index.index import STEPS, Index, open_index
+from attribution.index.index import Index, open_index
+from attribution.index.steps import REQUIRED as STEPS
 from attribution.unlearning.fisher import FisherSettings
 
 
@@ -104,8 +105,7 @@ def test_other_data_are_refused_with_both_hashes(tiny_settings, index_folder, mo
     shutil.copytree(pictures, changed)
     text = (changed / "metadata.jsonl").read_text().replace("a green bus", "a green tram")
     (changed / "metadata.jsonl").write_text(text)
-    manifest = shutil.copytree(index_folder, tmp_path / "index") / "manifest.json"
-    manifest.write_text(manifest.read_text().replace(str(pictures), str(changed)))
+    shutil.copytree(index_folder, tmp_path / "index")
     settings = replace(tiny_settings, data=replace(tiny_settings.data, train_data_dir=changed))
     folder = shutil.copytree(model32.source, tmp_path / "model")  # beside the index, as the manifest says
     with pytest.raises(IndexMismatch, match="data sha256") as caught:
@@ -169,16 +169,11 @@ def test_impossible_build_settings_are_refused_before_any_work(tiny_settings, mo
 def test_an_index_records_what_it_was_made_of(index32, model32, pictures):
     assert index32.ids == [f"p{row}.png" for row in range(8)]
     assert index32.captions == CAPTIONS
-    assert index32.manifest["model"]["sha256"] == model32.sha256
-    assert index32.manifest["model"]["id"] == "../model"  # the two folders can be moved together
-    assert index32.manifest["data"]["count"] == 8
-    assert index32.manifest["settings"]["noise"] == {
-        "timesteps": 4,
-        "noises": 2,
-        "seed": 5,
-        "start": 0.0,
-        "end": 1.0,
-    }
+    assert index32.manifest.model.sha256 == model32.sha256
+    assert index32.manifest.model.source == "../model"  # the two folders can be moved together
+    assert index32.manifest.data.count == 8
+    assert index32.manifest.settings.noise == NoiseSettings(4, 2, 5)
+    assert index32.manifest.source == str(pictures)
     assert index32.latents.shape == (8, 2, 4, 8, 8)
     assert index32.base_losses.shape == (8, 2, 8)
     assert len(index32.id) == 12
@@ -237,12 +232,16 @@ DAMAGES = {
     "random JSON": (write("manifest.json", '{"a": [1, 2]}'), "damaged or of another program"),
     "a JSON list": (write("manifest.json", "[1, 2]"), "damaged or of another program"),
     "not JSON": (write("manifest.json", "hello"), "damaged or of another program"),
-    "version alone": (write("manifest.json", '{"format_version": 1}'), "damaged or of another program"),
+    "version alone": (
+        write("manifest.json", '{"format_version": 2}'),
+        "of another program (its manifest lacks",
+    ),
     "manifest cut": (cut("manifest.json", 0.5), "damaged or of another program"),
-    "newer version": (edit_manifest(lambda m: m.update(format_version=99)), "format version 99, this program reads 1"),
+    "newer version": (edit_manifest(lambda m: m.update(format_version=99)), "format version 99, this program reads 2"),
+    "older version": (edit_manifest(lambda m: m.update(format_version=1)), "format version 1, this program reads 2"),
     "no settings": (edit_manifest(lambda m: m.pop("settings")), "damaged or of another program"),
     "settings of another kind": (edit_manifest(lambda m: m.update(settings=3)), "damaged or of another program"),
-    "unfinished": (edit_manifest(lambda m: m["finished"].remove("fisher")), "unfinished (fisher)"),
+    "unfinished": (edit_manifest(lambda m: m["steps"].pop("fisher")), "unfinished (fisher)"),
     "latents cut": (cut("latents.npy", 0.5), "latents.npy is missing or truncated"),
     "latents header cut": (cut("latents.npy", 0.01), "latents.npy is missing or truncated"),
     "latents emptied": (cut("latents.npy", 0), "latents.npy is missing or truncated"),
@@ -283,7 +282,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
 
 
 def test_building_on_in_a_foreign_folder_is_refused(model32, tiny_settings, tmp_path):
-    (tmp_path / "manifest.json").write_text('{"format_version": 1}')
+    (tmp_path / "manifest.json").write_text('{"format_version": 2}')
     with pytest.raises(IndexMismatch, match="damaged or of another program"):
         next(build(tmp_path, model32, tiny_settings))
 

@@ -14,11 +14,11 @@ from attribution.answers.floor import top_multiple
 from attribution.answers.report import read_zip
 from attribution.diffusion.pictures import to_pixels
 from attribution.evaluate.locality import available
-from attribution.index.index import EMBEDDED, open_index
 from attribution.methods import METHODS
 from attribution.query.grounding import open_detector
 from attribution.scenes.compose import draw_scene, make_scenes
 from attribution.scenes.detector import generated, heldout, recall_of
+from attribution.scenes.world import EMBEDDED, open_world
 from attribution.unlearning.score import training_losses
 
 MODEL = EMBEDDED.parent / "model"
@@ -31,7 +31,7 @@ print(CLIPTokenizer.from_pretrained({str(MODEL)!r}, subfolder="tokenizer")({PROM
 
 @pytest.fixture(scope="module")
 def embedded():
-    return open_index()
+    return open_world()
 
 
 def bytes_in(folder: Path) -> int:
