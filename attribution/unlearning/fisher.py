@@ -54,7 +54,8 @@ class Samples:
         """Shuffle images and columns by a seed."""
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randperm(images, generator=generator).tolist()
-        first = torch.randint(views, (images,), generator=generator).tolist()
+        coins = torch.randint(2, (images,), generator=generator).tolist()
+        first = [(coins[place // 2] + place) % views for place in range(images)]  # each two have one of each
         return cls(rows, first, torch.randperm(columns, generator=generator).tolist(), views)
 
     def __getitem__(self, sample: int) -> tuple[int, int, int]:

@@ -18,6 +18,7 @@ from attribution.methods.answer import AttributeSettings, Attribution
 from attribution.methods.unlearning import unlearn_query
 from attribution.query.encoded import encode
 from attribution.query.regions import box_mask
+from attribution.unlearning.fisher import Samples
 from attribution.unlearning.score import training_losses
 from attribution.unlearning.step import UnlearnSettings, query_gradient
 
@@ -42,7 +43,9 @@ def truth(model, index, tiny_settings):
     latents = torch.from_numpy(np.array(index.latents, np.float64))
     length = pipe.scheduler.config.num_train_timesteps
     noises = oracle.draw(5, 4, 2, (4, 8, 8), length)
-    information = oracle.fisher(pipe, latents, index.captions, oracle.draw(6, 7, 1, (4, 8, 8), length), 37)
+    drawn = Samples.draw(8, 2, 7, seed=6)
+    samples = [drawn[number] for number in range(37)]
+    information = oracle.fisher(pipe, latents, index.captions, oracle.draw(6, 7, 1, (4, 8, 8), length), samples)
     return SimpleNamespace(
         pipe=pipe,
         latents=latents,

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -13,7 +14,7 @@ from attribution.diffusion.noise import NoiseBank, NoiseSettings
 from attribution.diffusion.weights import layers, tuned
 from attribution.errors import InputError
 from attribution.unlearning.ekfac import Eigenbasis, add_moments, eigenvectors, rotate
-from attribution.unlearning.fisher import precondition
+from attribution.unlearning.fisher import Samples, compress, precondition
 from attribution.unlearning.gradients import Trace, layer_gradients, per_image_gradients, trace
 
 CAPTIONS = ["a red apple", "two birds", "nothing but blue"]
@@ -97,6 +98,30 @@ def schedule(model, t):
     return alpha.sqrt(), (1 - alpha).sqrt()
 
 
+# Which samples
+
+
+@pytest.mark.parametrize(
+    ("images", "views", "columns", "samples"),
+    [(500, 2, 250, 2600), (8, 2, 7, 112), (250, 1, 250, 1000), (6, 2, 4, 48), (5000, 2, 250, 700)],
+)
+def test_no_sample_comes_twice_and_the_set_is_seen_evenly(images, views, columns, samples):
+    """Where the number of images is a multiple of the columns, and where it is larger than the samples."""
+    drawn = Samples.draw(images, views, columns, seed=3)
+    triples = [drawn[number] for number in range(samples)]
+    assert len(set(triples)) == samples
+    for part, size in ((0, images), (1, views), (2, columns)):
+        counts = np.bincount([triple[part] for triple in triples], minlength=size)
+        assert counts.max() - counts.min() <= (1, images % 2 + 1, 2)[part]
+
+
+def test_few_samples_of_many_images_are_not_the_first_ones():
+    drawn = Samples.draw(5000, 2, 250, seed=3)
+    rows = [drawn[number][0] for number in range(500)]
+    assert 2300 < np.mean(rows) < 2700
+    assert rows != [Samples.draw(5000, 2, 250, seed=4)[number][0] for number in range(500)]
+
+
 # EK-FAC
 
 
@@ -114,11 +139,12 @@ def test_ekfacs_diagonal_equals_a_loop_over_images(model, index, exact_index):
     held = exact_index.information([f"{name}.weight" for name in layers(model, "cross-attn-kv")], "ek-fac")
     encoded, bank = index.encoded, NoiseBank.draw(NoiseSettings(7, 1, 6), model.latent_shape, model.train_timesteps)
     total = {name: torch.zeros_like(basis.information, dtype=torch.float64) for name, basis in held.items()}
-    for s in range(37):
-        latents = encoded.view([s % 8], [s // 8 % 2])[0].double()
-        text = model.encode_text([index.captions[s % 8]])
+    drawn = Samples.draw(8, 2, 7, seed=6)
+    for row, view, column in (drawn[number] for number in range(37)):
+        latents = encoded.view([row], [view])[0].double()
+        text = model.encode_text([index.captions[row]])
         with tuned(model, "cross-attn-kv") as parameters:
-            value = denoising_loss(model, latents, text, bank.select([s * 97 % 7])).sum()
+            value = denoising_loss(model, latents, text, bank.select([column])).sum()
             gradients = dict(zip(parameters, torch.autograd.grad(value, list(parameters.values())), strict=True))
         for name, basis in held.items():
             rotated = basis.outputs.double().T @ gradients[name] @ basis.inputs.double()
@@ -130,7 +156,8 @@ def test_ekfacs_diagonal_equals_a_loop_over_images(model, index, exact_index):
 def test_the_eigenbasis_makes_the_built_factors_diagonal(model, index, exact_index):
     """A, from a loop over the build's samples, is diagonal in Qa; Qa and Qs are orthogonal."""
     held = exact_index.information([f"{name}.weight" for name in layers(model, "cross-attn-kv")], "ek-fac")
-    tokens = torch.cat([model.encode_text([index.captions[s % 8]])[0] for s in range(37)])
+    drawn = Samples.draw(8, 2, 7, seed=6)
+    tokens = torch.cat([model.encode_text([index.captions[drawn[number][0]]])[0] for number in range(37)])
     moment = tokens.T @ tokens
     for basis in held.values():
         for q in (basis.inputs.double(), basis.outputs.double()):
@@ -173,3 +200,28 @@ def test_the_oracle_knows_the_same_weights(model):
     """The loops above and the oracle of test_oracle.py differentiate by the same parameters."""
     with tuned(model, "cross-attn-kv") as parameters:
         assert parameters.keys() == oracle.weights(model.pipe).keys()
+
+
+# Devices that have no such numbers
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor of a device that knows neither float64 nor float8, until it is on the CPU."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        made = super().__torch_function__(function, types, args, kwargs or {})
+        if function is torch.Tensor.cpu:
+            return made.as_subclass(torch.Tensor)
+        if isinstance(made, torch.Tensor) and made.dtype in (torch.float64, torch.float8_e4m3fn):
+            raise TypeError(f"this device has no {made.dtype}")
+        return made
+
+
+def test_eigenvectors_and_eight_bits_are_made_on_the_cpu():
+    rows = torch.randn(9, 4, generator=torch.Generator().manual_seed(1))
+    moment = rows.T @ rows
+    found = eigenvectors({"a": moment.as_subclass(Elsewhere)})["a"]
+    assert_close(found.as_subclass(torch.Tensor), eigenvectors({"a": moment})["a"])
+    packed, plain = compress({"a": moment.square().as_subclass(Elsewhere)}), compress({"a": moment.square()})
+    assert all(torch.equal(packed[name].float(), plain[name].float()) for name in plain)
