@@ -13,6 +13,7 @@ from attribution.batches import in_batches
 from attribution.diffusion.noise import NoiseBank, NoiseSettings
 from attribution.diffusion.pipeline import Model
 from attribution.errors import InputError
+from attribution.files import PARTIAL, whole
 from attribution.index.data import DataSettings, open_training_set
 from attribution.index.features import FEATURES
 from attribution.index.manifest import (
@@ -97,6 +98,8 @@ def prepare(out: Path, model: Model, settings: BuildSettings) -> Builder:
     if not len(training):
         raise InputError("the training data are empty; at least one captioned image is needed")
     out.mkdir(parents=True, exist_ok=True)
+    for stray in out.glob(f".*{PARTIAL}"):  # of a build that was ended while it wrote
+        stray.unlink(missing_ok=True)
     source = Source(out, model, training, settings)
     manifest = wanted = _manifest(source)
     if (out / MANIFEST).exists():
@@ -169,7 +172,8 @@ def _make(builder: Builder, name: str, record: Record | None) -> Iterator[BuildP
             yield BuildProgress(name, held.done, work.count)
     if work.total and isinstance(store, SumFile):
         total = {key: values.cpu().contiguous() for key, values in work.total(store.sums).items()}
-        save_file(total, builder.source.out / f"{name}.safetensors")
+        with whole(builder.source.out / f"{name}.safetensors") as partial:
+            save_file(total, partial)
     scaffold = STEPS[name].scaffold
     finished = builder.manifest.having(name, StepRecord(True, (), work.made))
     builder.save(finished.lacking(scaffold) if scaffold else finished)
