@@ -155,11 +155,7 @@ def _check_names(kind: str, names: tuple[str, ...], known: tuple[str, ...]) -> N
 def _make(builder: Builder, name: str, record: Record | None) -> Iterator[BuildProgress]:
     """Make a step, or the rest of it: the one loop of every build."""
     work = STEPS[name].work(builder.source, record)
-    held = builder.manifest.step(name)
-    if held.made != work.made:  # other settings' blocks
-        builder.partial(name).unlink(missing_ok=True)
-        held = StepRecord()
-    builder.save(builder.manifest.having(name, held := replace(held, made=work.made)))
+    held = _begin(builder, name, work)
     store = _open_store(builder, name, work, bool(held.blocks))
     held = held if store.done is None else held.with_block(range(store.done))
     with closing(_blocks(work, held)) as blocks, closing(store):
@@ -177,6 +173,18 @@ def _make(builder: Builder, name: str, record: Record | None) -> Iterator[BuildP
     scaffold = STEPS[name].scaffold
     finished = builder.manifest.having(name, StepRecord(True, (), work.made))
     builder.save(finished.lacking(scaffold) if scaffold else finished)
+
+
+def _begin(builder: Builder, name: str, work: Work) -> StepRecord:
+    """How far a step is; from nothing, where what there is is of other settings, or gone."""
+    held = builder.manifest.step(name)
+    gone = work.shape is not None and not (builder.source.out / f"{name}.npy").is_file()
+    if held.made != work.made or gone:
+        builder.partial(name).unlink(missing_ok=True)
+        held = StepRecord()
+    held = replace(held, made=work.made)
+    builder.save(builder.manifest.having(name, held))
+    return held
 
 
 def _open_store(builder: Builder, name: str, work: Work, going_on: bool) -> ArrayFile | SumFile | Files:

@@ -174,7 +174,7 @@ class Manifest:
         """Of an index that nothing is finished of."""
         made_of = [asdict(part) for part in (model, data, replace(settings, data=_anywhere(settings.data)))]
         made_of[0].pop("source")
-        name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
+        name = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:12]
         return cls(FORMAT_VERSION, name, model, data, settings)
 
     @classmethod

@@ -85,6 +85,18 @@ def test_blocks_that_were_made_in_another_order_are_the_same(model32, tiny_setti
     assert files_of(folder) == files_of(index_folder)
 
 
+def test_a_half_finished_array_that_was_deleted_is_made_anew(model32, tiny_settings, index_folder, tmp_path):
+    folder = shutil.copytree(index_folder, tmp_path / "index")
+    manifest = Manifest.read(folder)
+    manifest.having("latents", replace(manifest.step("latents"), finished=False, blocks=((0, 6),))).write(folder)
+    (folder / "latents.npy").unlink()
+    assert [(each.step, each.done) for each in build(folder, model32, tiny_settings)] == [
+        ("latents", 6),
+        ("latents", 8),
+    ]
+    assert files_of(folder) == files_of(index_folder)
+
+
 def test_an_addition_that_was_begun_with_other_settings_begins_anew(model32, tiny_settings, plain_copy):
     def asked(dimension):
         projection = GradientSettings(dimension=dimension)
