@@ -13,6 +13,7 @@ from attribution.batches import in_batches
 from attribution.diffusion.noise import NoiseBank, NoiseSettings
 from attribution.diffusion.pipeline import Model
 from attribution.errors import InputError
+from attribution.files import PARTIAL, whole
 from attribution.index.data import DataSettings, open_training_set
 from attribution.index.features import FEATURES
 from attribution.index.manifest import (
@@ -97,6 +98,8 @@ def prepare(out: Path, model: Model, settings: BuildSettings) -> Builder:
     if not len(training):
         raise InputError("the training data are empty; at least one captioned image is needed")
     out.mkdir(parents=True, exist_ok=True)
+    for stray in out.glob(f".*{PARTIAL}"):  # of a build that was ended while it wrote
+        stray.unlink(missing_ok=True)
     source = Source(out, model, training, settings)
     manifest = wanted = _manifest(source)
     if (out / MANIFEST).exists():
@@ -152,11 +155,7 @@ def _check_names(kind: str, names: tuple[str, ...], known: tuple[str, ...]) -> N
 def _make(builder: Builder, name: str, record: Record | None) -> Iterator[BuildProgress]:
     """Make a step, or the rest of it: the one loop of every build."""
     work = STEPS[name].work(builder.source, record)
-    held = builder.manifest.step(name)
-    if held.made != work.made:  # other settings' blocks
-        builder.partial(name).unlink(missing_ok=True)
-        held = StepRecord()
-    builder.save(builder.manifest.having(name, held := replace(held, made=work.made)))
+    held = _begin(builder, name, work)
     store = _open_store(builder, name, work, bool(held.blocks))
     held = held if store.done is None else held.with_block(range(store.done))
     with closing(_blocks(work, held)) as blocks, closing(store):
@@ -169,10 +168,23 @@ def _make(builder: Builder, name: str, record: Record | None) -> Iterator[BuildP
             yield BuildProgress(name, held.done, work.count)
     if work.total and isinstance(store, SumFile):
         total = {key: values.cpu().contiguous() for key, values in work.total(store.sums).items()}
-        save_file(total, builder.source.out / f"{name}.safetensors")
+        with whole(builder.source.out / f"{name}.safetensors") as partial:
+            save_file(total, partial)
     scaffold = STEPS[name].scaffold
     finished = builder.manifest.having(name, StepRecord(True, (), work.made))
     builder.save(finished.lacking(scaffold) if scaffold else finished)
+
+
+def _begin(builder: Builder, name: str, work: Work) -> StepRecord:
+    """How far a step is; from nothing, where what there is is of other settings, or gone."""
+    held = builder.manifest.step(name)
+    gone = work.shape is not None and not (builder.source.out / f"{name}.npy").is_file()
+    if held.made != work.made or gone:
+        builder.partial(name).unlink(missing_ok=True)
+        held = StepRecord()
+    held = replace(held, made=work.made)
+    builder.save(builder.manifest.having(name, held))
+    return held
 
 
 def _open_store(builder: Builder, name: str, work: Work, going_on: bool) -> ArrayFile | SumFile | Files:

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from attribution.diffusion.noise import NoiseSettings
 from attribution.diffusion.weights import WeightSubset
 from attribution.errors import IndexMismatch
+from attribution.files import write_whole
 from attribution.index.data import DataSettings
 from attribution.index.typed import read_as
 from attribution.unlearning.fisher import FisherSettings
@@ -173,7 +174,7 @@ class Manifest:
         """Of an index that nothing is finished of."""
         made_of = [asdict(part) for part in (model, data, replace(settings, data=_anywhere(settings.data)))]
         made_of[0].pop("source")
-        name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
+        name = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:12]
         return cls(FORMAT_VERSION, name, model, data, settings)
 
     @classmethod
@@ -200,9 +201,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write it, whole or not at all."""
-        partial = folder / f"{MANIFEST}.partial"
-        partial.write_text(json.dumps(asdict(self), indent=1, default=str) + "\n", encoding="utf-8")
-        os.replace(partial, folder / MANIFEST)
+        write_whole(folder / MANIFEST, (json.dumps(asdict(self), indent=1, default=str) + "\n").encode())
 
     @property
     def source(self) -> str:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attribution.errors import IndexMismatch, InputError
+from attribution.files import whole
 
 Sums = dict[str, Tensor]
 Block = NDArray[np.floating] | Sums | dict[str, bytes]  # rows of an array, sums over samples, or files by name
@@ -187,8 +188,8 @@ class SumFile:
         """Write what there is, whole or not at all."""
         if self.sums:
             kept = {name: total.cpu() for name, total in self.sums.items()}
-            save_file(kept, f"{self.path}.new", metadata={"done": str(self.done)})
-            os.replace(f"{self.path}.new", self.path)
+            with whole(self.path) as partial:
+                save_file(kept, partial, metadata={"done": str(self.done)})
 
 
 @dataclass(frozen=True)

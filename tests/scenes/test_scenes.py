@@ -9,11 +9,8 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from attribution.errors import InputError
-from attribution.index.data import SCENES, DataSettings, open_training_set
-from attribution.index.index import compose_thumbnails
+from attribution.index.data import DataSettings, open_training_set
 from attribution.scenes import compose
 from attribution.scenes.compose import (
     BACKGROUNDS,
@@ -137,8 +134,6 @@ def test_an_imagefolder_round_trips_through_datasets(tmp_path, scenes):
     assert training.ids == [f"{row:05d}.png" for row in range(30)]
     for row, scene in enumerate(scenes[:30]):
         assert training.image(row).tobytes() == draw_scene(scene).tobytes()
-    embedded = open_training_set(DataSettings(dataset_name=SCENES, max_train_samples=30))
-    assert embedded.sha256() == training.sha256()
 
 
 def test_metadata_hold_the_ground_truth(tmp_path, scenes):
@@ -156,21 +151,6 @@ def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path):
     with pytest.raises(FileExistsError, match="is not empty"):
         write_imagefolder(tmp_path, "train", 3)
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
-
-
-def test_the_embedded_training_set_is_not_larger_than_it_is():
-    assert len(open_training_set(DataSettings(dataset_name=SCENES, max_train_samples=9999))) == compose.TRAIN_SCENES
-    with pytest.raises(InputError, match="either"):
-        open_training_set(DataSettings())
-
-
-def test_thumbnails_are_composed_once_into_the_cache(scenes):
-    folder = compose_thumbnails(20)
-    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert sorted(before) == [f"{row:08d}.png" for row in range(20)]
-    assert Image.open(folder / "00000007.png").tobytes() == draw_scene(scenes[7]).tobytes()
-    assert compose_thumbnails(20) == folder
-    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
 # The world of 128 px
