@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from threading import Event
-from typing import Any
+from typing import Any, get_args
 
-from attribution.diffusion.pipeline import Model
-from attribution.diffusion.weights import parameters
+from attribution.diffusion.pipeline import Model, check_seed
+from attribution.diffusion.weights import WEIGHT_PATTERNS, parameters
 from attribution.errors import InputError
 from attribution.index.features import FEATURES
 from attribution.index.index import Index
@@ -22,18 +22,26 @@ from attribution.methods.unlearning import unlearning
 from attribution.query.encoded import Encoded, encode
 from attribution.query.query import Query
 from attribution.query.regions import check_query
+from attribution.unlearning.score import ScoreKind
 from attribution.unlearning.step import Curvature
 
 MAX_STEPS = 1000  # of unlearning
 
-# Settings that not every method takes, by the names of their flags
-OPTIONS: dict[str, Callable[[AttributeSettings], Any]] = {
-    "exhaustive": lambda settings: settings.exhaustive,
-    "score": lambda settings: settings.score,
-    "weights": lambda settings: settings.unlearn.weights,
-    "steps": lambda settings: settings.unlearn.steps,
-    "step_size": lambda settings: settings.unlearn.step_size,
-    "damping": lambda settings: settings.unlearn.damping,
+# Settings that not every method takes, by the names of their flags, and where they are in AttributeSettings.
+# How many predictions fit into a batch is not one of them: that changes no answer.
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "exhaustive": ("exhaustive",),
+    "score": ("score",),
+    "race": ("race",),
+    "weights": ("unlearn", "weights"),
+    "curvature": ("unlearn", "curvature"),
+    "steps": ("unlearn", "steps"),
+    "step_size": ("unlearn", "step_size"),
+    "damping": ("unlearn", "damping"),
+    "timesteps": ("unlearn", "timesteps"),
+    "noises": ("unlearn", "noises"),
+    "noise_seed": ("unlearn", "seed"),
+    "seed": ("seed",),
 }
 
 
@@ -67,7 +75,8 @@ def _feature_method(name: str) -> Method:
 
 
 SCORED = ("latents", "base_losses")
-UNLEARNS = ("exhaustive", "score", "weights", "steps", "step_size", "damping")
+NEWTON = ("step_size", "damping", "timesteps", "noises", "noise_seed")
+UNLEARNS = ("exhaustive", "score", "race", "weights", "steps", *NEWTON)
 METHODS: dict[str, Method] = {
     "unlearning": Method(
         unlearning,
@@ -101,7 +110,7 @@ METHODS: dict[str, Method] = {
         "diagonal",
         ("gradients/influence",),
         ("fisher",),
-        ("step_size", "damping"),
+        NEWTON,
     ),
     "trak": Method(
         partial(trak, "loss", False),
@@ -125,7 +134,7 @@ METHODS: dict[str, Method] = {
     "pixel": Method(
         pixel, "cosine similarity of pixel intensities", "baseline of Wang et al. 2024", reads=("thumbnails",)
     ),
-    "random": Method(chance, "an order by chance", "chance"),
+    "random": Method(chance, "an order by chance", "chance", uses=("seed",)),
 }
 
 
@@ -135,10 +144,11 @@ def bytes_read(index: Index, method: str) -> int:
 
 
 def check_settings(model: Model, index: Index, settings: AttributeSettings) -> AttributeSettings:
-    """Settings as they will be used: with the method's curvature and step size.
+    """Settings as they will be used: with the method's curvature and step size, and as many survivors as K needs.
 
     Raises:
-        InputError: there is no such method, the index lacks what it needs, or K is not possible.
+        InputError: there is no such method, the index lacks what it needs, a value is not possible, or the method
+            would ignore it.
     """
     method = _named(settings.method)
     if not 1 <= settings.top_k <= len(index):
@@ -146,18 +156,18 @@ def check_settings(model: Model, index: Index, settings: AttributeSettings) -> A
             f"top_k = {settings.top_k} is not possible; accepted are 1 to {len(index)}, the training images"
         )
     _refuse_unused(index, settings)
+    _refuse_impossible(settings)
     for artifact in method.artifacts:
         index.require(artifact)
     if method.curvature is None:
         return settings
-    if not 1 <= settings.unlearn.steps <= MAX_STEPS:
-        raise InputError(f"{settings.unlearn.steps} steps are not possible; accepted are 1 to {MAX_STEPS}")
-    if not 0 < settings.unlearn.alpha < math.inf:
-        raise InputError(f"a step size of {settings.unlearn.alpha:g} is not possible; accepted are numbers above 0")
     weights = settings.unlearn.weights or index.weights
     index.require_information(parameters(model, weights), method.curvature)
     unlearn = replace(settings.unlearn, curvature=method.curvature, weights=weights)
-    return replace(settings, unlearn=replace(unlearn, step_size=unlearn.alpha))
+    settings = replace(settings, unlearn=replace(unlearn, step_size=unlearn.alpha))
+    if "race" not in method.uses or settings.exhaustive:
+        return settings
+    return replace(settings, race=replace(settings.race, survivors=max(settings.race.survivors, 2 * settings.top_k)))
 
 
 def _named(name: str) -> Method:
@@ -169,31 +179,55 @@ def _named(name: str) -> Method:
 def _refuse_unused(index: Index, settings: AttributeSettings) -> None:
     """Refuse a setting that the method would ignore."""
     method, plain = METHODS[settings.method], AttributeSettings()
-    for name, value_of in OPTIONS.items():
-        value = value_of(settings)
-        if name not in method.uses and value != value_of(plain) and (name, value) != ("weights", index.weights):
-            using = [each for each, entry in METHODS.items() if name in entry.uses]
+    own = {"weights": index.weights, "curvature": method.curvature} if method.curvature else {}
+    for name, path in OPTIONS.items():
+        value: Any = reduce(getattr, path, settings)  # type: ignore[arg-type]
+        if name not in method.uses and value not in (reduce(getattr, path, plain), own.get(name)):
+            using = [each for each, entry in METHODS.items() if name in entry.uses or entry.curvature == value]
             raise InputError(f"{settings.method} does not use --{name} (given: {value}); it is for {', '.join(using)}")
+    if settings.exhaustive and settings.race != plain.race:
+        raise InputError(f"an exhaustive answer runs no race (given: {settings.race}); leave one of the two out")
+
+
+def _refuse_impossible(settings: AttributeSettings) -> None:
+    """Refuse values that no method can work with."""
+    unlearn, race = settings.unlearn, settings.race
+    for possible, given, accepted in (
+        (1 <= unlearn.steps <= MAX_STEPS, f"{unlearn.steps} steps are", f"1 to {MAX_STEPS}"),
+        (0 < unlearn.alpha < math.inf, f"a step size of {unlearn.alpha:g} is", "numbers above 0"),
+        (0 <= unlearn.damping < math.inf, f"a damping of {unlearn.damping:g} is", "numbers from 0"),
+        (settings.score in get_args(ScoreKind), f"the score {settings.score!r} is", ", ".join(get_args(ScoreKind))),
+        (unlearn.weights in (None, *WEIGHT_PATTERNS), f"weights {unlearn.weights!r} are", ", ".join(WEIGHT_PATTERNS)),
+        (min(settings.batch, unlearn.batch) >= 1, "a batch without predictions is", "whole numbers from 1"),
+        (0 < race.keep <= 1, f"keeping {race.keep:g} of the images in each round is", "shares above 0, up to 1"),
+        (race.first_columns >= 1, f"a first round of {race.first_columns} noises is", "whole numbers from 1"),
+        (0 < race.growth < math.inf, f"a growth of {race.growth:g} is", "numbers above 0"),
+        (race.survivors >= 1, f"{race.survivors} survivors are", "whole numbers from 1"),
+    ):
+        if not possible:
+            raise InputError(f"{given} not possible; accepted are {accepted}")
+    check_seed(settings.seed)
 
 
 def fitting(settings: AttributeSettings, name: str) -> AttributeSettings:
-    """The same settings for another method; what it does not use is left at its default.
+    """The same settings for another method; what it does not use is left at its default, and the step size its own.
 
     Raises:
         InputError: there is no such method.
     """
-    plain, uses = AttributeSettings(), _named(name).uses
-    unlearn = replace(
-        settings.unlearn,
-        curvature=plain.unlearn.curvature,
-        **{
-            each: getattr(plain.unlearn, each)
-            for each in ("weights", "steps", "step_size", "damping")
-            if each not in uses or each == "step_size"  # each method has a step size of its own
-        },
-    )
-    own = {each: getattr(plain, each) for each in ("exhaustive", "score") if each not in uses}
-    return replace(settings, method=name, unlearn=unlearn, **own)
+    plain, uses = AttributeSettings(), set(_named(name).uses)
+    if _named(settings.method).curvature != _named(name).curvature:
+        uses.discard("step_size")
+    for option, path in OPTIONS.items():
+        if option not in uses:
+            settings = _with(settings, path, reduce(getattr, path, plain))
+    return replace(settings, method=name)
+
+
+def _with(settings: Any, path: tuple[str, ...], value: Any) -> Any:
+    """Settings with another value at a path."""
+    first, *rest = path
+    return replace(settings, **{first: _with(getattr(settings, first), tuple(rest), value) if rest else value})
 
 
 def attribute(

@@ -20,8 +20,8 @@ def pixel_scores(query: Image.Image, training: NDArray[np.uint8], views: Sequenc
     one = pixel_vectors([query])[0]
     stack = training.reshape(len(training), -1)
     norms = np.linalg.norm(stack.astype(np.float32), axis=1)
-    views = [_cosine(side.astype(np.float32).ravel(), stack, norms) for side in (one, one[:, ::-1])[: len(views)]]
-    return Scores.exact(np.stack(views, 1))
+    sides = (one, one[:, ::-1])[: len(views)]
+    return Scores.exact(np.stack([_cosine(side.astype(np.float32).ravel(), stack, norms) for side in sides], 1))
 
 
 def _cosine(query: Floats, stack: NDArray[np.uint8], norms: Floats) -> Floats:
