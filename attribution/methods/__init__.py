@@ -181,7 +181,7 @@ def _refuse_unused(index: Index, settings: AttributeSettings) -> None:
     method, plain = METHODS[settings.method], AttributeSettings()
     own = {"weights": index.weights, "curvature": method.curvature} if method.curvature else {}
     for name, path in OPTIONS.items():
-        value: Any = reduce(getattr, path, settings)  # type: ignore[arg-type]
+        value: Any = reduce(getattr, path, settings)
         if name not in method.uses and value not in (reduce(getattr, path, plain), own.get(name)):
             using = [each for each, entry in METHODS.items() if name in entry.uses or entry.curvature == value]
             raise InputError(f"{settings.method} does not use --{name} (given: {value}); it is for {', '.join(using)}")
