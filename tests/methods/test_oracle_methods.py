@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from conftest import build_all, make_tiny_tokenizer, random_picture, save_tiny_pipeline
+from conftest import make_tiny_tokenizer, random_picture, save_tiny_pipeline
 from diffusers import StableDiffusionPipeline
 from networks import tiny_clip, tiny_dinov2, tiny_mappers, tiny_unet, tiny_vit
 from PIL import Image, ImageOps
@@ -19,10 +19,10 @@ from transformers import AutoImageProcessor, AutoModel, CLIPModel
 
 from attribution.diffusion.noise import NoiseSettings
 from attribution.diffusion.pipeline import Model
-from attribution.index.build import BuildSettings, prepare
+from attribution.index.build import build
 from attribution.index.data import DataSettings
-from attribution.index.extend import ExtendSettings, extend
 from attribution.index.index import Index
+from attribution.index.work import BuildSettings, ExtendSettings
 from attribution.methods import METHODS, attribute
 from attribution.methods.answer import AttributeSettings
 from attribution.query.query import Query
@@ -67,12 +67,11 @@ def world(request, pictures, tmp_path_factory):
     networks = {"clip": clip, "clip-text": clip, "dino": tiny_vit(base / "dino"), "dinov2": tiny_dinov2(base / "v2")}
     networks |= tiny_mappers(base)
     settings = BuildSettings(
-        DataSettings(train_data_dir=pictures, resolution=32, random_flip=kind.mirrors),
+        DataSettings(train_data_dir=pictures, random_flip=kind.mirrors),
         NoiseSettings(2, 2, 15, start=0.1, end=0.9),
         FisherSettings(samples=8 * kind.views * 3, timesteps=3, seed=16),  # each image, view and noise once
         batch=6,
     )
-    out = build_all(base / "index", model, settings)
     more = ExtendSettings(
         fisher_all=True,
         ekfac=True,
@@ -81,7 +80,8 @@ def world(request, pictures, tmp_path_factory):
         gradients=ALL_GRADIENTS,
         projection=KEPT,
     )
-    for _ in extend(prepare(out, model, settings), more):
+    out = base / "index"
+    for _ in build(out, model, settings, more):
         pass
     return SimpleNamespace(
         kind=kind, model=model, index=Index.open(out), networks=networks, truth=know(folder, pictures, kind)
