@@ -2,7 +2,6 @@
 
 import json
 import re
-import unicodedata
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ import torch
 from groundingdino.config import GroundingDINO_SwinT_OGC as published
 from PIL import Image
 from safetensors.torch import save_file
+from texts import SCRIPTS
 from transformers import BertTokenizer
 
 from attribution.errors import InputError, WeightsUnavailable
@@ -197,27 +197,6 @@ def test_captions_and_the_tokens_of_labels(tokenizer):
     assert [tokens[span] for span in token_spans(tokenizer, text, spans)] == [["red", "apple"], ["cat"]]
     with pytest.raises(InputError, match="tokens long; this detector reads up to 256"):
         token_spans(tokenizer, *caption_of(["zz " * 150]))
-
-
-SCRIPTS = {
-    "latin": "crème brûlée",
-    "decomposed": unicodedata.normalize("NFD", "crème brûlée"),
-    "greek": "μήλο και πορτοκάλι",
-    "cyrillic": "красное яблоко",
-    "arabic": "تفاحة حمراء",
-    "hebrew": "תפוח אדום",
-    "devanagari": "लाल सेब",
-    "thai": "แอปเปิ้ลสีแดง",
-    "hangul": "빨간 사과",
-    "han": "红苹果和摩托车",
-    "kana": "あかいリンゴ",
-    "emoji": "🍎🏍️🇫🇷👍🏽",
-    "mathematical": "\U0001d4b6\U0001d4c5\U0001d4c1",
-    "accents alone": "\u0301\u0302\u0303",
-    "special": "[SEP][CLS][MASK][PAD][UNK]",
-    "numbers": "1 2 3 ½ ² ٣",
-    "unknown letters": "ÿþœßøæđ",
-}
 
 
 @pytest.mark.parametrize("length", [1, 2, 14, 30, 64, 100])
