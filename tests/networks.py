@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import (
     BitImageProcessor,
@@ -79,3 +80,23 @@ def tiny_mappers(folder: Path) -> dict[str, Path]:
     save_file(mapper(12, ""), paths["clip-abc"])
     torch.save({"state_dict": mapper(16, "module.")}, paths["dino-abc"])
     return paths
+
+
+def tiny_unet(folder: Path) -> Path:
+    """A U-Net smaller still, whose unprojected gradients have 2048 numbers: cross-attention at 8x8 and 4x4 cells."""
+    torch.manual_seed(9)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        mid_block_type=None,
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+    unet.save_pretrained(folder)
+    return folder

@@ -1,19 +1,24 @@
-"""The method once more, written plainly from its formulas: one image, one view, one timestep, one noise at a time.
+"""The methods once more, written plainly from their formulas: one image, one view, one timestep, one noise at a time.
 
-It shares nothing with the package but the pipeline's modules: no batches, no bank, no halving, no hooks.
-Everything is float64.
+It shares nothing with the package but the pipeline's modules: no batches, no bank, no halving, no projection.
+Everything is float64, save for what an index keeps in fewer bits, which is rounded likewise.
 """
 
+import hashlib
 import math
 
 import numpy as np
 import torch
 
+GOLDEN = (math.sqrt(5) - 1) / 2
 
-def draw(seed, timesteps, noises, shape, length):
-    """Timesteps at the middles of equal strides of the schedule, `noises` standard normals for each."""
+
+def draw(seed, timesteps, noises, shape, length, start=0.0, end=1.0):
+    """Timesteps at the middles of equal strides of a part of the schedule, `noises` standard normals for each."""
     normals = torch.randn(timesteps * noises, *shape, generator=torch.Generator().manual_seed(seed))
-    return [(int((i // noises + 0.5) * length / timesteps), normal.double()) for i, normal in enumerate(normals)]
+    stride = length * (end - start) / timesteps
+    places = [int(start * length + (i // noises + 0.5) * stride) for i in range(len(normals))]
+    return [(t, normal.double()) for t, normal in zip(places, normals, strict=True)]
 
 
 def read(pipe, caption):
@@ -55,14 +60,30 @@ def losses(pipe, latents, captions, noises):
     return table
 
 
-def weights(pipe):
-    """Cross-attention K and V of the U-Net, by name."""
-    return {name: p for name, p in pipe.unet.named_parameters() if ".attn2.to_k." in name or ".attn2.to_v." in name}
+def norm(pipe, x, text, t, eps, mask=None):
+    """|| model(x_t, t, c) ||^2, averaged like the loss: what D-TRAK differentiates."""
+    abar = float(pipe.scheduler.alphas_cumprod[t])
+    x_t = math.sqrt(abar) * x + math.sqrt(1 - abar) * eps
+    made = pipe.unet(x_t[None], torch.tensor([t]), encoder_hidden_states=text).sample[0]
+    square = (made**2).sum(0) / len(x)
+    return square.mean() if mask is None else (mask * square).sum() / mask.sum()
 
 
-def gradient(pipe, value):
+def weights(pipe, subset="cross-attn-kv"):
+    """Parameters of the U-Net by name; by default cross-attention K and V."""
+    parts = {
+        "cross-attn-kv": (".attn2.to_k.", ".attn2.to_v."),
+        "cross-attn": (".attn2.",),
+        "attn": (".attn1.", ".attn2."),
+        "all": ("",),
+    }[subset]
+    return {name: p for name, p in pipe.unet.named_parameters() if any(part in name for part in parts)}
+
+
+def gradient(pipe, value, subset="cross-attn-kv"):
     """Of a loss by the weights."""
-    return dict(zip(weights(pipe), torch.autograd.grad(value(), list(weights(pipe).values())), strict=True))
+    named = weights(pipe, subset)
+    return dict(zip(named, torch.autograd.grad(value(), list(named.values())), strict=True))
 
 
 def fisher(pipe, latents, captions, noises, samples):
@@ -76,11 +97,11 @@ def fisher(pipe, latents, captions, noises, samples):
     return total
 
 
-def query_gradient(pipe, x, text, noises, mask=None):
-    """Of the query's loss, averaged over the noises."""
-    total = {name: torch.zeros_like(p) for name, p in weights(pipe).items()}
+def query_gradient(pipe, x, text, noises, mask=None, subset="cross-attn-kv", output=loss):
+    """Of the query's loss, or of another output of the model, averaged over the noises."""
+    total = {name: torch.zeros_like(p) for name, p in weights(pipe, subset).items()}
     for t, eps in noises:
-        for name, grad in gradient(pipe, lambda: loss(pipe, x, text, t, eps, mask)).items():  # noqa: B023
+        for name, grad in gradient(pipe, lambda: output(pipe, x, text, t, eps, mask), subset).items():  # noqa: B023
             total[name] += grad / len(noises)
     return total
 
@@ -95,11 +116,191 @@ def unlearn(pipe, x, text, noises, information, alpha, damping, images, steps, m
 
 def score(before, after, skew):
     """Mean over the noises of L1 - L0, or of (L1 - L0) / (L1 + L0 + 1e-3); the larger of image and mirror."""
-    scores = []
+    return [value for value, _, _, _ in measured(before, after, skew)]
+
+
+def measured(before, after, skew):
+    """Score, both ends of its 95 % interval over the noises, and whether it is the mirror's, of every image."""
+    found = []
     for image0, image1 in zip(before, after, strict=True):
         views = []
         for view0, view1 in zip(image0, image1, strict=True):
-            pairs = list(zip(view0, view1, strict=True))
-            views.append(sum((b - a) / ((a + b + 1e-3) if skew else 1) for a, b in pairs) / len(pairs))
-        scores.append(max(views))
-    return scores
+            pairs = zip(view0, view1, strict=True)
+            changes = [(float(b) - float(a)) / ((float(a) + float(b) + 1e-3) if skew else 1) for a, b in pairs]
+            mean = sum(changes) / len(changes)
+            squares = sum((change - mean) ** 2 for change in changes)
+            half = 1.96 * math.sqrt(squares / (len(changes) - 1) / len(changes)) if len(changes) > 1 else math.inf
+            views.append((mean, mean - half, mean + half))
+        best = max(range(len(views)), key=lambda view: views[view][0])
+        found.append((*views[best], best == 1))
+    return found
+
+
+def race(before, after, skew, keep, first_columns, growth, survivors):
+    """Rows that are left after halving, best first: all columns and views only for those who get so far."""
+    count, views, columns = before.shape
+    order = []
+    for step in range(8 * columns):
+        column = int((0.5 + step * GOLDEN) % 1 * columns)
+        if column not in order:
+            order.append(column)
+    rows, width, seen = list(range(count)), first_columns, 1
+    while True:
+        at = np.ix_(rows, range(seen), order[:width])
+        scores = score(before[at], after[at], skew)
+        rows = [rows[place] for place in sorted(range(len(rows)), key=lambda place: -scores[place])]
+        if (width, seen) == (columns, views):
+            return rows
+        width, seen = min(columns, max(width + 1, round(width * growth))), views
+        rows = rows[: max(survivors, round(len(rows) * keep))]
+
+
+# The Fisher information
+
+
+def information(pipe, latents, captions, noises):
+    """Over every image, view and noise: mean squared gradients of all weights, and EK-FAC's parts of K and V.
+
+    Returns:
+        The diagonal by name, and by name E[a a^T], E[g g^T] summed over tokens, and the gradients, one an image.
+    """
+    layers = {name: pipe.unet.get_submodule(name.removesuffix(".weight")) for name in weights(pipe)}
+    diagonal = {name: torch.zeros_like(p) for name, p in weights(pipe, "all").items()}
+    factors = {name: [0, 0, []] for name in layers}
+    given = {}
+    handles = [
+        layer.register_forward_hook(lambda _, args, out, name=name: given.update({name: (args[0], out)}))
+        for name, layer in layers.items()
+    ]
+    triples = [
+        (row, view, noise) for row in range(len(captions)) for view in range(latents.shape[1]) for noise in noises
+    ]
+    for row, view, (t, eps) in triples:
+        value = loss(pipe, latents[row, view], read(pipe, captions[row]), t, eps)
+        named = weights(pipe, "all")
+        grads = torch.autograd.grad(value, [*named.values(), *(given[name][1] for name in layers)])
+        for name, grad in zip(named, grads, strict=False):
+            diagonal[name] += grad**2 / len(triples)
+            if name in layers:
+                factors[name][2].append(grad)
+        for name, g in zip(layers, grads[len(named) :], strict=True):
+            a = given[name][0]
+            factors[name][0] += sum(torch.outer(row, row) for row in a[0].detach())
+            factors[name][1] += sum(torch.outer(row, row) for row in g[0])
+    for handle in handles:
+        handle.remove()
+    return diagonal, factors
+
+
+def eight_bits(values):
+    """As float8 e4m3 keeps them beside a scale that brings the largest to 448: four significant bits, 2^-9 apart."""
+    scale = np.float32(float(values.max())) / np.float32(448)
+    rounded = []
+    for value in (values / float(scale)).flatten().tolist():
+        spacing = 2.0 ** (max(math.floor(math.log2(value)), -6) - 3) if value > 0 else 1.0
+        rounded.append(round(value / spacing) * spacing)  # halves to the even one
+    return (torch.tensor(rounded).reshape(values.shape) * float(scale)).double()  # float32 when it is read
+
+
+def newton(grads, diagonal, damping):
+    """F^-1 grad, F a diagonal by name, damped by a share of its mean."""
+    return {name: grad / (diagonal[name] + damping * diagonal[name].mean()) for name, grad in grads.items()}
+
+
+def ekfac(grads, factors, damping):
+    """F^-1 grad in the eigenbasis of E[a a^T] and E[g g^T], over the mean squared gradients there."""
+    moved = {}
+    for name, grad in grads.items():
+        a, g, gradients = factors[name]
+        qa, qs = torch.linalg.eigh(a)[1], torch.linalg.eigh(g)[1]
+        spread = sum((qs.T @ each @ qa) ** 2 for each in gradients) / len(gradients)
+        moved[name] = qs @ ((qs.T @ grad @ qa) / (spread + damping * spread.mean())) @ qa.T
+    return moved
+
+
+# Projected gradients
+
+
+def half(rows):
+    """As float16 keeps them beside a power of two that brings the first row to about one; and that power."""
+    scale = 2.0 ** -round(math.log2(float(np.sqrt(np.mean(rows[0] ** 2)))))
+    return (rows * scale).astype(np.float16).astype(np.float64), scale
+
+
+def trak(phi, query, damping):
+    """phi(q)^T (Phi^T Phi + lambda I)^-1 phi(i), lambda a share of the mean of the diagonal."""
+    gram = sum(np.outer(row, row) for row in phi)
+    ridge = damping * np.trace(gram) / len(gram)
+    solved = np.linalg.solve(gram + ridge * np.eye(len(gram)), query)
+    return [float(solved @ row) for row in phi]
+
+
+# Regions and features
+
+
+def area(boxes, cells, px):
+    """How much of each latent cell is in the box that has most of it, (cells, cells)."""
+    mask = torch.zeros(cells, cells, dtype=torch.float64)
+    for x0, y0, x1, y1 in boxes:
+        for row in range(cells):
+            for column in range(cells):
+                across = min(x1, (column + 1) * px) - max(x0, column * px)
+                down = min(y1, (row + 1) * px) - max(y0, row * px)
+                mask[row, column] = max(mask[row, column], max(across, 0) * max(down, 0) / px**2)
+    return mask
+
+
+def attended(pipe, x, prompt, word, noises):
+    """How much each latent cell attends to a word, over noises, layers and heads; from 0 to 1, squared."""
+    sizes = [len(pipe.tokenizer(each, add_special_tokens=False).input_ids) for each in prompt.split()]
+    before = prompt.split().index(word)
+    first = 1 + sum(sizes[:before])  # after the marker of the beginning
+    places, text = range(first, first + sizes[before]), read(pipe, prompt)
+    seen = {}
+    layers = {name: layer for name, layer in pipe.unet.named_modules() if name.endswith(".attn2")}
+    handles = [
+        layer.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0][0]}))
+        for name, layer in layers.items()
+    ]
+    total = torch.zeros(x.shape[1:], dtype=torch.float64)
+    for t, eps in noises:
+        with torch.no_grad():
+            norm(pipe, x, text, t, eps)
+            for name, layer in layers.items():
+                queries, keys = layer.to_q(seen[name]), layer.to_k(text[0])
+                width = queries.shape[1] // layer.heads
+                for head in range(layer.heads):
+                    at = slice(head * width, (head + 1) * width)
+                    shares = torch.softmax(queries[:, at] @ keys[:, at].T / math.sqrt(width), 1)
+                    side = math.isqrt(len(shares))
+                    own = sum(shares[:, place] for place in places).reshape(1, 1, side, side) / len(places)
+                    own = torch.nn.functional.interpolate(own, x.shape[1:], mode="bilinear")[0, 0]
+                    total += own / layer.heads / len(noises)
+    for handle in handles:
+        handle.remove()
+    return ((total - total.min()) / (total.max() - total.min())) ** 2
+
+
+def cosine(one, other):
+    """Of two vectors."""
+    one, other = np.asarray(one, np.float64).ravel(), np.asarray(other, np.float64).ravel()
+    return float(one @ other / math.sqrt(float(one @ one)) / math.sqrt(float(other @ other)))
+
+
+def dice(seed, image, count):
+    """What `random` throws: from its seed and a hash of the picture's size and pixels."""
+    digest = hashlib.sha256(repr(image.size).encode() + np.asarray(image).tobytes()).hexdigest()
+    return np.random.default_rng([seed, int(digest[:8], 16)]).random(count).tolist()
+
+
+def picture(pipe, prompt, seed, steps, guidance):
+    """What the pipeline draws: every step moves by the empty prompt's prediction plus guidance times the difference."""
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x, scheduler = noise * pipe.scheduler.init_noise_sigma, type(pipe.scheduler).from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(steps)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            empty, full = (pipe.unet(x, t, encoder_hidden_states=read(pipe, text)).sample for text in ("", prompt))
+            x = scheduler.step(empty + guidance * (full - empty), t, x).prev_sample
+        pixels = pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample[0]
+    return ((pixels / 2 + 0.5).clamp(0, 1) * 255).permute(1, 2, 0).numpy()

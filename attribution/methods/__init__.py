@@ -1,7 +1,7 @@
 """Every way to answer a query, behind one call: `attribute(model, index, query, settings, stop)`."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from threading import Event
 from typing import Any
@@ -11,7 +11,7 @@ from attribution.diffusion.weights import parameters
 from attribution.errors import InputError
 from attribution.index.features import FEATURES
 from attribution.index.index import Index
-from attribution.methods.accepted import check_numbers
+from attribution.methods.accepted import check_values
 from attribution.methods.answer import Answer, AttributeSettings, default_top_k
 from attribution.methods.chance import chance
 from attribution.methods.features import feature
@@ -22,18 +22,23 @@ from attribution.methods.unlearning import unlearning
 from attribution.query.encoded import Encoded, encode
 from attribution.query.query import Query
 from attribution.query.regions import check_query
-from attribution.unlearning.race import RaceSettings
 from attribution.unlearning.step import Curvature
 
-# Where settings are that not every method takes, by the names of their flags
+# Settings that not every method takes, by the names of their flags, and where they are in AttributeSettings.
+# How many predictions fit into a batch is not one of them: that changes no answer.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "exhaustive": ("exhaustive",),
     "score": ("score",),
-    "batch": ("batch",),
+    "race": ("race",),
+    "weights": ("unlearn", "weights"),
+    "curvature": ("unlearn", "curvature"),
+    "steps": ("unlearn", "steps"),
+    "step_size": ("unlearn", "step_size"),
+    "damping": ("unlearn", "damping"),
+    "unlearn_timesteps": ("unlearn", "timesteps"),
+    "unlearn_noises": ("unlearn", "noises"),
+    "unlearn_seed": ("unlearn", "seed"),
     "random_seed": ("seed",),
-    **{f"race_{field.name}": ("race", field.name) for field in fields(RaceSettings)},
-    **{name: ("unlearn", name) for name in ("weights", "steps", "step_size", "damping")},
-    **{f"unlearn_{name}": ("unlearn", name) for name in ("timesteps", "noises", "seed", "batch")},
 }
 
 
@@ -67,10 +72,8 @@ def _feature_method(name: str) -> Method:
 
 
 SCORED = ("latents", "base_losses")
-STEPPED = ("step_size", "damping", "unlearn_timesteps", "unlearn_noises", "unlearn_seed", "unlearn_batch")
-UNLEARNS = (*STEPPED, *(name for name in OPTIONS if name not in STEPPED and name != "random_seed"))
-
-
+NEWTON = ("step_size", "damping", "unlearn_timesteps", "unlearn_noises", "unlearn_seed")
+UNLEARNS = ("exhaustive", "score", "race", "weights", "steps", *NEWTON)
 METHODS: dict[str, Method] = {
     "unlearning": Method(
         unlearning,
@@ -104,28 +107,25 @@ METHODS: dict[str, Method] = {
         "diagonal",
         ("gradients/influence",),
         ("fisher",),
-        STEPPED,
+        NEWTON,
     ),
     "trak": Method(
         partial(trak, "loss", False),
         "projected gradients of the loss, through TRAK's kernel",
         "Park et al. 2023",
         artifacts=("gradients/loss",),
-        uses=("unlearn_batch",),
     ),
     "journey-trak": Method(
         partial(trak, "loss", True),
         "projected gradients, the picture's at one denoising step, through TRAK's kernel",
         "Georgiev et al. 2023",
         artifacts=("gradients/loss",),
-        uses=("unlearn_batch",),
     ),
     "d-trak": Method(
         partial(trak, "d-trak", False),
         "projected gradients of the prediction's squared norm, through TRAK's kernel",
         "Zheng et al. 2024",
         artifacts=("gradients/d-trak",),
-        uses=("unlearn_batch",),
     ),
     **{name: _feature_method(name) for name in FEATURES},
     "pixel": Method(
@@ -141,16 +141,17 @@ def bytes_read(index: Index, method: str) -> int:
 
 
 def check_settings(model: Model, index: Index, settings: AttributeSettings) -> AttributeSettings:
-    """Settings as they will be used: with a number of results, and the method's curvature and step size.
+    """Settings as they will be used: with K, the method's curvature and step size, and as many survivors as K needs.
 
     Raises:
-        InputError: there is no such method, the index lacks what it needs, or a value is not possible or not used.
+        InputError: there is no such method, the index lacks what it needs, a value is not possible, or the method
+            would ignore it.
     """
     method = _named(settings.method)
     if settings.top_k is None:
         settings = replace(settings, top_k=default_top_k(len(index)))
-    check_numbers(settings, len(index), model.train_timesteps)
     _refuse_unused(index, settings)
+    check_values(settings, len(index), model.train_timesteps)
     for artifact in method.artifacts:
         index.require(artifact)
     if method.curvature is None:
@@ -158,7 +159,10 @@ def check_settings(model: Model, index: Index, settings: AttributeSettings) -> A
     weights = settings.unlearn.weights or index.weights
     index.require_information(parameters(model, weights), method.curvature)
     unlearn = replace(settings.unlearn, curvature=method.curvature, weights=weights)
-    return replace(settings, unlearn=replace(unlearn, step_size=unlearn.alpha))
+    settings = replace(settings, unlearn=replace(unlearn, step_size=unlearn.alpha))
+    if "race" not in method.uses or settings.exhaustive:
+        return settings
+    return replace(settings, race=replace(settings.race, survivors=max(settings.race.survivors, 2 * settings.k)))
 
 
 def _named(name: str) -> Method:
@@ -168,36 +172,37 @@ def _named(name: str) -> Method:
 
 
 def _refuse_unused(index: Index, settings: AttributeSettings) -> None:
-    """Refuse a setting that would be ignored."""
-    used, plain = METHODS[settings.method].uses, AttributeSettings()
+    """Refuse a setting that the method would ignore."""
+    method, plain = METHODS[settings.method], AttributeSettings()
+    own = {"weights": index.weights, "curvature": method.curvature} if method.curvature else {}
     for name, path in OPTIONS.items():
-        value = _value(settings, path)
-        if value == _value(plain, path) or (name, value) == ("weights", index.weights):
-            continue
-        if name not in used:
-            using = [each for each, entry in METHODS.items() if name in entry.uses]
+        value: Any = reduce(getattr, path, settings)
+        if name not in method.uses and value not in (reduce(getattr, path, plain), own.get(name)):
+            using = [each for each, entry in METHODS.items() if name in entry.uses or entry.curvature == value]
             raise InputError(f"{settings.method} does not use --{name} (given: {value}); it is for {', '.join(using)}")
-        if settings.exhaustive and path[0] == "race":
-            raise InputError(f"--exhaustive does not use --{name} (given: {value}); name one of the two")
-
-
-def _value(settings: Any, path: Sequence[str]) -> Any:
-    return reduce(getattr, path, settings)
+    if settings.exhaustive and settings.race != plain.race:
+        raise InputError(f"an exhaustive answer runs no race (given: {settings.race}); leave one of the two out")
 
 
 def fitting(settings: AttributeSettings, name: str) -> AttributeSettings:
-    """The same settings for another method; what it does not use is left at its default.
+    """The same settings for another method; what it does not use is left at its default, and the step size its own.
 
     Raises:
         InputError: there is no such method.
     """
-    plain, uses = AttributeSettings(), _named(name).uses
-    left = [path for option, path in OPTIONS.items() if option not in uses]
-    left += [("unlearn", "curvature"), ("unlearn", "step_size")]  # of each method's own
-    nested = {part: {path[1]: _value(plain, path) for path in left if path[0] == part} for part in ("unlearn", "race")}
-    own: dict[str, Any] = {path[0]: _value(plain, path) for path in left if len(path) == 1}
-    own |= {part: replace(getattr(settings, part), **changed) for part, changed in nested.items()}
-    return replace(settings, method=name, **own)
+    plain, uses = AttributeSettings(), set(_named(name).uses)
+    if _named(settings.method).curvature != _named(name).curvature:
+        uses.discard("step_size")
+    for option, path in OPTIONS.items():
+        if option not in uses:
+            settings = _with(settings, path, reduce(getattr, path, plain))
+    return replace(settings, method=name)
+
+
+def _with(settings: Any, path: tuple[str, ...], value: Any) -> Any:
+    """Settings with another value at a path."""
+    first, *rest = path
+    return replace(settings, **{first: _with(getattr(settings, first), tuple(rest), value) if rest else value})
 
 
 def attribute(

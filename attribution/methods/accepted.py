@@ -1,15 +1,19 @@
-"""Which numbers the settings of an answer may have."""
+"""Which values the settings of an answer may have."""
 
 import math
+from typing import get_args
 
+from attribution.diffusion.pipeline import check_seed
+from attribution.diffusion.weights import WEIGHT_PATTERNS
 from attribution.errors import InputError
 from attribution.methods.answer import AttributeSettings
+from attribution.unlearning.score import ScoreKind
 
 MAX_STEPS = 1000  # of unlearning
 
 
-def check_numbers(settings: AttributeSettings, images: int, timesteps: int) -> None:
-    """Refuse numbers that no method could use.
+def check_values(settings: AttributeSettings, images: int, timesteps: int) -> None:
+    """Refuse values that no method could work with.
 
     Args:
         settings: of an answer.
@@ -20,26 +24,21 @@ def check_numbers(settings: AttributeSettings, images: int, timesteps: int) -> N
         InputError: names the first one, and what is accepted.
     """
     unlearn, race = settings.unlearn, settings.race
-    if not 1 <= settings.k <= images:
-        raise InputError(f"top_k = {settings.k} is not possible; accepted are 1 to {images}, the training images")
-    if not 1 <= unlearn.steps <= MAX_STEPS:
-        raise InputError(f"{unlearn.steps} steps are not possible; accepted are 1 to {MAX_STEPS}")
-    if not 0 < unlearn.alpha < math.inf:
-        raise InputError(f"a step size of {unlearn.alpha:g} is not possible; accepted are numbers above 0")
-    if not 0 <= unlearn.damping < math.inf:
-        raise InputError(f"a damping of {unlearn.damping:g} is not possible; accepted are numbers from 0")
-    if not 1 <= unlearn.timesteps <= timesteps:
-        raise InputError(f"unlearn_timesteps = {unlearn.timesteps} is not possible; accepted are 1 to {timesteps}")
-    if not 0 < race.keep < 1:
-        raise InputError(f"race_keep = {race.keep:g} is not possible; accepted are numbers between 0 and 1")
-    if not 1 < race.growth < math.inf:
-        raise InputError(f"race_growth = {race.growth:g} is not possible; accepted are numbers above 1")
-    for name, whole in (
-        ("batch", settings.batch),
-        ("unlearn_noises", unlearn.noises),
-        ("unlearn_batch", unlearn.batch),
-        ("race_first_columns", race.first_columns),
-        ("race_survivors", race.survivors),
+    for possible, given, accepted in (
+        (1 <= settings.k <= images, f"top_k = {settings.k} is", f"1 to {images}, the training images"),
+        (1 <= unlearn.steps <= MAX_STEPS, f"{unlearn.steps} steps are", f"1 to {MAX_STEPS}"),
+        (0 < unlearn.alpha < math.inf, f"a step size of {unlearn.alpha:g} is", "numbers above 0"),
+        (0 <= unlearn.damping < math.inf, f"a damping of {unlearn.damping:g} is", "numbers from 0"),
+        (1 <= unlearn.timesteps <= timesteps, f"unlearn_timesteps = {unlearn.timesteps} is", f"1 to {timesteps}"),
+        (unlearn.noises >= 1, f"unlearn_noises = {unlearn.noises} is", "whole numbers from 1"),
+        (settings.score in get_args(ScoreKind), f"the score {settings.score!r} is", ", ".join(get_args(ScoreKind))),
+        (unlearn.weights in (None, *WEIGHT_PATTERNS), f"weights {unlearn.weights!r} are", ", ".join(WEIGHT_PATTERNS)),
+        (min(settings.batch, unlearn.batch) >= 1, "a batch without predictions is", "whole numbers from 1"),
+        (0 < race.keep <= 1, f"race_keep = {race.keep:g} is", "shares above 0, up to 1"),
+        (race.first_columns >= 1, f"race_first_columns = {race.first_columns} is", "whole numbers from 1"),
+        (0 < race.growth < math.inf, f"race_growth = {race.growth:g} is", "numbers above 0"),
+        (race.survivors >= 1, f"{race.survivors} survivors are", "whole numbers from 1"),
     ):
-        if whole < 1:
-            raise InputError(f"{name} = {whole} is not possible; accepted are whole numbers from 1")
+        if not possible:
+            raise InputError(f"{given} not possible; accepted are {accepted}")
+    check_seed(settings.seed)

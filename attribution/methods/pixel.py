@@ -1,5 +1,6 @@
 """The paper's pixel baseline: cosine of intensities."""
 
+from collections.abc import Sequence
 from threading import Event
 
 import numpy as np
@@ -11,16 +12,16 @@ from attribution.index.features import pixel_vectors
 from attribution.index.index import Index
 from attribution.methods.answer import Answer, AttributeSettings, Clock, check_stop, ranked
 from attribution.query.encoded import Encoded
-from attribution.unlearning.score import Floats, Scores
+from attribution.unlearning.score import VIEWS, Floats, Scores
 
 
-def pixel_scores(query: Image.Image, training: NDArray[np.uint8]) -> Scores:
-    """Cosine of flattened intensities with each training image and its mirror (the paper's pixel baseline)."""
+def pixel_scores(query: Image.Image, training: NDArray[np.uint8], views: Sequence[int] = VIEWS) -> Scores:
+    """Cosine of flattened intensities with each training image and, of two views, its mirror (the paper's baseline)."""
     one = pixel_vectors([query])[0]
     stack = training.reshape(len(training), -1)
     norms = np.linalg.norm(stack.astype(np.float32), axis=1)
-    views = [_cosine(side.astype(np.float32).ravel(), stack, norms) for side in (one, one[:, ::-1])]
-    return Scores.exact(np.stack(views, 1))
+    sides = (one, one[:, ::-1])[: len(views)]
+    return Scores.exact(np.stack([_cosine(side.astype(np.float32).ravel(), stack, norms) for side in sides], 1))
 
 
 def _cosine(query: Floats, stack: NDArray[np.uint8], norms: Floats) -> Floats:
@@ -33,6 +34,6 @@ def _cosine(query: Floats, stack: NDArray[np.uint8], norms: Floats) -> Floats:
 def pixel(model: Model, index: Index, asked: Encoded, settings: AttributeSettings, stop: Event) -> Answer:
     """The pixel baseline: cosine of intensities, of the whole picture or of the boxes' crop."""
     clock = Clock()
-    scores = pixel_scores(asked.crop, index.pixels)
+    scores = pixel_scores(asked.crop, index.pixels, index.views)
     check_stop(stop)
     yield ranked(model, index, asked.query, settings, scores, 0, clock)

@@ -1,7 +1,6 @@
 """The paper's method: unlearn the query, then see which training images' losses rose (Eq. 4 to 6)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from threading import Event
 
 import numpy as np
@@ -90,5 +89,4 @@ def likely_first(prompt: str, captions: list[str]) -> list[int]:
 def _rounds(index: Index, columns: int, settings: AttributeSettings) -> list[Round]:
     if settings.exhaustive:
         return exhaustive(len(index), columns, index.views)
-    race_settings = replace(settings.race, survivors=max(settings.race.survivors, 2 * settings.k))
-    return schedule(len(index), columns, race_settings, index.views)
+    return schedule(len(index), columns, settings.race, index.views)

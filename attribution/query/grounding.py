@@ -88,6 +88,8 @@ class Detector:
         self.side: int = config.get("side", SHORTER)
         self.longest: int = config.get("longest", LONGEST)
         self.threshold: float = config.get("threshold", THRESHOLD)
+        positions = int(self.network.bert.config.max_position_embeddings)
+        self.limit = min(MAX_TOKENS, int(self.network.max_text_len), positions)  # of tokens
 
     def detect(self, image: Image.Image, labels: Sequence[str], threshold: float | None = None) -> list[Detection]:
         """Find objects, best first.
@@ -103,7 +105,7 @@ class Detector:
         labels = check_labels(labels)
         least = self.threshold if threshold is None else check_threshold(threshold)
         text, spans = caption_of(labels)
-        tokens = token_spans(self.network.tokenizer, text, spans)
+        tokens = token_spans(self.network.tokenizer, text, spans, self.limit)
         with torch.inference_mode():
             out = self.network(self.prepare(image)[None], captions=[text])
         logits, boxes = (out[key][0].float().cpu() for key in ("pred_logits", "pred_boxes"))
@@ -149,22 +151,24 @@ def read(
     return sorted(found, key=lambda each: -each.score)
 
 
-def token_spans(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]]) -> list[slice]:
+def token_spans(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]], limit: int = MAX_TOKENS) -> list[slice]:
     """The tokens of each span of characters.
 
     Raises:
-        InputError: they are more than are read, or a span has none.
+        InputError: they are more than `limit`, which are read, or a span has none.
     """
     encoded = tokenizer(text)
     count = len(encoded["input_ids"])
-    if count > MAX_TOKENS:
-        raise InputError(f"the labels are {count} tokens long; accepted are up to {MAX_TOKENS}")
+    if count > limit:
+        raise InputError(
+            f"the labels are {count} tokens long; this detector reads up to {limit}: look for fewer, or shorter names"
+        )
     found = []
-    for start, end in spans:
-        first, last = encoded.char_to_token(start), encoded.char_to_token(end - 1)
-        if first is None or last is None:
+    for start, end in spans:  # an accent or a joiner may have no token of its own
+        places = [place for at in range(start, end) if (place := encoded.char_to_token(at)) is not None]
+        if not places:
             raise InputError(f"the label {text[start:end][:60]!r} has no token that the detector knows")
-        found.append(slice(first, last + 1))
+        found.append(slice(places[0], places[-1] + 1))
     return found
 
 

@@ -1,5 +1,6 @@
 """EK-FAC: the Fisher information of a linear layer in a Kronecker eigenbasis (George et al. 2018; Wang et al. 2025)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 
 from attribution.diffusion.loss import precise
 from attribution.errors import InputError
-from attribution.unlearning.gradients import Trace
+from attribution.unlearning.gradients import Trace, Traces
 
 
 @dataclass(frozen=True)
@@ -34,20 +35,25 @@ def rotate(gradient: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:
     return outputs.T @ gradient @ inputs
 
 
-def add_moments(sums: dict[str, Tensor], traces: dict[str, Trace]) -> dict[str, Tensor]:
+def add_moments(sums: dict[str, Tensor], traces: Traces) -> dict[str, Tensor]:
     """Add the second moments of each linear layer's inputs and output gradients to running sums, token by token.
 
     Raises:
         InputError: a layer is not linear.
     """
-    added = {}
-    for name, traced in traces.items():
-        if not isinstance(traced.layer, nn.Linear):
-            raise InputError(f"EK-FAC covers linear layers only; {name} is a {type(traced.layer).__name__}")
-        for key, values in (("inputs", traced.inputs), ("outputs", traced.grads)):
-            rows = precise(values.reshape(-1, values.shape[-1]))
-            added[f"{name}.weight.{key}"] = rows.T @ rows
-    return {name: sums[name] + moment if sums else moment for name, moment in added.items()}
+    total = dict(sums)
+    for name, calls in traces.items():
+        for key, moment in (each for traced in calls for each in _moments(name, traced)):
+            total[key] = total[key] + moment if key in total else moment
+    return total
+
+
+def _moments(name: str, traced: Trace) -> Iterator[tuple[str, Tensor]]:
+    if not isinstance(traced.layer, nn.Linear):
+        raise InputError(f"EK-FAC covers linear layers only; {name} is a {type(traced.layer).__name__}")
+    for key, values in (("inputs", traced.inputs), ("outputs", traced.grads)):
+        rows = precise(values.reshape(-1, values.shape[-1]))
+        yield f"{name}.weight.{key}", rows.T @ rows
 
 
 def eigenvectors(moments: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ OutputFunction = Callable[[Model, Tensor, Tensor, NoiseBank, Tensor | None], Ten
 
 @dataclass(frozen=True)
 class Trace:
-    """What a layer did in one forward and backward pass.
+    """What a layer did in one of its calls of a forward and backward pass.
 
     Attributes:
         layer: linear, convolution or normalisation.
@@ -32,6 +32,9 @@ class Trace:
     grads: Tensor
 
 
+Traces = dict[str, list[Trace]]  # by layer, a trace of each call
+
+
 def trace(
     model: Model,
     subset: WeightSubset,
@@ -40,25 +43,28 @@ def trace(
     bank: NoiseBank,
     output: OutputFunction = paired_loss,
     mask: Tensor | None = None,
-) -> dict[str, Trace]:
+) -> Traces:
     """Run image b at column b of the bank, forwards and backwards, and keep what each layer of a subset did.
 
     Args:
         model: at the weights of interest.
-        subset: layers, each called once in a forward pass.
+        subset: layers; one that a forward pass calls several times has a trace of each call.
         latents: (B, C, h, w).
         text: (B, L, D).
         bank: B columns.
         output: the function of each image that is differentiated, its loss by default.
         mask: (h, w), the region; None is the whole picture.
+
+    Raises:
+        InputError: two layers share a parameter.
     """
     found = layers(model, subset)
-    inputs: dict[str, Tensor] = {}
-    outputs: dict[str, Tensor] = {}
+    _refuse_shared(found)
+    calls: list[tuple[str, Tensor, Tensor]] = []  # layer, input, output
 
     def record(name: str, layer: nn.Module) -> RemovableHandle:
         def hook(_layer: nn.Module, args: tuple[Tensor, ...], given: Tensor) -> None:
-            inputs[name], outputs[name] = args[0].detach(), given
+            calls.append((name, args[0].detach(), given))
 
         return layer.register_forward_hook(hook)
 
@@ -66,13 +72,23 @@ def trace(
     try:
         with tuned(model, subset), torch.enable_grad():
             total = output(model, latents, text, bank, mask).sum()
-            grads = torch.autograd.grad(total, list(outputs.values()))
+            grads = torch.autograd.grad(total, [given for _, _, given in calls])
     finally:
         for handle in handles:
             handle.remove()
-    return {
-        name: Trace(found[name], inputs[name], grad) for (name, _), grad in zip(outputs.items(), grads, strict=True)
-    }
+    traces: Traces = {}
+    for (name, inputs, _), grad in zip(calls, grads, strict=True):
+        traces.setdefault(name, []).append(Trace(found[name], inputs, grad))
+    return traces
+
+
+def _refuse_shared(found: dict[str, nn.Module]) -> None:
+    """Refuse layers that share a parameter: the gradient of each is but a part of the parameter's own."""
+    owners: dict[nn.Parameter, str] = {}
+    for name, layer in found.items():
+        for parameter in layer.parameters(recurse=False):
+            if (owner := owners.setdefault(parameter, name)) != name:
+                raise InputError(f"the layers {owner} and {name} share a parameter; choose another subset of weights")
 
 
 def per_image_gradients(
@@ -91,13 +107,21 @@ def per_image_gradients(
     """
     return {
         f"{name}.{key}": gradient
-        for name, traced in trace(model, subset, latents, text, bank, output, mask).items()
-        for key, gradient in layer_gradients(traced).items()
+        for name, calls in trace(model, subset, latents, text, bank, output, mask).items()
+        for key, gradient in _over_calls(calls).items()
     }
 
 
+def _over_calls(calls: list[Trace]) -> dict[str, Tensor]:
+    """A layer's gradients, summed over its calls."""
+    first, *others = map(layer_gradients, calls)
+    for other in others:
+        first = {key: gradient + other[key] for key, gradient in first.items()}
+    return first
+
+
 def layer_gradients(traced: Trace) -> dict[str, Tensor]:
-    """Gradients of a layer's parameters for each image: (B, *parameter shape) by parameter name.
+    """Gradients of a layer's parameters for each image, of one call: (B, *parameter shape) by parameter name.
 
     Raises:
         InputError: the layer is none of those that the U-Net of Stable Diffusion is made of.

@@ -16,7 +16,7 @@ from attribution.diffusion.pipeline import Model
 from attribution.errors import IndexMismatch, InputError, WeightsUnavailable
 from attribution.index.features import open_feature
 from attribution.index.index import Index
-from attribution.methods import METHODS, attribute
+from attribution.methods import METHODS, attribute, fitting
 from attribution.methods.answer import AttributeSettings, Attribution
 from attribution.query.query import Query
 from attribution.unlearning.score import Scores
@@ -27,7 +27,7 @@ IMAGE_FEATURES = ("clip", "dino", "dinov2", "clip-abc", "dino-abc")
 
 
 def answer(model, index, query, method, **settings) -> Attribution:
-    asked = AttributeSettings(method=method, top_k=len(index), unlearn=UNLEARN, batch=6)
+    asked = fitting(AttributeSettings(top_k=len(index), unlearn=UNLEARN, batch=6), method)
     *_, last = attribute(model, index, query, replace(asked, **settings))
     assert isinstance(last, Attribution)
     return last

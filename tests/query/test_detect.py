@@ -1,6 +1,7 @@
 """GroundingDINO: loading of its checkpoints, what is made of its output, labels and prompts."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,12 +9,14 @@ import torch
 from groundingdino.config import GroundingDINO_SwinT_OGC as published
 from PIL import Image
 from safetensors.torch import save_file
+from texts import SCRIPTS
 from transformers import BertTokenizer
 
 from attribution.errors import InputError, WeightsUnavailable
 from attribution.query import grounding
 from attribution.query.grounding import Detection, build, open_detector, read, token_spans
 from attribution.query.labels import caption_of, check_labels, parse_labels, phrases
+from attribution.scenes.world import EMBEDDED
 
 pytestmark = pytest.mark.filterwarnings("ignore:Importing from timm", "ignore:torch.meshgrid", "ignore:.*cuda.amp")
 
@@ -52,6 +55,20 @@ def folder(tokenizer, tmp_path_factory):
     held["module.label_enc.weight"] = torch.zeros(2001, 256)
     torch.save({"model": held}, folder / "model.pth")
     return folder
+
+
+@pytest.fixture(scope="module")
+def short(folder, tmp_path_factory):
+    """A detector whose text has 24 positions."""
+    place = tmp_path_factory.mktemp("short")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (place / name).write_bytes((folder / name).read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    config["bert"]["max_position_embeddings"] = 24
+    (place / "config.json").write_text(json.dumps(config))
+    torch.manual_seed(1)
+    torch.save({"model": build(config, place).state_dict()}, place / "model.pth")
+    return open_detector(str(place), torch.device("cpu"))
 
 
 def picture(width=64, height=48):
@@ -178,8 +195,59 @@ def test_captions_and_the_tokens_of_labels(tokenizer):
     assert text == "red apple . cat ."
     tokens = tokenizer(text).tokens()
     assert [tokens[span] for span in token_spans(tokenizer, text, spans)] == [["red", "apple"], ["cat"]]
-    with pytest.raises(InputError, match="tokens long; accepted are up to 256"):
+    with pytest.raises(InputError, match="tokens long; this detector reads up to 256"):
         token_spans(tokenizer, *caption_of(["zz " * 150]))
+
+
+@pytest.mark.parametrize("length", [1, 2, 14, 30, 64, 100])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_labels_of_every_script_and_length_are_looked_for_or_refused_in_words(short, script, length):
+    label = (SCRIPTS[script] * length)[:length]
+    refused = None
+    try:
+        found = short.detect(picture(), [label], threshold=0.0)
+    except InputError as error:
+        refused = str(error)
+    if refused is None:
+        assert {each.label for each in found} == {" ".join(label.lower().split())}
+    else:
+        assert re.search("this detector reads up to 24|has no token|cannot be looked for", refused)
+
+
+@pytest.mark.parametrize("letters", [21, 22, 23])
+def test_labels_are_read_up_to_the_networks_own_positions(short, letters):
+    """A letter is a token, beside two markers and a full stop."""
+    label = " ".join("z" * letters)
+    if letters + 3 <= 24:
+        assert short.detect(picture(), [label], threshold=0.0)
+        return
+    with pytest.raises(
+        InputError, match=f"are {letters + 3} tokens long; this detector reads up to 24: look for fewer"
+    ):
+        short.detect(picture(), [label])
+
+
+def test_many_labels_are_read_up_to_the_networks_own_positions(short):
+    names = list("abcdefghijklmnop")
+    assert short.detect(picture(), names[:11], threshold=0.0)  # two tokens each, and two markers
+    with pytest.raises(InputError, match="are 26 tokens long"):
+        short.detect(picture(), names[:12])
+
+
+def test_the_embedded_detector_reads_sixty_four_tokens():
+    detector = open_detector(str(EMBEDDED.parent / "detector"), torch.device("cpu"))
+    assert detector.detect(picture(), ["𠀀" * 10, "cat"], threshold=0.0)
+    for label in ("𠀀" * 64, " ".join("þ" * 50), "x y " * 25):
+        with pytest.raises(InputError, match="this detector reads up to 64"):
+            detector.detect(picture(), [label, *(f"{n} þ" for n in range(20))])
+
+
+def test_a_label_is_its_letters_tokens_whatever_stands_at_its_ends(tokenizer):
+    """An accent of its own has no token where the tokenizer drops accents."""
+    for label in ("cat\u0301", "\u0301cat"):
+        assert token_spans(tokenizer, *caption_of([label])) == [slice(1, 2)]
+    with pytest.raises(InputError, match="has no token"):
+        token_spans(tokenizer, *caption_of(["\u0301"]))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from attribution.diffusion.loss import denoising_loss, paired_loss, prediction_norm
 from attribution.diffusion.noise import NoiseBank, NoiseSettings
+from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import layers, tuned
 from attribution.errors import InputError
 from attribution.unlearning.ekfac import Eigenbasis, add_moments, eigenvectors, rotate
@@ -53,6 +54,44 @@ def test_the_subsets_of_weights_are_nested(model):
     subsets = [set(layers(model, subset)) for subset in ("cross-attn-kv", "cross-attn", "attn", "all")]
     assert subsets == sorted(subsets, key=len)
     assert all(small < large for small, large in pairwise(subsets))
+
+
+@pytest.fixture
+def tied(model):
+    """A model whose last block uses a key layer, a norm and a convolution twice."""
+    again = Model.load(model.source, torch.device("cpu"), torch.float64)
+    first, second = (each.transformer_blocks[0] for each in again.unet.up_blocks[1].attentions)
+    second.attn2.to_k, second.norm2 = first.attn2.to_k, first.norm2
+    again.unet.up_blocks[1].attentions[1].proj_in = again.unet.up_blocks[1].attentions[0].proj_in
+    return again
+
+
+@pytest.mark.parametrize("subset", ["cross-attn-kv", "all"])
+def test_gradients_of_a_layer_that_is_called_twice_are_summed(tied, subset):
+    together = per_image_gradients(tied, subset, *make_batch(tied))
+    called = [name for name, calls in trace(tied, subset, *make_batch(tied)).items() if len(calls) == 2]
+    assert len(called) == (1 if subset == "cross-attn-kv" else 3)
+    for image, alone in enumerate(one_by_one(tied, subset, paired_loss)):
+        assert together.keys() == alone.keys()
+        for name, gradient in alone.items():
+            scale = float(gradient.square().mean().sqrt())
+            assert_close(together[name][image], gradient, rtol=1e-7, atol=1e-9 * scale + 1e-18)
+
+
+def test_factors_of_a_layer_that_is_called_twice_are_of_both_calls(tied):
+    traces = trace(tied, "cross-attn-kv", *make_batch(tied))
+    sums = add_moments({}, traces)
+    name = next(name for name, calls in traces.items() if len(calls) == 2)
+    rows = torch.cat([traced.grads.flatten(0, 1) for traced in traces[name]])
+    assert len(rows) == 2 * 3 * 12
+    assert_close(sums[f"{name}.weight.outputs"], sum(torch.outer(row, row) for row in rows))
+
+
+def test_two_layers_that_share_a_parameter_are_refused(tied):
+    first, second = (each.transformer_blocks[0] for each in tied.unet.up_blocks[0].attentions)
+    second.attn2.to_v.weight = first.attn2.to_v.weight
+    with pytest.raises(InputError, match=r"up_blocks\.0.*to_v and up_blocks\.0.*to_v share a parameter"):
+        per_image_gradients(tied, "cross-attn-kv", *make_batch(tied))
 
 
 def test_a_strided_padded_convolution_and_norms_have_their_own_gradients():
@@ -128,7 +167,7 @@ def test_few_samples_of_many_images_are_not_the_first_ones():
 def test_factors_are_second_moments_over_images_and_tokens(model):
     traces = trace(model, "cross-attn-kv", *make_batch(model))
     sums = add_moments(add_moments({}, traces), traces)
-    for name, traced in traces.items():
+    for name, (traced,) in traces.items():
         a, g = traced.inputs.flatten(0, 1), traced.grads.flatten(0, 1)
         assert_close(sums[f"{name}.weight.inputs"], 2 * sum(torch.outer(row, row) for row in a))
         assert_close(sums[f"{name}.weight.outputs"], 2 * sum(torch.outer(row, row) for row in g))
@@ -176,7 +215,7 @@ def test_ekfac_is_the_exact_inverse_where_the_fisher_is_a_kronecker_product():
     g = torch.randn(5, 3, generator=generator, dtype=torch.float64)
     pairs = [(x, y) for x in a for y in g]
     traced = Trace(layer, torch.stack([x for x, _ in pairs])[:, None], torch.stack([y for _, y in pairs])[:, None])
-    q = eigenvectors(add_moments({}, {"layer": traced}))
+    q = eigenvectors(add_moments({}, {"layer": [traced]}))
     inputs, outputs = q["layer.weight.inputs"], q["layer.weight.outputs"]
     each = layer_gradients(traced)["weight"]
     basis = Eigenbasis(inputs, outputs, rotate(each, inputs, outputs).square().mean(0))
@@ -193,7 +232,7 @@ def test_ekfac_is_the_exact_inverse_where_the_fisher_is_a_kronecker_product():
 def test_ekfac_of_other_layers_than_linear_ones_is_refused():
     layer = nn.Conv2d(2, 2, 1)
     with pytest.raises(InputError, match="EK-FAC covers linear layers only; conv is a Conv2d"):
-        add_moments({}, {"conv": Trace(layer, torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3))})
+        add_moments({}, {"conv": [Trace(layer, torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3))]})
 
 
 def test_the_oracle_knows_the_same_weights(model):

@@ -69,7 +69,7 @@ def test_survivors_have_exactly_the_exhaustive_scores_in_float64(model, index, q
 def test_halving_returns_the_exhaustive_answer_when_it_keeps_everyone(model32, index32, query):
     settings = AttributeSettings(top_k=8, unlearn=UNLEARN, race=replace(TIGHT, survivors=8), batch=6)
     *_, fast = attribute(model32, index32, query, settings)
-    *_, whole = attribute(model32, index32, query, replace(settings, exhaustive=True))
+    *_, whole = attribute(model32, index32, query, replace(settings, exhaustive=True, race=RaceSettings()))
     assert [result.row for result in fast.results] == [result.row for result in whole.results]
     assert len({result.score for result in whole.results}) == 8
 
@@ -164,7 +164,7 @@ def test_an_answer_reports_its_evaluations(model32, index32, query):
     settings = AttributeSettings(top_k=1, unlearn=UNLEARN, race=TIGHT, batch=6)
     *progress, answer = attribute(model32, index32, query, settings)
     assert answer.evaluations == progress[-1].evaluations == 3 + evaluations(schedule(8, 8, TIGHT))
-    exhaustive_settings = replace(settings, exhaustive=True)
+    exhaustive_settings = replace(settings, exhaustive=True, race=RaceSettings())
     assert list(attribute(model32, index32, query, exhaustive_settings))[-1].evaluations == 3 + 8 * 2 * 8
 
 
