@@ -98,7 +98,7 @@ def open_training_set(settings: DataSettings) -> TrainingSet:
 
 
 def _open_dataset(settings: DataSettings) -> TrainingSet:
-    import datasets  # takes seconds, and the embedded world does without
+    import datasets  # takes seconds
 
     where = settings.dataset_name or str(settings.train_data_dir)
     try:

@@ -208,10 +208,10 @@ class Index:
         if artifact not in self.artifacts:
             kind, _, name = artifact.partition("/")
             held = [key.partition("/")[2] for key in self.artifacts if key.startswith(f"{kind}/")]
+            flag = f"--{kind} {name}".rstrip()
             raise InputError(
                 f"the index {self.path.name!r} holds no {artifact}; of {kind} it has {', '.join(held) or 'none'};"
-                f" add it with `python -m attribution index ... --{kind} {name}`".rstrip("` ")
-                + "`"
+                f" add it with `python -m attribution index ... {flag}`"
             )
 
     def array(self, artifact: str) -> NDArray[np.floating]:
@@ -239,18 +239,13 @@ class Index:
         return located(self.manifest.made(f"features/{name}", FeatureRecord).weights, self.path)
 
     def gradients(self, name: str) -> GradientRecord:
-        """How some projected gradients were made.
-
-        Raises:
-            InputError: they were not added.
-        """
+        """How some projected gradients were made; raises what `require` does."""
         self.require(f"gradients/{name}")
         return self.manifest.made(f"gradients/{name}", GradientRecord)
 
     def checkpoints(self, gradients: str) -> list[str | None]:
         """The pipelines whose U-Nets some gradients are of, in order; None is the index's own model."""
-        named = self.gradients(gradients).checkpoints
-        return [None if source is None else located(source, self.path) for source in named]
+        return self.gradients(gradients).located(self.path)
 
     def bank(self, model: Model) -> NoiseBank:
         """The noise bank that the base losses were measured with."""

@@ -105,6 +105,10 @@ class GradientRecord(GradientSettings):
     scale: float = field(default=1.0, compare=False)
     shape: tuple[int, ...] = field(default=(), compare=False)
 
+    def located(self, folder: Path) -> list[str | None]:
+        """The checkpoints, as they are found from an index's folder."""
+        return [None if source is None else located(source, folder) for source in self.checkpoints]
+
 
 Record = FisherRecord | FeatureRecord | GradientRecord
 R = TypeVar("R", FisherRecord, FeatureRecord, GradientRecord)

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -228,12 +227,8 @@ def _gradient(name: str, source: Source, record: GradientRecord) -> Work:
         replace(record, scale=scale, shape=shape),
         shape,
         parts=len(record.checkpoints),
-        during=lambda part: checkpoint(model, _checkpoint(record.checkpoints[part], source.out)),
+        during=lambda part: checkpoint(model, record.located(source.out)[part]),
     )
-
-
-def _checkpoint(source: str | None, out: Path) -> str | None:
-    return None if source is None else located(source, out)
 
 
 def _scale(first: Tensor) -> float:
