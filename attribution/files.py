@@ -18,7 +18,8 @@ def whole(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the folder is gone, may not be written to, or is full.
     """
-    partial = path.with_name(f".{uuid.uuid4().hex}{PARTIAL}")
+    path = path.resolve()  # what a link leads to is replaced, not the link
+    partial = _unfinished(path.parent)
     try:
         yield partial
         os.replace(partial, path)
@@ -30,3 +31,19 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all; raises what `whole` raises."""
     with whole(path) as partial:
         partial.write_bytes(content)
+
+
+def try_folder(folder: Path) -> None:
+    """Make an empty file in a folder and delete it.
+
+    Raises:
+        OSError: it is none, or may not be written to.
+    """
+    trial = _unfinished(folder)
+    trial.touch(exist_ok=False)
+    trial.unlink()
+
+
+def _unfinished(folder: Path) -> Path:
+    """A name that nobody else uses."""
+    return folder / f".{uuid.uuid4().hex}{PARTIAL}"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from attribution.index.index import Index
 from attribution.methods.answer import Attribution, Result
@@ -35,8 +36,7 @@ def agreement(one: Rows, other: Rows, top_k: int) -> Agreement:
     both = [row for row in one if row in places]
     correlation = None
     if len(both) >= 3:
-        theirs = np.argsort(np.argsort([places[row] for row in both]))
-        correlation = float(np.corrcoef(np.arange(len(both)), theirs)[0, 1])
+        correlation = float(spearmanr(np.arange(len(both)), [places[row] for row in both]).statistic)
     shared = len(set(one[:top_k]) & set(other[:top_k]))
     return Agreement(shared / max(1, min(top_k, len(one))), correlation, len(both))
 

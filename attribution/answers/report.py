@@ -57,7 +57,7 @@ class Run:
     @property
     def top_k(self) -> int:
         """How many results were asked for."""
-        return self.answers[0].settings.top_k
+        return self.answers[0].settings.k
 
     @property
     def id(self) -> str:

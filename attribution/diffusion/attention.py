@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from scipy.ndimage import find_objects, label
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -105,15 +106,6 @@ def word_map(model: Model, latents: Tensor, prompt: str, word: str) -> Tensor:
 
 def inside(mask: Tensor) -> tuple[int, int, int, int]:
     """The box in cells, `x0, y0, x1, y1`, of the connected cells about a map's largest that are above INSIDE of it."""
-    height, width = mask.shape
-    above = mask >= INSIDE * mask.max()
-    top, left = divmod(int(mask.argmax()), width)
-    reached, edge = {(top, left)}, [(top, left)]
-    while edge:
-        y, x = edge.pop()
-        for at in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
-            if 0 <= at[0] < height and 0 <= at[1] < width and at not in reached and above[at]:
-                reached.add(at)
-                edge.append(at)
-    rows, columns = zip(*reached, strict=True)
-    return min(columns), min(rows), max(columns) + 1, max(rows) + 1
+    regions, _ = label((mask >= INSIDE * mask.max()).numpy())
+    rows, columns = find_objects(regions)[regions.flat[int(mask.argmax())] - 1]
+    return columns.start, rows.start, columns.stop, rows.stop

@@ -23,8 +23,6 @@ from attribution.methods.answer import AttributeSettings, Attribution, Progress
 from attribution.query.query import Query
 from attribution.scenes.truth import subjects
 
-TIMED = ("generate", "first_top_k", "attribute")
-
 
 @dataclass(frozen=True)
 class BenchSettings:

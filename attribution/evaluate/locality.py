@@ -5,7 +5,7 @@ Where its objects are is told by `scenes/truth.py`.
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from scipy.stats import spearmanr
 
 from attribution.diffusion.noise import NoiseBank
 from attribution.diffusion.pipeline import Model
@@ -58,15 +59,16 @@ class LocalitySettings:
     Attributes:
         pictures: with both objects found in them; others are counted and left out.
         seed: of prompts and pictures.
-        rows: of the table, keys of ROWS.
+        rows: of the table: methods and their variants, such as "unlearning" or "unlearning, all"; none is all that the
+            index can answer.
         studied: pictures, the first ones, that first-order scores and a second noise bank are compared on.
         sample: training images, drawn at random, for the comparison with first-order scores.
         second_bank: seed of the second noise bank.
     """
 
-    pictures: int = 40
+    pictures: int = 60
     seed: int = 1
-    rows: tuple[str, ...] = ("unlearning", "pixel")
+    rows: tuple[str, ...] = ()
     studied: int = 10
     sample: int = 256
     second_bank: int = 100
@@ -80,13 +82,13 @@ def measure(model: Model, index: Index, settings: LocalitySettings, out: Path) -
     kept = {key: value for key, value in asdict(settings).items() if key not in ("pictures", "rows")}
     header = {"settings": kept, "index": index.id}
     rows = _resume(out, header)
-    found = 0
+    found, labels = 0, settings.rows or available(model, index)
     names = [frozenset(placed.name for placed in scene.objects) for scene in make_scenes("train", len(index))]
     for number, subject in enumerate(subjects(settings.seed)):
         if found == settings.pictures:
             return
         row: dict[str, Any] = rows[number] if number < len(rows) else {"prompt": subject.prompt, "seed": subject.seed}
-        missing = [label for label in settings.rows if label not in row]
+        missing = [label for label in labels if label not in row]
         study = found < settings.studied and "spearman" not in row
         if row.get("found", True) and (missing or study):
             picture = model.generate(subject.prompt, subject.seed)
@@ -100,6 +102,16 @@ def measure(model: Model, index: Index, settings: LocalitySettings, out: Path) -
             _save(out, header, rows)
             yield f"{found + row['found']}/{settings.pictures} pictures, {number + 1} prompts"
         found += row["found"]
+
+
+def check_rows(rows: Sequence[str]) -> None:
+    """Refuse rows that the table does not have.
+
+    Raises:
+        InputError: names the first one, and those that there are.
+    """
+    if unknown := [row for row in rows if row not in ROWS]:
+        raise InputError(f"there is no row {unknown[0]!r}; accepted are {', '.join(ROWS)}")
 
 
 def _save(out: Path, header: dict[str, Any], rows: list[dict[str, Any]]) -> None:
@@ -175,7 +187,7 @@ def _study(
     here, there = (set(_top(model, each, query, how)) for each, how in ((index, asked), (other, moved)))
     rows = np.random.default_rng(settings.seed).choice(len(index), min(settings.sample, len(index)), replace=False)
     exact, first_order = first_order_scores(model, index, query, asked.unlearn, [int(row) for row in rows])
-    return {"bank_overlap": len(here & there) / TOP, "spearman": spearman(exact, first_order)}
+    return {"bank_overlap": len(here & there) / TOP, "spearman": float(spearmanr(exact, first_order).statistic)}
 
 
 def _with_second_bank(model: Model, index: Index, settings: LocalitySettings, cached: Path) -> Index:
@@ -215,12 +227,6 @@ def _directional(model: Model, index: Index, bank: NoiseBank, step: dict[str, to
         gradients = per_image_gradients(model, index.weights, latents, text, bank)
         slopes[place] = sum(float((gradients[name].mean(0) * change).sum()) for name, change in step.items())
     return slopes
-
-
-def spearman(a: Floats, b: Floats) -> float:
-    """Spearman's rank correlation; no ties expected."""
-    ranks = [np.argsort(np.argsort(values)).astype(float) for values in (a, b)]
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def summary(out: Path, index: Index) -> str:

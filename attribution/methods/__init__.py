@@ -1,9 +1,8 @@
 """Every way to answer a query, behind one call: `attribute(model, index, query, settings, stop)`."""
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial, reduce
 from threading import Event
 from typing import Any
 
@@ -12,7 +11,8 @@ from attribution.diffusion.weights import parameters
 from attribution.errors import InputError
 from attribution.index.features import FEATURES
 from attribution.index.index import Index
-from attribution.methods.answer import Answer, AttributeSettings
+from attribution.methods.accepted import check_numbers
+from attribution.methods.answer import Answer, AttributeSettings, default_top_k
 from attribution.methods.chance import chance
 from attribution.methods.features import feature
 from attribution.methods.influence import influence
@@ -22,18 +22,18 @@ from attribution.methods.unlearning import unlearning
 from attribution.query.encoded import Encoded, encode
 from attribution.query.query import Query
 from attribution.query.regions import check_query
+from attribution.unlearning.race import RaceSettings
 from attribution.unlearning.step import Curvature
 
-MAX_STEPS = 1000  # of unlearning
-
-# Settings that not every method takes, by the names of their flags
-OPTIONS: dict[str, Callable[[AttributeSettings], Any]] = {
-    "exhaustive": lambda settings: settings.exhaustive,
-    "score": lambda settings: settings.score,
-    "weights": lambda settings: settings.unlearn.weights,
-    "steps": lambda settings: settings.unlearn.steps,
-    "step_size": lambda settings: settings.unlearn.step_size,
-    "damping": lambda settings: settings.unlearn.damping,
+# Where settings are that not every method takes, by the names of their flags
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "exhaustive": ("exhaustive",),
+    "score": ("score",),
+    "batch": ("batch",),
+    "random_seed": ("seed",),
+    **{f"race_{field.name}": ("race", field.name) for field in fields(RaceSettings)},
+    **{name: ("unlearn", name) for name in ("weights", "steps", "step_size", "damping")},
+    **{f"unlearn_{name}": ("unlearn", name) for name in ("timesteps", "noises", "seed", "batch")},
 }
 
 
@@ -67,7 +67,10 @@ def _feature_method(name: str) -> Method:
 
 
 SCORED = ("latents", "base_losses")
-UNLEARNS = ("exhaustive", "score", "weights", "steps", "step_size", "damping")
+STEPPED = ("step_size", "damping", "unlearn_timesteps", "unlearn_noises", "unlearn_seed", "unlearn_batch")
+UNLEARNS = (*STEPPED, *(name for name in OPTIONS if name not in STEPPED and name != "random_seed"))
+
+
 METHODS: dict[str, Method] = {
     "unlearning": Method(
         unlearning,
@@ -101,31 +104,34 @@ METHODS: dict[str, Method] = {
         "diagonal",
         ("gradients/influence",),
         ("fisher",),
-        ("step_size", "damping"),
+        STEPPED,
     ),
     "trak": Method(
         partial(trak, "loss", False),
         "projected gradients of the loss, through TRAK's kernel",
         "Park et al. 2023",
         artifacts=("gradients/loss",),
+        uses=("unlearn_batch",),
     ),
     "journey-trak": Method(
         partial(trak, "loss", True),
         "projected gradients, the picture's at one denoising step, through TRAK's kernel",
         "Georgiev et al. 2023",
         artifacts=("gradients/loss",),
+        uses=("unlearn_batch",),
     ),
     "d-trak": Method(
         partial(trak, "d-trak", False),
         "projected gradients of the prediction's squared norm, through TRAK's kernel",
         "Zheng et al. 2024",
         artifacts=("gradients/d-trak",),
+        uses=("unlearn_batch",),
     ),
     **{name: _feature_method(name) for name in FEATURES},
     "pixel": Method(
         pixel, "cosine similarity of pixel intensities", "baseline of Wang et al. 2024", reads=("thumbnails",)
     ),
-    "random": Method(chance, "an order by chance", "chance"),
+    "random": Method(chance, "an order by chance", "chance", uses=("random_seed",)),
 }
 
 
@@ -135,25 +141,20 @@ def bytes_read(index: Index, method: str) -> int:
 
 
 def check_settings(model: Model, index: Index, settings: AttributeSettings) -> AttributeSettings:
-    """Settings as they will be used: with the method's curvature and step size.
+    """Settings as they will be used: with a number of results, and the method's curvature and step size.
 
     Raises:
-        InputError: there is no such method, the index lacks what it needs, or K is not possible.
+        InputError: there is no such method, the index lacks what it needs, or a value is not possible or not used.
     """
     method = _named(settings.method)
-    if not 1 <= settings.top_k <= len(index):
-        raise InputError(
-            f"top_k = {settings.top_k} is not possible; accepted are 1 to {len(index)}, the training images"
-        )
+    if settings.top_k is None:
+        settings = replace(settings, top_k=default_top_k(len(index)))
+    check_numbers(settings, len(index), model.train_timesteps)
     _refuse_unused(index, settings)
     for artifact in method.artifacts:
         index.require(artifact)
     if method.curvature is None:
         return settings
-    if not 1 <= settings.unlearn.steps <= MAX_STEPS:
-        raise InputError(f"{settings.unlearn.steps} steps are not possible; accepted are 1 to {MAX_STEPS}")
-    if not 0 < settings.unlearn.alpha < math.inf:
-        raise InputError(f"a step size of {settings.unlearn.alpha:g} is not possible; accepted are numbers above 0")
     weights = settings.unlearn.weights or index.weights
     index.require_information(parameters(model, weights), method.curvature)
     unlearn = replace(settings.unlearn, curvature=method.curvature, weights=weights)
@@ -167,13 +168,21 @@ def _named(name: str) -> Method:
 
 
 def _refuse_unused(index: Index, settings: AttributeSettings) -> None:
-    """Refuse a setting that the method would ignore."""
-    method, plain = METHODS[settings.method], AttributeSettings()
-    for name, value_of in OPTIONS.items():
-        value = value_of(settings)
-        if name not in method.uses and value != value_of(plain) and (name, value) != ("weights", index.weights):
+    """Refuse a setting that would be ignored."""
+    used, plain = METHODS[settings.method].uses, AttributeSettings()
+    for name, path in OPTIONS.items():
+        value = _value(settings, path)
+        if value == _value(plain, path) or (name, value) == ("weights", index.weights):
+            continue
+        if name not in used:
             using = [each for each, entry in METHODS.items() if name in entry.uses]
             raise InputError(f"{settings.method} does not use --{name} (given: {value}); it is for {', '.join(using)}")
+        if settings.exhaustive and path[0] == "race":
+            raise InputError(f"--exhaustive does not use --{name} (given: {value}); name one of the two")
+
+
+def _value(settings: Any, path: Sequence[str]) -> Any:
+    return reduce(getattr, path, settings)
 
 
 def fitting(settings: AttributeSettings, name: str) -> AttributeSettings:
@@ -183,17 +192,12 @@ def fitting(settings: AttributeSettings, name: str) -> AttributeSettings:
         InputError: there is no such method.
     """
     plain, uses = AttributeSettings(), _named(name).uses
-    unlearn = replace(
-        settings.unlearn,
-        curvature=plain.unlearn.curvature,
-        **{
-            each: getattr(plain.unlearn, each)
-            for each in ("weights", "steps", "step_size", "damping")
-            if each not in uses or each == "step_size"  # each method has a step size of its own
-        },
-    )
-    own = {each: getattr(plain, each) for each in ("exhaustive", "score") if each not in uses}
-    return replace(settings, method=name, unlearn=unlearn, **own)
+    left = [path for option, path in OPTIONS.items() if option not in uses]
+    left += [("unlearn", "curvature"), ("unlearn", "step_size")]  # of each method's own
+    nested = {part: {path[1]: _value(plain, path) for path in left if path[0] == part} for part in ("unlearn", "race")}
+    own: dict[str, Any] = {path[0]: _value(plain, path) for path in left if len(path) == 1}
+    own |= {part: replace(getattr(settings, part), **changed) for part, changed in nested.items()}
+    return replace(settings, method=name, **own)
 
 
 def attribute(

@@ -16,6 +16,7 @@ from attribution.unlearning.race import RaceSettings, Standing
 from attribution.unlearning.score import Floats, ScoreKind, Scores
 from attribution.unlearning.step import UnlearnSettings
 
+TOP_K = 10
 MOST_RANKS = 5000  # of a method's ranking, that an answer keeps: what is further down tells nobody anything
 
 
@@ -25,7 +26,7 @@ class AttributeSettings:
 
     Attributes:
         method: a key of METHODS.
-        top_k: how many results.
+        top_k: how many results; None is TOP_K, or all where there are fewer.
         exhaustive: score every image on all noises, instead of halving.
         score: kind of score.
         unlearn: the Newton step.
@@ -35,13 +36,18 @@ class AttributeSettings:
     """
 
     method: str = "unlearning"
-    top_k: int = 10
+    top_k: int | None = None
     exhaustive: bool = False
     score: ScoreKind = "difference"
     unlearn: UnlearnSettings = field(default_factory=UnlearnSettings)
     race: RaceSettings = field(default_factory=RaceSettings)
     batch: int = 64
     seed: int = 0
+
+    @property
+    def k(self) -> int:
+        """How many results, once the settings are checked: they have a number then."""
+        return TOP_K if self.top_k is None else self.top_k
 
 
 @dataclass(frozen=True)
@@ -127,8 +133,13 @@ class Attribution:
 Answer = Generator[Progress | Attribution, None, None]  # close it to stop early
 
 
+def default_top_k(count: int) -> int:
+    """How many results there are unless a number is named, of `count` training images."""
+    return min(TOP_K, count)
+
+
 def to_results(standing: Standing, index: Index, top_k: int) -> tuple[Result, ...]:
-    """The first of a standing, with what the index knows of them."""
+    """The first `top_k` of a standing, with what the index knows of them."""
     scores = standing.scores
     return tuple(
         Result(
@@ -210,7 +221,7 @@ def ranked(
     check_scores(scores.value, range(len(index)), index)
     best = scores.best_first(range(len(index)))
     rows = tuple(int(row) for row in best[:MOST_RANKS])
-    results = to_results(Standing(rows, scores.take(best[:MOST_RANKS]), 0, 0, True, True), index, settings.top_k)
+    results = to_results(Standing(rows, scores.take(best[:MOST_RANKS]), 0, 0, True, True), index, settings.k)
     clock.lap("ranking")
     spent, made_with = (predictions, clock.laps), (index.id, model.sha256)
     return Attribution(query, settings, results, *spent, *made_with, rows, len(index))

@@ -42,10 +42,10 @@ def unlearning(model: Model, index: Index, asked: Encoded, settings: AttributeSe
 
         order, typical = likely_first(asked.query.prompt, index.captions), 0.0
         measure, base = _measure(model, index, bank, settings.batch, stop), index.base_losses[:, : len(index.views)]
-        for standing in race(measure, base, rounds, order, settings.score, settings.top_k):
+        for standing in race(measure, base, rounds, order, settings.score, settings.k):
             if standing.ended and len(standing.rows) == len(index):
                 typical = float(np.median(standing.scores.value))
-            results = to_results(standing, index, settings.top_k)
+            results = to_results(standing, index, settings.k)
             yield Progress("scoring", gradients + standing.evaluations, total, clock.total(), results)
     clock.lap("scoring")
     made_with, rows = (index.id, model.sha256), standing.rows
@@ -90,5 +90,5 @@ def likely_first(prompt: str, captions: list[str]) -> list[int]:
 def _rounds(index: Index, columns: int, settings: AttributeSettings) -> list[Round]:
     if settings.exhaustive:
         return exhaustive(len(index), columns, index.views)
-    race_settings = replace(settings.race, survivors=max(settings.race.survivors, 2 * settings.top_k))
+    race_settings = replace(settings.race, survivors=max(settings.race.survivors, 2 * settings.k))
     return schedule(len(index), columns, race_settings, index.views)

@@ -91,7 +91,7 @@ class Answering:
     def _panel(self, place: int) -> str:
         if place < len(self.runs):  # one region after the other
             return panel_of(self.studio, *self.runs[place], self.folded)
-        name, top_k = self.regions[place].name, self.settings[0].top_k
+        name, top_k = self.regions[place].name, self.settings[0].k
         return answers.panel(name, self.queries[place], self._states[place], self.studio.index, top_k, self.folded)
 
     def _panels(self) -> Update:

@@ -7,7 +7,7 @@ import gradio as gr
 from gradio_image_annotation import image_annotator
 
 from attribution.diffusion.pipeline import GenerateSettings
-from attribution.methods.answer import AttributeSettings
+from attribution.methods.answer import AttributeSettings, default_top_k
 from attribution.ui import answers, words
 from attribution.ui.regions import COLUMNS, EMPTY, MOST
 from attribution.ui.script import CARDS, EXAMPLES
@@ -175,7 +175,7 @@ def lay_boxes() -> dict[str, Any]:
 
 def lay_acting(studio: Studio) -> dict[str, Any]:
     """What starts and stops a run, its progress, and its settings."""
-    defaults = AttributeSettings()
+    defaults, top = AttributeSettings(), default_top_k(len(studio.index))
     usable, missing = studio.methods()
     with gr.Row(equal_height=True, elem_id="acts"):
         attribute = gr.Button("Attribute", variant="primary", elem_id="attribute", scale=2, min_width=140)
@@ -192,7 +192,7 @@ def lay_acting(studio: Studio) -> dict[str, Any]:
         )
         with gr.Accordion("Settings", open=False, elem_id="settings"):
             with gr.Row():
-                top_k = gr.Number(defaults.top_k, label="K, training images shown", elem_id="top-k", min_width=120)
+                top_k = gr.Number(top, label="K, training images shown", elem_id="top-k", min_width=120)
                 exhaustive = gr.Checkbox(
                     defaults.exhaustive, label="Exhaustive", info=words.EXHAUSTIVE, elem_id="exhaustive", min_width=120
                 )

@@ -131,7 +131,7 @@ def test_help_is_no_error(capsys):
     with pytest.raises(SystemExit) as left:
         main(["attribute", "--help"])
     assert not left.value.code
-    assert "--top-k" in capsys.readouterr().out
+    assert "--top_k" in capsys.readouterr().out
 
 
 def test_the_program_exits_with_2_and_one_line_on_standard_error(tmp_path):

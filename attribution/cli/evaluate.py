@@ -1,0 +1,41 @@
+"""`python -m attribution evaluate ...`: a table of further commands, each resumable."""
+
+from pathlib import Path
+
+from attribution.cli.asked import check_file, opened
+from attribution.cli.progress import watch
+from attribution.evaluate import locality as boxes
+from attribution.evaluate import tuning as grid
+
+
+def locality(out: Path, *, settings: boxes.LocalitySettings, index: Path | None = None) -> None:
+    """Precision@10 of boxed objects in generated pictures, by the scenes' own metadata.
+
+    Args:
+        out: a JSON-lines file; what it holds already is not measured again.
+        settings: what is measured.
+        index: an index folder; the embedded one by default.
+    """
+    check_file("--out", out)
+    boxes.check_rows(settings.rows)
+    model, measured = opened(index)
+    for _ in watch(boxes.measure(model, measured, settings, out), str):
+        pass
+    print(boxes.summary(out, measured))
+
+
+def tuning(out: Path, *, settings: grid.TuningSettings, index: Path | None = None) -> None:
+    """Precision@10 over a grid of settings, on pictures that are not reported.
+
+    Args:
+        out: a JSON-lines file, which is added to.
+        settings: the grid, and the pictures.
+        index: an index folder; the embedded one by default.
+    """
+    check_file("--out", out)
+    for _ in watch(grid.tune(*opened(index), settings, out), str):
+        pass
+    print(grid.summary(out))
+
+
+evaluate = {"locality": locality, "tuning": tuning}
