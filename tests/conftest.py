@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from attribution.answers.report import RunFolder
+from attribution.answers.kept import RunFolder
 from attribution.diffusion.noise import NoiseSettings
 from attribution.diffusion.pipeline import Model
 from attribution.index.build import BuildProgress, build
