@@ -2,12 +2,11 @@
 
 import os
 import sys
-import tempfile
 from pathlib import Path
 
-import tyro
-
-from attribution.errors import AttributionError
+from attribution.cli.asked import check_folder, opened
+from attribution.cli.ending import status_of
+from attribution.cli.parsing import bind
 
 
 def serve(
@@ -27,22 +26,23 @@ def serve(
         port: GRADIO_SERVER_PORT, or the first free one from 7860 on, by default.
         share: open a public tunnel through gradio.live.
         detector: a GroundingDINO's folder, `.pth` file or hub id; the one beside the index, or the published one.
-        runs: folder of finished runs; one among the temporary files by default.
+        runs: folder of finished runs; one in the user's cache by default.
         mcp: serve the API as MCP tools too, under /gradio_api/mcp; needs gradio[mcp].
     """
+    if runs is not None:
+        check_folder("--runs", runs)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
     from attribution.ui.zero import prepare
 
     prepare()
-    from attribution.answers.report import RunFolder
-    from attribution.scenes.world import open_world_or
+    from attribution.answers.kept import RunFolder, own_folder
     from attribution.ui.page import build_page
     from attribution.ui.routes import routes
     from attribution.ui.studio import Studio
     from attribution.ui.style import CSS, THEME
 
-    model, opened = open_world_or(index)
-    studio = Studio(model, opened, RunFolder(runs or Path(tempfile.gettempdir()) / "attribution-runs"), detector)
+    model, served = opened(index)
+    studio = Studio(model, served, RunFolder(runs or own_folder()), detector)
     page = build_page(studio)
     page.launch(
         server_name=host,
@@ -61,13 +61,8 @@ def serve(
 
 
 def main() -> int:
-    """Serve until interrupted; 2, and one line on standard error, for what a person can mend."""
-    try:
-        tyro.cli(serve)
-    except (AttributionError, OSError) as error:  # OSError: the port is taken
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Serve until interrupted; otherwise an exit status as the command line's."""
+    return status_of(lambda: bind(serve, sys.argv[1:], "python app.py")())
 
 
 if __name__ == "__main__":

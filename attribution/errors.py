@@ -6,6 +6,7 @@ AttributionError
   WeightsUnavailable  a model whose weights cannot be had here
   WorkFailed          work that a library's error ended, such as a device out of memory
   DeviceUnavailable   a lent GPU that is not lent now
+  NotKept             an answer that is there, but could not be written down
   Stopped             the work was stopped on request
 """
 
@@ -40,6 +41,10 @@ class WorkFailed(AttributionError):
 
 class DeviceUnavailable(AttributionError):
     """A GPU that is lent to each job cannot be had for this one."""
+
+
+class NotKept(AttributionError):
+    """An answer that stands, but could not be written down to be opened again."""
 
 
 class Stopped(AttributionError):

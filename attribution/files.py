@@ -1,12 +1,41 @@
-"""Files that are written whole or not at all, whoever else writes the same ones."""
+"""Where files are, and how they are written: whole or not at all, whoever else writes the same ones."""
 
+import atexit
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 PARTIAL = ".partial"  # how the names of unfinished files end
+
+
+def assets_folder() -> Path:
+    """What this project trained: beside the package in a checkout, inside it where it was installed."""
+    package = Path(__file__).parent
+    inside, beside = package / "assets", package.parent / "assets"
+    return inside if inside.is_dir() else beside
+
+
+def cache_folder() -> Path:
+    """One user's cache: ATTRIBUTION_CACHE, else XDG_CACHE_HOME, else ~/.cache; nobody else may look into a new one.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    base = os.environ.get("ATTRIBUTION_CACHE") or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(base) / "attribution-by-unlearning"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def passing_folder() -> Path:
+    """A temporary folder of this user's, gone when this process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="attribution-by-unlearning-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from attribution.answers.report import RunFolder
+from attribution.answers.kept import RunFolder
+from attribution.cli import main
 from attribution.diffusion.noise import NoiseSettings
 from attribution.diffusion.pipeline import Model
 from attribution.index.build import BuildProgress, build
@@ -283,6 +284,24 @@ def two_checkpoints(index_folder: Path, model32: Model, extend_all: Callable[...
         extend_all(folder, model32, gradients=("loss", "d-trak"), checkpoints=checkpoints)
         opened[name] = Index.open(folder)
     return opened
+
+
+# The command line
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str], index_folder: Path) -> Callable[..., str]:
+    """Run a command on the tiny index, which must refuse it in one line."""
+
+    def run(*arguments: str, index: Path | None = index_folder) -> str:
+        status = main([*arguments, *(("--index", str(index)) if index else ())])
+        captured = capsys.readouterr()
+        assert (status, captured.out) == (2, "")
+        assert captured.err.startswith("error: ")
+        assert captured.err.count("\n") == 1
+        return captured.err
+
+    return run
 
 
 # The page

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from browser import free_port, launch
 
-from attribution.answers.report import RunFolder
+from attribution.answers.kept import RunFolder
 from attribution.diffusion.pipeline import Model
 from attribution.scenes.compose import OBJECTS
 from attribution.scenes.world import open_world

@@ -1,4 +1,4 @@
-"""What is kept of a run: JSON, CSV, a ZIP with everything needed to replay it, and the folder that runs are kept in."""
+"""What is kept of a run: JSON, CSV, and a ZIP with everything needed to replay it."""
 
 import csv
 import hashlib
@@ -7,26 +7,27 @@ import json
 import math
 import re
 import zipfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from PIL import Image
+
 from attribution.answers.html import page, to_png
-from attribution.diffusion.pictures import decode_upload
+from attribution.diffusion.pictures import MAX_SIDE, decode_upload
 from attribution.diffusion.pipeline import GenerateSettings, Model
 from attribution.errors import InputError
 from attribution.files import write_whole
 from attribution.index.index import Index
-from attribution.methods import attribute
-from attribution.methods.answer import AttributeSettings, Attribution, Progress, Result
+from attribution.methods.answer import AttributeSettings, Attribution, Result
 from attribution.query.query import Query, image_sha256, region_words
 from attribution.unlearning.race import RaceSettings
 from attribution.unlearning.step import UnlearnSettings
 
 RUN, PICTURE, TABLE, HTML = "run.json", "picture.png", "results.csv", "report.html"
 COLUMNS = ("method", "rank", "id", "score", "score_low", "score_high", "flip", "caption")
-MAX_ENTRY = 20_000_000  # bytes that are read of one file of a ZIP
+MAX_ENTRY = 3 * MAX_SIDE**2 + 1_000_000  # bytes of one file of a ZIP: the largest picture fits, as a PNG of noise
+SHOWN = 1024  # px a side, at most, of the picture in the HTML
 Settings = TypeVar("Settings", AttributeSettings, UnlearnSettings, RaceSettings, GenerateSettings)
 
 
@@ -158,24 +159,42 @@ def write_json(attribution: Attribution, path: Path) -> None:
 
 
 def write_zip(run: Run, index: Index, model: Model, path: Path, whole: bool = True) -> None:
-    """Write a run's RUN and PICTURE and, where it is `whole`, TABLE, HTML and thumbnails."""
+    """Write a run's RUN and PICTURE and, where it is `whole`, TABLE, HTML and thumbnails.
+
+    Raises:
+        InputError: `read_zip` could not read it, for the number of its results.
+        OSError: it cannot be written.
+    """
     picture = to_png(run.query.image)
     told = run_json(run, index, model)
     entries: dict[str, bytes] = {
         RUN: (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode(),
         PICTURE: picture,
     }
+    if len(entries[RUN]) > MAX_ENTRY:
+        raise InputError(f"a report of {run.top_k:,} results is too large to be read again; name a smaller --top_k")
     if whole:
         rows = dict.fromkeys(result.row for answer in run.answers for result in answer.results)
         thumbnails = {row: index.thumbnail(row).read_bytes() for row in rows}
         entries[TABLE] = to_csv(run).encode()
-        entries[HTML] = page(run.id, run.label, run.answers, told["timesteps"], picture, thumbnails).encode()
+        shown = _shown(run.query.image, picture)
+        entries[HTML] = page(run.id, run.label, run.answers, told["timesteps"], shown, thumbnails).encode()
         entries |= {f"thumbnails/{row:08d}.png": content for row, content in thumbnails.items()}
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in entries.items():
-            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED)
+            packing = zipfile.ZIP_STORED if name.endswith(".png") else zipfile.ZIP_DEFLATED
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content, packing)
     write_whole(path, packed.getvalue())
+
+
+def _shown(image: Image.Image, png: bytes) -> bytes:
+    """A picture for the HTML, a PNG: a large one is reduced."""
+    if max(image.size) <= SHOWN:
+        return png
+    reduced = image.copy()
+    reduced.thumbnail((SHOWN, SHOWN))
+    return to_png(reduced)
 
 
 def read_zip(path: Path) -> Run:
@@ -247,71 +266,3 @@ def _filled(kind: type[Settings], told: dict[str, Any]) -> Settings:
     if unknown := told.keys() - {field.name for field in fields(kind)}:
         raise ValueError(f"the setting {sorted(unknown)[0]!r} is unknown")
     return kind(**told)
-
-
-@dataclass(frozen=True)
-class Replayed:
-    """A run asked again: its answers, and by method the first rank that differs (None if the ranking is the same)."""
-
-    run: Run
-    differs: dict[str, int | None]
-
-
-def replay(model: Model, index: Index, kept: Run) -> Iterator[Progress | Replayed]:
-    """Answer a kept run's query again; yields Progress, then what became of it.
-
-    Raises:
-        InputError: it was another model's or index's.
-    """
-    main = kept.answers[0]
-    if (main.index_id, main.model_sha256) != (index.id, model.sha256):
-        raise InputError(
-            f"the run {kept.id} is of index {main.index_id} and model {main.model_sha256[:12]};"
-            f" here they are {index.id} and {model.sha256[:12]}; name its own with --index"
-        )
-    answers, differs = [], {}
-    for answer in kept.answers:
-        for step in attribute(model, index, kept.query, answer.settings):
-            if isinstance(step, Progress):
-                yield step
-                continue
-            answers.append(step)
-            pairs = zip(answer.results, step.results, strict=True)
-            places = (before.rank for before, again in pairs if before.id != again.id)
-            differs[answer.settings.method] = next(places, None)
-    yield Replayed(replace(kept, answers=tuple(answers)), differs)
-
-
-def is_run_id(text: str) -> bool:
-    """Whether a text has the form of a run's id; it can then be a file's name."""
-    return bool(re.fullmatch(r"[0-9a-f]{12}", text))
-
-
-class RunFolder:
-    """A folder that keeps the latest runs, each a ZIP named by its id."""
-
-    def __init__(self, folder: Path, most: int = 200) -> None:
-        self.folder, self.most = folder, most
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def keep(self, run: Run, index: Index, model: Model) -> Path:
-        """Write a run, and delete the oldest ones over `most`."""
-        path = self.folder / f"{run.id}.zip"
-        write_zip(run, index, model, path)
-        for old in sorted(self.folder.glob("*.zip"), key=lambda each: -each.stat().st_mtime)[self.most :]:
-            old.unlink(missing_ok=True)
-        return path
-
-    def holds(self, run_id: str) -> bool:
-        """Whether a run is kept."""
-        return is_run_id(run_id) and (self.folder / f"{run_id}.zip").is_file()
-
-    def path(self, run_id: str) -> Path:
-        """The ZIP of a run.
-
-        Raises:
-            InputError: the id is none, or that run is not kept (any more).
-        """
-        if not self.holds(run_id):
-            raise InputError(f"the run {run_id[:40]!r} is not kept here; the latest {self.most} are")
-        return self.folder / f"{run_id}.zip"

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def opened(index: Path | None) -> tuple["Model", "Index"]:
-    """The index of a folder, the embedded one by default, and its model; raises what `open_world_or` raises."""
-    from attribution.scenes.world import open_world_or
+    """The index of a folder, the embedded one by default, and its model; raises what `open_index` raises."""
+    from attribution.scenes.world import open_world_or  # takes seconds
 
     return open_world_or(index)
 

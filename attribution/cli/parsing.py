@@ -129,7 +129,7 @@ def _told(arguments: list[str], event: refusals.ParseErrorEvent) -> str:
     if isinstance(event, refusals.UnrecognizedArgs):
         return f"{' '.join(event.tokens)} is no flag, and no value of one"
     if isinstance(event, refusals.InvalidChoice):
-        accepted = ", ".join(sorted(event.choices))
+        accepted = ", ".join(sorted(set(event.choices) - {"None"}))
         return f"{_flag(event.argument)} {event.value} is not possible; accepted are {accepted}"
     argument = getattr(event, "argument", None)
     if isinstance(event, refusals.BadValue | refusals.InstantiationFailure) and argument is not None:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import tyro
 
-from attribution.answers.report import Replayed, read_zip
-from attribution.answers.report import replay as again
+from attribution.answers.replay import Replayed
+from attribution.answers.replay import replay as again
+from attribution.answers.report import read_zip
 from attribution.cli.asked import opened
 from attribution.cli.progress import watch
 from attribution.methods.answer import Progress

@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.models.clip import CLIPConfig
 
+from attribution.files import assets_folder
 from attribution.scenes.compose import OBJECTS, SIZE, Scene
 from attribution.scenes.judge import labels
 from attribution.scenes.networks import MAX_TOKENS
@@ -38,7 +39,7 @@ SQUARE = {"height": SIZE, "width": SIZE}
 
 def shipped_tokenizer() -> CLIPTokenizer:
     """The tokenizer of the embedded pipeline."""
-    return CLIPTokenizer.from_pretrained(str(Path(__file__).parents[2] / "assets/emoji-scenes/model/tokenizer"))
+    return CLIPTokenizer.from_pretrained(str(assets_folder() / "emoji-scenes/model/tokenizer"))
 
 
 def sizes(width: int, layers: int) -> dict[str, int]:

@@ -1,16 +1,16 @@
 """The embedded world: its training set, an imagefolder that is composed into a cache once, and its index."""
 
-import atexit
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from attribution.diffusion.pipeline import Model
+from attribution.files import assets_folder, cache_folder, passing_folder
 from attribution.index.index import Index, open_index
 from attribution.scenes.compose import TRAIN_SCENES, make_scenes, scenes_sha256, write_imagefolder
 
-EMBEDDED = Path(__file__).parents[2] / "assets" / "emoji-scenes" / "index"
+EMBEDDED = assets_folder() / "emoji-scenes" / "index"
 SCENES, THUMBNAILS = "scenes", "thumbnails"  # folders in the cache
 
 
@@ -39,24 +39,9 @@ def composed(count: int = TRAIN_SCENES) -> Path:
     """The folder of the first scenes as an imagefolder, SCENES, and as an index's THUMBNAILS; whole or not at all."""
     name = f"emoji-scenes-{scenes_sha256(make_scenes('train', 16))[:12]}-{count}"
     try:
-        return _compose(_cache() / name, count)
+        return _compose(cache_folder() / name, count)
     except OSError:  # the cache cannot be written, or is full
-        return _compose(_passing() / name, count)
-
-
-def _cache() -> Path:
-    """Where composed pictures are kept: ATTRIBUTION_CACHE, else XDG_CACHE_HOME, else ~/.cache."""
-    base = os.environ.get("ATTRIBUTION_CACHE") or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(base) / "attribution-by-unlearning"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _passing() -> Path:
-    """A temporary folder, gone when this process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="attribution-by-unlearning-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+        return _compose(passing_folder() / name, count)
 
 
 def _compose(folder: Path, count: int) -> Path:

@@ -14,7 +14,8 @@ from typing import Any
 
 from PIL import Image
 
-from attribution.answers.report import Run, RunFolder, is_run_id, read_zip
+from attribution.answers.kept import RunFolder, is_run_id
+from attribution.answers.report import Run, read_zip
 from attribution.diffusion.pipeline import GenerateSettings, Model
 from attribution.errors import AttributionError, InputError, Stopped, WorkFailed, reason
 from attribution.index.index import Index

@@ -1,9 +1,8 @@
-"""What is kept of a run: CSV, ZIP, the HTML in it, its id, the folder of runs, and asking again."""
+"""What is kept of a run: CSV, ZIP, the HTML in it, its id, and asking again."""
 
 import csv
 import io
 import json
-import os
 import re
 import zipfile
 from base64 import b64decode
@@ -16,23 +15,24 @@ from conftest import random_picture
 from PIL import Image
 
 from attribution.answers.compare import agreement, finders, fold, rank_of
-from attribution.answers.html import loss_plot
+from attribution.answers.html import loss_plot, to_png
+from attribution.answers.replay import Replayed, replay
 from attribution.answers.report import (
     HTML,
+    MAX_ENTRY,
     PICTURE,
     RUN,
+    SHOWN,
     TABLE,
-    Replayed,
     Run,
-    RunFolder,
     read_zip,
-    replay,
     run_json,
     to_csv,
     to_json,
     write_zip,
 )
 from attribution.cli import main
+from attribution.diffusion.pictures import MAX_SIDE
 from attribution.diffusion.pipeline import GenerateSettings
 from attribution.errors import InputError
 from attribution.methods import attribute
@@ -308,7 +308,7 @@ def test_a_run_of_another_index_is_refused(packed, full_index, model32):
         {RUN: b"[]"},
         {RUN: b"not JSON"},
         {RUN: b'{"query": {"prompt": 1}}'},
-        {RUN: b" " * 20_000_001},
+        {RUN: b" " * (MAX_ENTRY + 1)},
         {RUN: b'{"answers": [], "id": "0"}'},
     ],
 )
@@ -335,17 +335,32 @@ def test_unknown_settings_are_refused(packed):
         read_zip(rewritten(packed, **{RUN: json.dumps(told).encode()}))
 
 
-def test_a_folder_keeps_the_latest_runs(run, full_index, model32, tmp_path):
-    folder = RunFolder(tmp_path / "runs", most=2)
-    runs = [Run(run.answers[:count]) for count in (1, 2, 3)]
-    for age, each in enumerate(runs):
-        os.utime(folder.keep(each, full_index, model32), (1000 + age, 1000 + age))
-    folder.keep(runs[2], full_index, model32)
-    assert {path.stem for path in folder.folder.iterdir()} == {runs[1].id, runs[2].id}
-    assert read_zip(folder.path(runs[2].id)).id == runs[2].id
-    for unknown in (runs[0].id, "../secret", "", "0" * 12, f"{runs[2].id}.zip", "/etc/passwd"):
-        with pytest.raises(InputError, match="is not kept here; the latest 2 are"):
-            folder.path(unknown)
+def test_the_largest_picture_fits_into_what_is_read_of_a_zip():
+    """Noise is the largest PNG there is: beside its pixels it has a byte a row, and little for each block."""
+    side = 512
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    beside = len(to_png(Image.fromarray(noise))) - 3 * side**2
+    assert 0 < beside * (MAX_SIDE / side) ** 2 < MAX_ENTRY - 3 * MAX_SIDE**2
+
+
+def test_a_large_photo_is_read_as_it_was_written_and_its_page_stays_small(model32, full_index, tmp_path):
+    """As a PNG it has 24 MB; the page in the ZIP shows it reduced, and the boxes where they are."""
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (2500, 3200, 3), np.uint8))
+    box = ((350.0, 0.0, 1600.0, 1250.0),)
+    run = answered(model32, full_index, Query("a bus", photo, None, box), "pixel")
+    write_zip(run, full_index, model32, tmp_path / "run.zip")
+    kept = read_zip(tmp_path / "run.zip")
+    assert (kept.id, kept.query.image.size) == (run.id, photo.size)
+    page = Page(zipfile.ZipFile(tmp_path / "run.zip").read(HTML).decode())
+    shown = Image.open(io.BytesIO(b64decode(page.references[0].partition(",")[2])))
+    assert shown.size == (SHOWN, 800)
+
+
+def test_a_report_that_could_not_be_read_again_is_not_written(run, full_index, model32, tmp_path, monkeypatch):
+    monkeypatch.setattr("attribution.answers.report.MAX_ENTRY", 1000)
+    with pytest.raises(InputError, match="a report of 4 results is too large"):
+        write_zip(run, full_index, model32, tmp_path / "run.zip")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_line_reports_and_replays(full_folder, tmp_path, capsys):

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from attribution.errors import InputError
-from attribution.evaluate.locality import ROWS, LocalitySettings, available, measure, spearman, summary
+from attribution.evaluate.locality import ROWS, LocalitySettings, available, measure, summary
 from attribution.index.features import open_feature
 from attribution.methods import METHODS
 from attribution.scenes.compose import OBJECTS, draw_scene, make_scenes
@@ -38,13 +38,6 @@ def test_subjects_are_fixed_by_their_seed():
     first, again, other = (next(subjects(seed)) for seed in (1, 1, 0))
     assert first == again != other
     assert all(name in first.prompt for name in first.names)
-
-
-def test_spearman_compares_ranks():
-    a = np.array([3.0, 1.0, 2.0, 10.0])
-    assert spearman(a, a**3) == pytest.approx(1)
-    assert spearman(a, -a) == pytest.approx(-1)
-    assert spearman(a, np.array([3.0, 2.0, 1.0, 10.0])) == pytest.approx(0.8)
 
 
 def test_every_method_has_a_row_and_only_what_is_held_is_available(model32, index32, full_index):

@@ -1,9 +1,7 @@
-"""The command line: exit status 2 and one line for what a person can mend, the contract's JSON otherwise."""
+"""`attribute`: one line for what a person can mend, the contract's JSON otherwise."""
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from hashlib import sha256
 
@@ -22,19 +20,8 @@ from attribution.query.query import Query, image_sha256
 PROMPT = ("--prompt", "a green bus")
 
 
-@pytest.fixture
-def refused(capsys, index_folder):
-    """Run a command on the tiny index, which must refuse it in one line."""
-
-    def run(*arguments, index=index_folder):
-        status = main([*arguments, *(("--index", str(index)) if index else ())])
-        captured = capsys.readouterr()
-        assert (status, captured.out) == (2, "")
-        assert captured.err.startswith("error: ")
-        assert captured.err.count("\n") == 1
-        return captured.err
-
-    return run
+def strict(constant):
+    pytest.fail(f"{constant} is no JSON")
 
 
 @pytest.mark.parametrize(
@@ -100,53 +87,6 @@ def test_a_bad_upload_is_refused_in_one_line(refused, tmp_path):
     (tmp_path / "text.png").write_text("hello")
     error = refused("attribute", *PROMPT, "--image", str(tmp_path / "text.png"))
     assert "text.png is not an image that can be read; accepted are PNG, JPEG and WebP files" in error
-
-
-@pytest.mark.parametrize("command", ["attribute", "generate"])
-def test_a_missing_index_is_refused_in_one_line(refused, tmp_path, command):
-    out = ("--out", str(tmp_path / "x.png"))
-    assert "is not an index: it has no manifest.json" in refused(command, *PROMPT, *out, index=tmp_path / "none")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (("generate", "--prompt", "", "--out", "x.png"), "the prompt is empty"),
-        (("generate", *PROMPT, "--seed", "-1", "--out", "x.png"), "seed -1 is not possible"),
-        (("generate", *PROMPT, "--out", "nowhere/x.png"), "--out nowhere/x.png cannot be written"),
-    ],
-)
-def test_bad_input_to_generate_is_refused_in_one_line(refused, tmp_path, monkeypatch, arguments, told):
-    monkeypatch.chdir(tmp_path)
-    assert told in refused(*arguments)
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_unknown_command_and_none_are_refused_with_the_known_ones(refused):
-    for arguments in (("paint",), ()):
-        assert "scenes, index, generate, attribute, detect, replay, floor, evaluate" in refused(*arguments, index=None)
-
-
-def test_help_is_no_error(capsys):
-    with pytest.raises(SystemExit) as left:
-        main(["attribute", "--help"])
-    assert not left.value.code
-    assert "--top_k" in capsys.readouterr().out
-
-
-def test_the_program_exits_with_2_and_one_line_on_standard_error(tmp_path):
-    command = [sys.executable, "-m", "attribution", "attribute", *PROMPT, "--index", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("\n") == 1
-    assert "is not an index" in done.stderr
-
-
-# What the commands do
-
-
-def strict(constant):
-    pytest.fail(f"{constant} is no JSON")
 
 
 def test_attribute_writes_the_contracts_json(capsys, index_folder, model32, tmp_path):
@@ -233,43 +173,87 @@ def test_any_method_writes_the_same_json(full_folder, tmp_path, method):
     assert answer["seconds"]
 
 
-def test_scenes_writes_its_folder_and_refuses_one_that_is_not_empty(refused, capsys, tmp_path):
-    out = tmp_path / "scenes"
-    assert main(["scenes", "--out", str(out), "--split", "heldout"]) == 0
-    assert capsys.readouterr().out == f"{out}\n"
-    assert len(list(out.glob("*.png"))) == 512
-    assert len((out / "metadata.jsonl").read_text().splitlines()) == 512
-    (out / "metadata.jsonl").write_text("changed")
-    assert "is not empty" in refused("scenes", "--out", str(out), index=None)
-    assert (out / "metadata.jsonl").read_text() == "changed"
-    (tmp_path / "file").write_text("")
-    assert "--out" in refused("scenes", "--out", str(tmp_path / "file"), index=None)
-
-
-def test_index_builds_an_index_that_attribute_reads(capsys, refused, tiny_folder, pictures, tmp_path):
-    arguments = [
-        *("index", "--out", str(tmp_path / "index"), "--pretrained_model_name_or_path", str(tiny_folder)),
-        *("--train_data_dir", str(pictures), "--timesteps", "2", "--fisher_samples", "8", "--batch", "8"),
-    ]
-    assert "was made for 32 px" in refused(*arguments, "--resolution", "512", index=None)
-    assert main([*arguments, "--resolution", "32"]) == 0
-    assert main(arguments) == 0  # finished already
-    assert len(Index.open(tmp_path / "index")) == 8
-    assert main(["attribute", *PROMPT, "--index", str(tmp_path / "index"), "--top_k", "1"]) == 0
-    capsys.readouterr()
-    told = refused(*arguments[:-4], "--fisher_samples", "9", "--batch", "8", index=None)
-    assert "'samples': 8" in told
-    assert "'samples': 9" in told
-    assert "could not be read" in refused(*arguments[:5], "--train_data_dir", str(tmp_path / "none"), index=None)
-    assert "either --dataset_name or --train_data_dir" in refused(*arguments[:5], index=None)
-    weightless = ("index", "--out", str(tmp_path / "i"), "--pretrained_model_name_or_path", str(tmp_path / "none"))
-    told = refused(*weightless, "--train_data_dir", str(pictures), index=None)
-    assert "no Stable Diffusion pipeline could be loaded" in told
-
-
 def test_one_noise_alone_leaves_the_bounds_open(model32, tiny_settings, tmp_path):
     folder = build_all(tmp_path / "index", model32, replace(tiny_settings, noise=NoiseSettings(1, 1)))
     query, settings = Query("a bus", random_picture(1)), AttributeSettings(top_k=2)
     answer = to_json(list(attribute(model32, Index.open(folder), query, settings))[-1])
     assert [(r["score_low"], r["score_high"]) for r in answer["results"]] == [(None, None)] * 2
     json.dumps(answer, allow_nan=False)
+
+
+def test_few_images_are_all_reported_by_default(capsys, index_folder, tmp_path):
+    """Eight images: ten would be too many, and are when they are asked for."""
+    asked = ("attribute", *PROMPT, "--method", "pixel", "--index", str(index_folder))
+    assert main([*asked, "--out", str(tmp_path / "a.json")]) == 0
+    answer = json.loads((tmp_path / "a.json").read_text())
+    assert len(answer["results"]) == answer["settings"]["top_k"] == 8
+    assert len(capsys.readouterr().out.splitlines()) == 8
+    assert main([*asked, "--top_k", "10"]) == 2
+    assert "top_k = 10 is not possible; accepted are 1 to 8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--method", "pixel", "--random_seed", "1"), "pixel does not use --random_seed (given: 1); it is for random"),
+        (
+            ("--method", "clip", "--batch", "8"),
+            "clip does not use --batch (given: 8); it is for unlearning, unlearning",
+        ),
+        (("--method", "pixel", "--race_keep", "0.5"), "pixel does not use --race_keep"),
+        (("--method", "pixel", "--unlearn_timesteps", "9"), "pixel does not use --unlearn_timesteps"),
+        (("--exhaustive", "--race_keep", "0.5"), "--exhaustive does not use --race_keep"),
+        (("--race_keep", "1.5"), "race_keep = 1.5 is not possible; accepted are numbers between 0 and 1"),
+        (("--race_growth", "1"), "race_growth = 1 is not possible"),
+        (("--race_first_columns", "0"), "race_first_columns = 0 is not possible; accepted are whole numbers from 1"),
+        (("--race_survivors", "-1"), "race_survivors = -1 is not possible"),
+        (("--unlearn_timesteps", "1001"), "unlearn_timesteps = 1001 is not possible; accepted are 1 to 1000"),
+        (("--unlearn_noises", "0"), "unlearn_noises = 0 is not possible"),
+        (("--unlearn_batch", "0"), "unlearn_batch = 0 is not possible"),
+        (("--batch", "0"), "batch = 0 is not possible"),
+        (("--damping", "-1"), "a damping of -1 is not possible"),
+        (("--curvature", "none"), "--curvature none is no flag"),
+    ],
+)
+def test_settings_that_are_not_possible_or_not_used_are_refused(refused, arguments, told):
+    assert told in refused("attribute", *PROMPT, *arguments)
+
+
+def test_every_setting_is_used_and_recorded(index_folder, tmp_path):
+    given = {"random_seed": 3, "race_survivors": 4, "unlearn_noises": 1, "unlearn_timesteps": 5, "step_size": 0.02}
+    told = {}
+    for method, names in {"random": ["random_seed"], "unlearning": [*given][1:]}.items():
+        asked = [part for name in names for part in (f"--{name}", str(given[name]))]
+        out = ("--out", str(tmp_path / "a.json"), "--index", str(index_folder))
+        assert main(["attribute", *PROMPT, "--method", method, *asked, *out]) == 0
+        told[method] = json.loads((tmp_path / "a.json").read_text())["settings"]
+    assert told["random"]["seed"] == 3
+    unlearn = told["unlearning"]["unlearn"]
+    assert (told["unlearning"]["race"]["survivors"], unlearn["noises"], unlearn["timesteps"]) == (4, 1, 5)
+    assert (unlearn["step_size"], unlearn["seed"]) == (0.02, AttributeSettings().unlearn.seed)
+
+
+def test_files_are_written_before_a_reader_of_the_results_can_leave(index_folder, tmp_path, monkeypatch):
+    def gone(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("attribution.cli.attribute.print", gone, raising=False)
+    random_picture(7).save(tmp_path / "p.png")
+    asked = (
+        "attribute",
+        *PROMPT,
+        "--image",
+        str(tmp_path / "p.png"),
+        "--method",
+        "pixel",
+        "--index",
+        str(index_folder),
+    )
+    main([*asked, "--out", str(tmp_path / "a.json"), "--report", str(tmp_path / "a.zip")])
+    assert json.loads((tmp_path / "a.json").read_text())["method"] == "pixel"
+    assert (tmp_path / "a.zip").is_file()
+
+
+def test_one_file_for_both_outputs_is_refused(refused, tmp_path):
+    out = str(tmp_path / "a")
+    assert "--out and --report both name" in refused("attribute", *PROMPT, "--out", out, "--report", out)

@@ -1,0 +1,79 @@
+"""`index` and `scenes`: folders that are built."""
+
+import pytest
+
+from attribution.cli import main
+from attribution.diffusion.noise import NoiseSettings
+from attribution.index.index import Index
+from attribution.unlearning.fisher import FisherSettings
+
+PROMPT = ("--prompt", "a green bus")
+
+
+def test_scenes_writes_its_folder_and_refuses_one_that_is_not_empty(refused, capsys, tmp_path):
+    out = tmp_path / "scenes"
+    assert main(["scenes", "--out", str(out), "--split", "heldout"]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    assert len(list(out.glob("*.png"))) == 512
+    assert len((out / "metadata.jsonl").read_text().splitlines()) == 512
+    (out / "metadata.jsonl").write_text("changed")
+    assert "is not empty" in refused("scenes", "--out", str(out), index=None)
+    assert (out / "metadata.jsonl").read_text() == "changed"
+    (tmp_path / "file").write_text("")
+    assert "--out" in refused("scenes", "--out", str(tmp_path / "file"), index=None)
+
+
+def test_index_builds_an_index_that_attribute_reads(capsys, refused, tiny_folder, pictures, tmp_path):
+    arguments = [
+        *("index", "--out", str(tmp_path / "index"), "--pretrained_model_name_or_path", str(tiny_folder)),
+        *("--train_data_dir", str(pictures), "--timesteps", "2", "--fisher_samples", "8", "--batch", "8"),
+    ]
+    assert "was made for 32 px" in refused(*arguments, "--resolution", "512", index=None)
+    assert main([*arguments, "--resolution", "32"]) == 0
+    assert main(arguments) == 0  # finished already
+    assert len(Index.open(tmp_path / "index")) == 8
+    assert main(["attribute", *PROMPT, "--index", str(tmp_path / "index"), "--top_k", "1"]) == 0
+    capsys.readouterr()
+    told = refused(*arguments[:-4], "--fisher_samples", "9", "--batch", "8", index=None)
+    assert "'samples': 8" in told
+    assert "'samples': 9" in told
+    assert "could not be read" in refused(*arguments[:5], "--train_data_dir", str(tmp_path / "none"), index=None)
+    assert "either --dataset_name or --train_data_dir" in refused(*arguments[:5], index=None)
+    weightless = ("index", "--out", str(tmp_path / "i"), "--pretrained_model_name_or_path", str(tmp_path / "none"))
+    told = refused(*weightless, "--train_data_dir", str(pictures), index=None)
+    assert "no Stable Diffusion pipeline could be loaded" in told
+
+
+def test_a_name_that_is_taken_by_a_file_is_refused_before_any_work(
+    refused, tiny_folder, pictures, tmp_path, monkeypatch
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("attribution.diffusion.pipeline.Model.load", lambda *_: pytest.fail("work"))
+    asked = ("--pretrained_model_name_or_path", str(tiny_folder), "--train_data_dir", str(pictures))
+    for name in ("file", "file/index", "/proc/index"):
+        told = refused("index", *asked, "--out", str(tmp_path / name), index=None)
+        assert f"--out {tmp_path / name} cannot be written" in told
+
+
+def test_every_setting_of_a_build_is_a_flag(tiny_folder, pictures, tmp_path):
+    out = tmp_path / "index"
+    asked = ("--pretrained_model_name_or_path", str(tiny_folder), "--train_data_dir", str(pictures), "--out", str(out))
+    given = ("--timesteps", "2", "--noises", "2", "--seed", "7", "--start", "0.25", "--end", "0.75", "--no_random_flip")
+    fisher = (
+        "--fisher_samples",
+        "8",
+        "--fisher_timesteps",
+        "3",
+        "--fisher_seed",
+        "4",
+        "--fisher_weights",
+        "cross-attn",
+    )
+    added = ("--gradients", "loss", "--projection_dimension", "32", "--projection_seed", "6")
+    assert main(["index", *asked, *given, *fisher, *added]) == 0
+    index = Index.open(out)
+    settings = index.manifest.settings
+    assert settings.noise == NoiseSettings(2, 2, 7, 0.25, 0.75)
+    assert settings.fisher == FisherSettings("cross-attn", 8, 3, 4)
+    assert not settings.data.random_flip
+    assert index.array("gradients/loss").shape[-1] == 32

@@ -1,0 +1,27 @@
+"""What is installed: the whole package, with what it was trained to."""
+
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BUILT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+
+
+def test_every_room_is_installed():
+    rooms = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "attribution").rglob("*.py")}
+    assert set(BUILT["packages"]) == {*rooms, "attribution.assets"}
+
+
+def test_the_embedded_world_is_installed_inside_the_package():
+    assert BUILT["package-dir"] == {"attribution.assets": "assets"}
+    (pattern,) = BUILT["package-data"]["attribution.assets"]
+    held = {path.relative_to(ROOT / "assets") for path in (ROOT / "assets").glob(pattern)}
+    assert {path for path in held if path.suffix == ".npy"}
+    assert Path("emoji-scenes/index/manifest.json") in held
+    assert Path("emoji-scenes/model/unet/diffusion_pytorch_model.safetensors") in held
+
+
+def test_the_image_does_without_history_and_tests():
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    assert {".git", "tests", "**/__pycache__"} <= set(ignored)
+    assert not {"assets", "attribution", "app.py", "requirements.txt"} & set(ignored)
