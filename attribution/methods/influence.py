@@ -3,6 +3,8 @@
 from threading import Event
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from attribution.diffusion.pipeline import Model
 from attribution.index.index import Index
@@ -27,7 +29,12 @@ def influence(model: Model, index: Index, asked: Encoded, settings: AttributeSet
         yield Progress("gradient", done, len(bank), clock.total())
     step = newton_step(gradient, index.information(gradient, unlearn.curvature), unlearn, len(index))
     scales = whitening(index.fisher, kept.whitening)
-    whitened = {name: (change / scales[name].to(change))[None] for name, change in step.items()}
+    whitened = {name: _unscaled(change, scales[name].to(change))[None] for name, change in step.items()}
     projected = Projection(kept.dimension, kept.seed)(whitened)[0]
     slopes = np.mean([first_order(each, projected) for each in phi], 0)[:, : len(index.views)] / kept.scale
     yield ranked(model, index, asked.query, settings, Scores.exact(slopes), len(bank), clock)
+
+
+def _unscaled(change: Tensor, scale: Tensor) -> Tensor:
+    """A change over its scale; none where the scale is zero, as of weights that no loss depends on."""
+    return torch.where(scale > 0, change / scale, 0)

@@ -93,10 +93,11 @@ def decompress(packed: dict[str, Tensor], name: str) -> Tensor:
 
 
 def precondition(gradient: Tensor, information: Information, damping: float) -> Tensor:
-    """(F + damping)^-1 g of one parameter tensor; damping is a share of the mean of F's diagonal, or of Lambda.
+    """(F + damping)^-1 g of one parameter tensor, `precise`; damping is a share of the mean of F's diagonal, or Lambda.
 
     Where F and the damping are both zero, nothing is known of a weight and it does not move: the pseudo-inverse.
     """
+    gradient = precise(gradient)
     if isinstance(information, Eigenbasis):
         basis = information.like(gradient)
         scaled = precondition(rotate(gradient, basis.inputs, basis.outputs), basis.information, damping)

@@ -149,7 +149,7 @@ def whitening(fisher: Mapping[str, Tensor], damping: float) -> dict[str, Tensor]
     """(F + damping)^-1/2 by parameter name, F diagonal.
 
     A gradient times a Newton step, g . F^-1 h, is the product of the two whitened gradients: a projection keeps that
-    far better, as both are then of moderate length.
+    far better, as both are then of moderate length. It is zero where F and the damping are: see `precondition`.
     """
     return {name: precondition(torch.ones_like(values), values, damping).sqrt() for name, values in fisher.items()}
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attribution.batches import in_batches
-from attribution.diffusion.loss import denoising_loss
+from attribution.diffusion.loss import denoising_loss, precise
 from attribution.diffusion.noise import NoiseBank, NoiseSettings
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import WeightSubset, tuned
@@ -80,7 +80,7 @@ def query_gradient(
 
     total: dict[str, Tensor] = {}
     for columns, part in in_batches(len(bank), batch, gradient):
-        total = {name: total.get(name, 0) + grad for name, grad in part.items()}
+        total = {name: total.get(name, 0) + precise(grad) for name, grad in part.items()}
         yield columns.stop, total
 
 

@@ -7,18 +7,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_tokenizer, random_picture
+from conftest import make_tiny_tokenizer, random_picture, save_tiny_pipeline
+from diffusers import StableDiffusionPipeline
 from networks import new_vit, tiny_clip, tiny_vit
 from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
 from attribution.diffusion.pipeline import Model
 from attribution.errors import IndexMismatch, InputError, WeightsUnavailable
+from attribution.index.build import build
 from attribution.index.features import open_feature
 from attribution.index.index import Index
+from attribution.index.work import ExtendSettings
 from attribution.methods import METHODS, attribute, fitting
 from attribution.methods.answer import AttributeSettings, Attribution
 from attribution.query.query import Query
+from attribution.unlearning.projection import GradientSettings
 from attribution.unlearning.score import Scores
 from attribution.unlearning.step import UnlearnSettings
 
@@ -197,6 +201,50 @@ def test_larger_subsets_of_weights_are_unlearned_with_the_wide_fisher(model32, f
     wide = by_row(answer(model32, full_index, query, "unlearning", unlearn=replace(UNLEARN, weights=weights)))
     assert wide != own
     assert Model.sha256.func(model32) == model32.sha256
+
+
+@pytest.fixture(scope="module")
+def dead(tiny_settings, tmp_path_factory):
+    """A model whose last cross-attention goes nowhere, so that no loss depends on its K and V; and its index."""
+    folder = save_tiny_pipeline(tmp_path_factory.mktemp("dead") / "model", "epsilon")
+    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    torch.nn.init.zeros_(pipe.unet.up_blocks[1].attentions[1].transformer_blocks[0].attn2.to_out[0].weight)
+    pipe.save_pretrained(folder)
+    model, more = Model.load(folder, torch.device("cpu")), ExtendSettings(ekfac=True, gradients=("loss", "influence"))
+    more = replace(more, projection=GradientSettings(dimension=64))
+    for _ in build(folder.parent / "index", model, tiny_settings, more):
+        pass
+    return model, Index.open(folder.parent / "index")
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.1])
+@pytest.mark.parametrize("method", ["unlearning", "unlearning+", "influence"])
+def test_weights_that_no_loss_depends_on_stay_where_they_are(dead, query, method, damping):
+    model, index = dead
+    name = "up_blocks.1.attentions.1.transformer_blocks.0.attn2.to_v.weight"
+    assert not index.fisher[name].any()
+    unlearn = replace(UNLEARN, damping=damping, step_size=1e-6)
+    scores = by_row(answer(model, index, query, method, unlearn=unlearn))
+    assert np.isfinite(list(scores.values())).all()
+    assert any(scores.values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_in_half_precision_answers_nearly_alike(model32, model16, full_index, query, method):
+    boxed = replace(query, boxes=((0.0, 0.0, 16.0, 32.0),))
+    steps = {"step_size": 3.0} if METHODS[method].curvature == "diagonal" else {}  # smaller ones are lost in rounding
+    unlearn = replace(fitting(AttributeSettings(unlearn=UNLEARN), method).unlearn, **steps)
+    half, single = (by_row(answer(model, full_index, boxed, method, unlearn=unlearn)) for model in (model16, model32))
+    assert np.isfinite(list(half.values())).all()
+    if METHODS[method].curvature is None or method == "influence":
+        correlation = np.corrcoef([half[row] for row in range(8)], [single[row] for row in range(8)])[0, 1]
+        assert correlation > 0.95
+
+
+@pytest.fixture(scope="module")
+def model16(tiny_folder):
+    """The float32 model in half precision."""
+    return Model.load(tiny_folder, torch.device("cpu"), torch.bfloat16)
 
 
 def test_without_the_wide_fisher_larger_subsets_are_refused(model32, index32, query):

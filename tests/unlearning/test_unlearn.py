@@ -17,7 +17,10 @@ from attribution.methods import attribute
 from attribution.methods.answer import AttributeSettings, Attribution
 from attribution.methods.unlearning import unlearn_query
 from attribution.query.encoded import encode
+from attribution.unlearning.ekfac import Eigenbasis
+from attribution.unlearning.fisher import precondition
 from attribution.unlearning.gradients import per_image_gradients
+from attribution.unlearning.projection import whitening
 from attribution.unlearning.step import UnlearnSettings, newton_step, query_gradient
 
 STEP = 1e-5  # of the central differences
@@ -86,6 +89,27 @@ def test_damping_is_a_share_of_each_tensors_mean_fisher_information():
     settings = UnlearnSettings(step_size=1.0, damping=0.5)
     step = newton_step({"w": torch.ones(2)}, {"w": torch.tensor([1.0, 3.0])}, settings, images=1)
     assert_close(step["w"], torch.tensor([1 / 2, 1 / 4]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_weight_of_which_nothing_is_known_does_not_move(dtype):
+    """The pseudo-inverse: F and the damping are zero there, whether or not the gradient is."""
+    gradient, flat = torch.tensor([[0.0, 2.0], [3.0, 0.0]], dtype=dtype), torch.tensor([[0.0, 0.0], [4.0, 4.0]])
+    precise = torch.promote_types(dtype, torch.float32)
+    expected = torch.tensor([[0.0, 0.0], [0.75, 0.0]], dtype=precise)
+    assert_close(precondition(gradient, flat, 0.0), expected, rtol=0, atol=0)
+    assert_close(precondition(gradient, torch.zeros(2, 2), 0.1), torch.zeros(2, 2, dtype=precise), rtol=0, atol=0)
+    assert precondition(gradient, flat, 0.1).isfinite().all()
+    for damping in (0.0, 0.1):  # turned by the identity, EK-FAC is the diagonal
+        basis = Eigenbasis(torch.eye(2), torch.eye(2), flat)
+        assert_close(precondition(gradient, basis, damping), precondition(gradient, flat, damping), rtol=0, atol=0)
+
+
+def test_whitening_is_the_root_of_the_inverse_and_zero_where_there_is_none():
+    roots = whitening({"w": torch.tensor([3.0, 0.0, 0.0]), "dead": torch.zeros(3)}, 1.0)
+    assert_close(roots["w"], torch.tensor([4.0, 1.0, 1.0]).rsqrt())
+    assert roots["dead"].tolist() == [0, 0, 0]
+    assert whitening({"w": torch.tensor([4.0, 0.0])}, 0.0)["w"].tolist() == [0.5, 0.0]
 
 
 @pytest.mark.parametrize("subset", ["cross-attn-kv", "cross-attn", "attn"])
