@@ -47,6 +47,30 @@ CAPTIONS = [
 CHECKPOINTS = {"first": 11, "second": 12}  # seeds
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`pytest --device cuda` runs the tests' models there."""
+    parser.addoption("--device", default="cpu", help="where the tests' models are: cpu, cuda or mps")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Bits are promised on the CPU alone."""
+    if (where := config.getoption("--device")) != "cpu":
+        skip = pytest.mark.skip(reason=f"{where} does not add in the same order each time")
+        for item in items:
+            if item.get_closest_marker("exact_bits"):
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Where models are, those too that the package places itself."""
+    where = torch.device(request.config.getoption("--device"))
+    with pytest.MonkeyPatch.context() as patch:
+        for room in ("diffusion.pipeline", "index.features", "query.grounding"):
+            patch.setattr(f"attribution.{room}.default_device", lambda: where)
+        yield where
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _caches_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or writes a cache of the machine, or asks a hub."""
@@ -172,10 +196,10 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", params=["epsilon", "v_prediction"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, device: torch.device) -> Model:
     """A tiny model in float64, of each prediction type in turn."""
     folder = save_tiny_pipeline(tmp_path_factory.mktemp(request.param) / "model", request.param)
-    return Model.load(folder, torch.device("cpu"), torch.float64)
+    return Model.load(folder, device, torch.float64)
 
 
 @pytest.fixture(scope="session")
@@ -185,9 +209,9 @@ def index(model: Model, tiny_settings: BuildSettings, tmp_path_factory: pytest.T
 
 
 @pytest.fixture(scope="session")
-def model32(tiny_folder: Path) -> Model:
+def model32(tiny_folder: Path, device: torch.device) -> Model:
     """The tiny v-prediction model in float32, as the application loads it."""
-    return Model.load(tiny_folder, torch.device("cpu"))
+    return Model.load(tiny_folder, device)
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,9 @@ def loss(pipe, x, text, t, eps, mask=None):
     """|| target - model(x_t, t, c) ||^2, averaged over channels, then over cells weighted by the mask."""
     abar = float(pipe.scheduler.alphas_cumprod[t])
     signal, noise = math.sqrt(abar), math.sqrt(1 - abar)
-    made = pipe.unet((signal * x + noise * eps)[None], torch.tensor([t]), encoder_hidden_states=text).sample[0]
+    made = pipe.unet(
+        (signal * x + noise * eps)[None], torch.tensor([t], device=x.device), encoder_hidden_states=text
+    ).sample[0]
     wanted = eps if pipe.scheduler.config.prediction_type == "epsilon" else signal * eps - noise * x
     square = ((wanted - made) ** 2).sum(0) / len(x)
     return square.mean() if mask is None else (mask * square).sum() / mask.sum()
@@ -64,7 +66,7 @@ def norm(pipe, x, text, t, eps, mask=None):
     """|| model(x_t, t, c) ||^2, averaged like the loss: what D-TRAK differentiates."""
     abar = float(pipe.scheduler.alphas_cumprod[t])
     x_t = math.sqrt(abar) * x + math.sqrt(1 - abar) * eps
-    made = pipe.unet(x_t[None], torch.tensor([t]), encoder_hidden_states=text).sample[0]
+    made = pipe.unet(x_t[None], torch.tensor([t], device=x.device), encoder_hidden_states=text).sample[0]
     square = (made**2).sum(0) / len(x)
     return square.mean() if mask is None else (mask * square).sum() / mask.sum()
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import random_picture
+from near import assert_close
 from PIL import Image
-from torch.testing import assert_close
 
 from attribution.cli import main
 from attribution.diffusion.attention import inside, watched, word_map, word_tokens, words_of

@@ -5,7 +5,7 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 import torch
-from torch.testing import assert_close
+from near import assert_close
 
 from attribution.diffusion.loss import denoising_loss
 from attribution.diffusion.noise import NoiseBank, NoiseSettings, spread

@@ -204,13 +204,13 @@ def test_larger_subsets_of_weights_are_unlearned_with_the_wide_fisher(model32, f
 
 
 @pytest.fixture(scope="module")
-def dead(tiny_settings, tmp_path_factory):
+def dead(tiny_settings, tmp_path_factory, device):
     """A model whose last cross-attention goes nowhere, so that no loss depends on its K and V; and its index."""
     folder = save_tiny_pipeline(tmp_path_factory.mktemp("dead") / "model", "epsilon")
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     torch.nn.init.zeros_(pipe.unet.up_blocks[1].attentions[1].transformer_blocks[0].attn2.to_out[0].weight)
     pipe.save_pretrained(folder)
-    model, more = Model.load(folder, torch.device("cpu")), ExtendSettings(ekfac=True, gradients=("loss", "influence"))
+    model, more = Model.load(folder, device), ExtendSettings(ekfac=True, gradients=("loss", "influence"))
     more = replace(more, projection=GradientSettings(dimension=64))
     for _ in build(folder.parent / "index", model, tiny_settings, more):
         pass
@@ -242,9 +242,9 @@ def test_a_model_in_half_precision_answers_nearly_alike(model32, model16, full_i
 
 
 @pytest.fixture(scope="module")
-def model16(tiny_folder):
+def model16(tiny_folder, device):
     """The float32 model in half precision."""
-    return Model.load(tiny_folder, torch.device("cpu"), torch.bfloat16)
+    return Model.load(tiny_folder, device, torch.bfloat16)
 
 
 def test_without_the_wide_fisher_larger_subsets_are_refused(model32, index32, query):
@@ -338,6 +338,7 @@ def test_what_cannot_be_had_leaves_what_was_added_before(plain_copy, model32, ex
     assert list(Index.open(plain_copy).artifacts) == ["features/clip"]
 
 
+@pytest.mark.exact_bits
 def test_an_interrupted_addition_goes_on(full_folder, plain_copy, model32, extend_all):
     """Stopped after each block in turn, the arrays end as those of a build in one go, bit for bit."""
     steps = extend_all(plain_copy, model32, lazily=True, gradients=("influence",), ekfac=True)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from conftest import make_tiny_tokenizer, random_picture, save_tiny_pipeline
 from diffusers import StableDiffusionPipeline
+from near import assert_close
 from networks import tiny_clip, tiny_dinov2, tiny_mappers, tiny_unet, tiny_vit
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
-from torch.testing import assert_close
 from transformers import AutoImageProcessor, AutoModel, CLIPModel
 
 from attribution.diffusion.noise import NoiseSettings
@@ -57,12 +57,12 @@ WORLDS = [World("epsilon", True), World("v_prediction", False)]
 
 
 @pytest.fixture(scope="module", params=WORLDS, ids=lambda world: f"{world.prediction}-{world.views}")
-def world(request, pictures, tmp_path_factory):
+def world(request, pictures, tmp_path_factory, device):
     """An index that holds everything, and what the oracle knows, each with a pipeline of its own."""
     base, kind = tmp_path_factory.mktemp("world"), request.param
     folder = save_tiny_pipeline(base / "model", kind.prediction)
     tiny_unet(folder / "unet")
-    model = Model.load(folder, torch.device("cpu"), torch.float64)
+    model = Model.load(folder, device, torch.float64)
     clip = tiny_clip(base / "clip", make_tiny_tokenizer())
     networks = {"clip": clip, "clip-text": clip, "dino": tiny_vit(base / "dino"), "dinov2": tiny_dinov2(base / "v2")}
     networks |= tiny_mappers(base)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from conftest import random_picture
+from near import assert_close
 from PIL import Image, ImageOps
-from torch.testing import assert_close
 
 from attribution.errors import InputError
 from attribution.methods import attribute

@@ -6,8 +6,8 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from near import assert_close
 from torch import nn
-from torch.testing import assert_close
 
 from attribution.diffusion.loss import denoising_loss, paired_loss, prediction_norm
 from attribution.diffusion.noise import NoiseBank, NoiseSettings
@@ -59,7 +59,7 @@ def test_the_subsets_of_weights_are_nested(model):
 @pytest.fixture
 def tied(model):
     """A model whose last block uses a key layer, a norm and a convolution twice."""
-    again = Model.load(model.source, torch.device("cpu"), torch.float64)
+    again = Model.load(model.source, model.device, torch.float64)
     first, second = (each.transformer_blocks[0] for each in again.unet.up_blocks[1].attentions)
     second.attn2.to_k, second.norm2 = first.attn2.to_k, first.norm2
     again.unet.up_blocks[1].attentions[1].proj_in = again.unet.up_blocks[1].attentions[0].proj_in
@@ -125,8 +125,8 @@ def test_prediction_norm_is_the_predictions_mean_square(model):
     latents, text, bank = make_batch(model)
     for image in range(3):
         signal, noise = (float(share) for share in schedule(model, int(bank.t[image])))
-        x_t = signal * latents[image : image + 1] + noise * bank.eps[image : image + 1].double()
-        predicted = model.predict(x_t, bank.t[image : image + 1], text[image : image + 1])
+        x_t = (signal * latents[image : image + 1] + noise * bank.eps[image : image + 1].double()).to(model.device)
+        predicted = model.predict(x_t, bank.t[image : image + 1].to(model.device), text[image : image + 1])
         expected = predicted.square().mean()
         assert_close(prediction_norm(model, latents, text, bank)[image], expected, rtol=1e-9, atol=0)
 

@@ -7,7 +7,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from torch.testing import assert_close
+from near import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attribution.diffusion.loss import denoising_loss
@@ -188,7 +188,7 @@ def square(pipe, x, text, t, eps, mask=None):
     """The prediction's square, averaged over channels, then over cells weighted by the mask."""
     abar = float(pipe.scheduler.alphas_cumprod[t])
     x_t = sqrt(abar) * x + sqrt(1 - abar) * eps
-    made = pipe.unet(x_t[None], torch.tensor([t]), encoder_hidden_states=text).sample[0]
+    made = pipe.unet(x_t[None], torch.tensor([t], device=x.device), encoder_hidden_states=text).sample[0]
     cells = (made**2).sum(0) / len(x)
     return cells.mean() if mask is None else (mask * cells).sum() / mask.sum()
 
@@ -199,15 +199,16 @@ PLAIN = {"loss": oracle.loss, "d-trak": square}
 def plain_gradients(model, output, latents, text, bank, mask=None, subset="cross-attn-kv"):
     """(n, P): one backward pass for each image and column, averaged over the columns; names sorted."""
     rows = []
-    for x, words in zip(latents, text, strict=True):
+    mask = None if mask is None else mask.to(model.device)
+    for x, words in zip(latents.to(model.device), text, strict=True):
         total = 0
-        for t, eps in zip(bank.t.tolist(), bank.eps.double(), strict=True):
+        for t, eps in zip(bank.t.tolist(), bank.eps.double().to(model.device), strict=True):
             with tuned(model, subset) as parameters:
                 value = PLAIN[output](model.pipe, x, words[None], t, eps, mask)
                 grads = torch.autograd.grad(value, [parameters[name] for name in sorted(parameters)])
             total = total + torch.cat([grad.flatten() for grad in grads]) / len(bank)
         rows.append(total)
-    return torch.stack(rows)
+    return torch.stack(rows).cpu()
 
 
 def assert_gradients_close(actual, expected):
@@ -300,7 +301,7 @@ def test_scores_of_unprojected_gradients_equal_an_explicit_inverse(model, few_we
         project = Projection(plain.shape[1] + 3, settings.seed)
         return mean_gradients(model, "cross-attn-kv", *parts, project, GRADIENT_OUTPUTS[output], 4)
 
-    phi, query = features(latents, text, bank).numpy(), features(x, words, query_bank)[0]
+    phi, query = features(latents, text, bank).cpu().numpy(), features(x, words, query_bank)[0]
     spare = phi.shape[1] / plain.shape[1]  # the zeros that fill up a row lower the mean of the diagonal
     kernel = Kernel.of(phi, settings.damping * spare, rows=4)
     assert_close(torch.from_numpy(kernel.scores(phi, query)), expected, rtol=1e-6, atol=0)
@@ -384,10 +385,10 @@ def test_first_order_influence_is_how_much_each_loss_rises_along_a_small_step(mo
     latents, text, bank = make_parts(model)
     with tuned(model, "cross-attn-kv") as parameters:
         generator = torch.Generator().manual_seed(0)
-        step = {name: 1e-6 * torch.randn(p.shape, generator=generator, dtype=p.dtype) for name, p in parameters.items()}
+        step = {name: 1e-6 * torch.randn(p.shape, generator=generator).to(p.data) for name, p in parameters.items()}
     exact = Projection(sum(change.numel() for change in step.values()), 3)
     phi = mean_gradients(model, "cross-attn-kv", latents, text, bank, exact, GRADIENT_OUTPUTS["loss"], 12)
-    predicted = first_order(phi.numpy(), exact({name: change[None] for name, change in step.items()})[0])
+    predicted = first_order(phi.cpu().numpy(), exact({name: change[None] for name, change in step.items()})[0])
     with torch.no_grad():
         before = denoising_loss(model, latents, text, bank).mean(1)
         with unlearned(model, "cross-attn-kv") as weights:

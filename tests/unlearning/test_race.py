@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from torch.testing import assert_close
+from near import assert_close
 
 from attribution.diffusion.weights import unlearned
 from attribution.methods import attribute
@@ -125,6 +125,7 @@ def test_chunks_say_which_rows_they_hold(model, index):
     assert [table.shape for _, table in chunks] == [(3, 2, 1), (3, 2, 1), (2, 2, 1)]
 
 
+@pytest.mark.exact_bits
 def test_base_losses_in_the_index_serve_any_subset(model32, index32):
     bank = index32.bank(model32)
     part = np.concatenate([t for _, t in training_losses(model32, index32.encoded, bank, [7, 3], [6, 1], batch=6)])
