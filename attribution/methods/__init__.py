@@ -22,6 +22,7 @@ from attribution.methods.unlearning import unlearning
 from attribution.query.encoded import Encoded, encode
 from attribution.query.query import Query
 from attribution.query.regions import check_query
+from attribution.unlearning.race import RaceSettings
 from attribution.unlearning.step import Curvature
 
 # Settings that not every method takes, by the names of their flags, and where they are in AttributeSettings.
@@ -179,9 +180,18 @@ def _refuse_unused(index: Index, settings: AttributeSettings) -> None:
         value: Any = reduce(getattr, path, settings)
         if name not in method.uses and value not in (reduce(getattr, path, plain), own.get(name)):
             using = [each for each, entry in METHODS.items() if name in entry.uses or entry.curvature == value]
-            raise InputError(f"{settings.method} does not use --{name} (given: {value}); it is for {', '.join(using)}")
+            raise InputError(f"{settings.method} does not use {_given(name, value)}; it is for {', '.join(using)}")
     if settings.exhaustive and settings.race != plain.race:
-        raise InputError(f"an exhaustive answer runs no race (given: {settings.race}); leave one of the two out")
+        raise InputError(f"--exhaustive does not use {_given('race', settings.race)}; name one of the two")
+
+
+def _given(name: str, value: Any) -> str:
+    """A setting's flag and value; of a race, those that are not the default's."""
+    if isinstance(value, RaceSettings):
+        plain = RaceSettings()
+        changed = {key: each for key, each in vars(value).items() if each != getattr(plain, key)}
+        return " and ".join(_given(f"race_{key}", each) for key, each in changed.items())
+    return f"--{name} (given: {value})"
 
 
 def fitting(settings: AttributeSettings, name: str) -> AttributeSettings:

@@ -33,11 +33,12 @@ def check_values(settings: AttributeSettings, images: int, timesteps: int) -> No
         (unlearn.noises >= 1, f"unlearn_noises = {unlearn.noises} is", "whole numbers from 1"),
         (settings.score in get_args(ScoreKind), f"the score {settings.score!r} is", ", ".join(get_args(ScoreKind))),
         (unlearn.weights in (None, *WEIGHT_PATTERNS), f"weights {unlearn.weights!r} are", ", ".join(WEIGHT_PATTERNS)),
-        (min(settings.batch, unlearn.batch) >= 1, "a batch without predictions is", "whole numbers from 1"),
+        (settings.batch >= 1, f"batch = {settings.batch} is", "whole numbers from 1"),
+        (unlearn.batch >= 1, f"unlearn_batch = {unlearn.batch} is", "whole numbers from 1"),
         (0 < race.keep <= 1, f"race_keep = {race.keep:g} is", "shares above 0, up to 1"),
         (race.first_columns >= 1, f"race_first_columns = {race.first_columns} is", "whole numbers from 1"),
         (0 < race.growth < math.inf, f"race_growth = {race.growth:g} is", "numbers above 0"),
-        (race.survivors >= 1, f"{race.survivors} survivors are", "whole numbers from 1"),
+        (race.survivors >= 1, f"race_survivors = {race.survivors} is", "whole numbers from 1"),
     ):
         if not possible:
             raise InputError(f"{given} not possible; accepted are {accepted}")

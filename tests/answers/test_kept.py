@@ -98,7 +98,9 @@ def test_what_cannot_be_kept_is_told_in_a_sentence(runs, index32, model32, tmp_p
     with pytest.raises(NotKept, match=r"this answer could not be kept .*: its link will not open later"):
         RunFolder(tmp_path / "file").keep(runs[0], index32, model32)
     with pytest.raises(NotKept, match=r"No such file or directory|Read-only|denied|not permitted"):
-        RunFolder(tmp_path / "runs").keep(runs[0], replace(index32, thumbnails=tmp_path / "gone"), model32)
+        RunFolder(tmp_path / "runs").keep(
+            runs[0], replace(index32, pictures=replace(index32.pictures, thumbnails=tmp_path / "gone")), model32
+        )
 
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -196,15 +196,11 @@ def test_few_images_are_all_reported_by_default(capsys, index_folder, tmp_path):
     ("arguments", "told"),
     [
         (("--method", "pixel", "--random_seed", "1"), "pixel does not use --random_seed (given: 1); it is for random"),
-        (
-            ("--method", "clip", "--batch", "8"),
-            "clip does not use --batch (given: 8); it is for unlearning, unlearning",
-        ),
         (("--method", "pixel", "--race_keep", "0.5"), "pixel does not use --race_keep"),
         (("--method", "pixel", "--unlearn_timesteps", "9"), "pixel does not use --unlearn_timesteps"),
         (("--exhaustive", "--race_keep", "0.5"), "--exhaustive does not use --race_keep"),
-        (("--race_keep", "1.5"), "race_keep = 1.5 is not possible; accepted are numbers between 0 and 1"),
-        (("--race_growth", "1"), "race_growth = 1 is not possible"),
+        (("--race_keep", "1.5"), "race_keep = 1.5 is not possible; accepted are shares above 0, up to 1"),
+        (("--race_growth", "0"), "race_growth = 0 is not possible"),
         (("--race_first_columns", "0"), "race_first_columns = 0 is not possible; accepted are whole numbers from 1"),
         (("--race_survivors", "-1"), "race_survivors = -1 is not possible"),
         (("--unlearn_timesteps", "1001"), "unlearn_timesteps = 1001 is not possible; accepted are 1 to 1000"),
@@ -220,7 +216,14 @@ def test_settings_that_are_not_possible_or_not_used_are_refused(refused, argumen
 
 
 def test_every_setting_is_used_and_recorded(index_folder, tmp_path):
-    given = {"random_seed": 3, "race_survivors": 4, "unlearn_noises": 1, "unlearn_timesteps": 5, "step_size": 0.02}
+    given = {
+        "random_seed": 3,
+        "top_k": 2,
+        "race_survivors": 5,
+        "unlearn_noises": 1,
+        "unlearn_timesteps": 5,
+        "step_size": 0.02,
+    }
     told = {}
     for method, names in {"random": ["random_seed"], "unlearning": [*given][1:]}.items():
         asked = [part for name in names for part in (f"--{name}", str(given[name]))]
@@ -229,7 +232,7 @@ def test_every_setting_is_used_and_recorded(index_folder, tmp_path):
         told[method] = json.loads((tmp_path / "a.json").read_text())["settings"]
     assert told["random"]["seed"] == 3
     unlearn = told["unlearning"]["unlearn"]
-    assert (told["unlearning"]["race"]["survivors"], unlearn["noises"], unlearn["timesteps"]) == (4, 1, 5)
+    assert (told["unlearning"]["race"]["survivors"], unlearn["noises"], unlearn["timesteps"]) == (5, 1, 5)
     assert (unlearn["step_size"], unlearn["seed"]) == (0.02, AttributeSettings().unlearn.seed)
 
 
