@@ -79,6 +79,11 @@ class Pictures:
         """The words of a text that fewer than RARE of the captions have."""
         return {word for word in words_of(text.lower()) if self._counts[word] < RARE * len(self.captions)}
 
+    def read(self, prompt: str, words: list[str]) -> list[str]:
+        """The words of a prompt that are not beyond what the model reads."""
+        kept = " ".join(self.model.tokens.count(prompt).kept.lower().split())
+        return [word for word in words if word.lower() in words_of(kept)]
+
     @cached_property
     def _counts(self) -> Counter[str]:
         return Counter(word for text in self.captions for word in words_of(text.lower()))
@@ -116,7 +121,7 @@ def asked(kind: Kind, ask: Ask) -> Maker:
         if kind == "box":
             return Query(prompt, picture, boxes=(some_box(picture, rng),))
         if kind == "word":
-            words = sorted(pictures.rare(prompt)) or words_of(prompt)
+            words = pictures.read(prompt, sorted(pictures.rare(prompt))) or words_of(prompt)[:1]
             return Query(prompt, picture, word=str(rng.choice(words)))
         return Query(prompt, picture)
 
@@ -147,7 +152,7 @@ def _empty_box(pictures: Pictures, rng: Random) -> Query:
 
 def _nowhere_word(pictures: Pictures, rng: Random) -> Query:
     prompt, picture = pictures.generated(rng)
-    if words := [word for word in words_of(prompt) if word.lower() in NOWHERE]:
+    if words := pictures.read(prompt, [word for word in words_of(prompt) if word.lower() in NOWHERE]):
         return Query(prompt, picture, word=str(rng.choice(words)))
     return asked("word", _other_prompt)(pictures, rng)
 
