@@ -14,12 +14,14 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from attribution.answers.html import page, to_png
+from attribution.answers.verdict import verdict_of
 from attribution.diffusion.pictures import MAX_SIDE, decode_upload
 from attribution.diffusion.pipeline import GenerateSettings, Model
 from attribution.errors import InputError
 from attribution.files import write_whole
 from attribution.index.index import Index
 from attribution.methods.answer import AttributeSettings, Attribution, Result
+from attribution.query.evidence import Evidence
 from attribution.query.query import Query, image_sha256, region_words
 from attribution.unlearning.race import RaceSettings
 from attribution.unlearning.step import UnlearnSettings
@@ -134,6 +136,8 @@ def run_json(run: Run, index: Index, model: Model) -> dict[str, Any]:
                 "rows": answer.rows,
                 "ranked": answer.ranked,
                 "typical": answer.typical,
+                "evidence": answer.evidence and asdict(answer.evidence),
+                "verdict": asdict(verdict_of(answer, index)),
             }
             for answer in run.answers
         ],
@@ -254,6 +258,7 @@ def _answer(query: Query, told: dict[str, Any]) -> Attribution:
         tuple(told["rows"]),
         told.get("ranked", len(told["rows"])),
         told["typical"],
+        Evidence(**told["evidence"]) if told.get("evidence") else None,
     )
 
 

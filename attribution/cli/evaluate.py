@@ -6,6 +6,8 @@ from attribution.cli.asked import check_file, opened
 from attribution.cli.progress import watch
 from attribution.evaluate import locality as boxes
 from attribution.evaluate import tuning as grid
+from attribution.evaluate import verdict as grades
+from attribution.scenes.unrelated import unrelated_of
 
 
 def locality(out: Path, *, settings: boxes.LocalitySettings, index: Path | None = None) -> None:
@@ -38,4 +40,19 @@ def tuning(out: Path, *, settings: grid.TuningSettings, index: Path | None = Non
     print(grid.summary(out))
 
 
-evaluate = {"locality": locality, "tuning": tuning}
+def verdict(out: Path, *, settings: grades.VerdictSettings, index: Path | None = None) -> None:
+    """Grades of unrelated questions that the calibration did not use, and of objects that are there.
+
+    Args:
+        out: a JSON-lines file; what it holds already is not measured again.
+        settings: what is graded.
+        index: an index folder; the embedded one by default.
+    """
+    check_file("--out", out)
+    model, measured = opened(index)
+    for _ in watch(grades.measure(model, measured, settings, out, unrelated_of(measured)), str):
+        pass
+    print(grades.summary(out, measured))
+
+
+evaluate = {"locality": locality, "tuning": tuning, "verdict": verdict}

@@ -1,29 +1,26 @@
 """`python -m attribution floor`."""
 
-import json
 from pathlib import Path
 
-from attribution.answers.floor import FloorProgress, measure_floor
+from attribution.answers.floor import FloorProgress, measure_floor, summary
 from attribution.cli.asked import opened
 from attribution.cli.progress import watch
-from attribution.methods.answer import Progress
+from attribution.scenes.unrelated import unrelated_of
 
 
-def floor(index: Path | None = None, pictures: int = 8) -> None:
-    """Measure what unrelated pictures reach, below which an answer has no clear source; written into the index.
+def floor(index: Path | None = None, pictures: int = 200, seed: int = 0) -> None:
+    """Calibrate the verdict: measure unrelated pictures, boxes and words, and write it into the index; resumable.
 
     Args:
         index: an index folder; the embedded one by default.
-        pictures: unrelated pictures that are attributed.
+        pictures: unrelated questions of each of the three kinds.
+        seed: of the questions.
     """
     model, measured = opened(index)
-    for step in watch(measure_floor(model, measured, pictures), _told):
-        if isinstance(step, FloorProgress):
-            print(f"{step.done:3} of {step.count}: {step.multiple:.1f}")
-    print(json.dumps(measured.floor))
+    for _ in watch(measure_floor(model, measured, pictures, seed, unrelated_of(measured)), _told):
+        pass
+    print(summary(measured))
 
 
-def _told(step: Progress | FloorProgress) -> str:
-    if isinstance(step, Progress):
-        return f"{step.stage} {step.evaluations}/{step.total} evaluations"
-    return f"picture {step.done} of {step.count}"
+def _told(step: FloorProgress) -> str:
+    return f"question {step.done} of {step.count}: {step.kind}, {step.maker}"

@@ -15,12 +15,10 @@ features/<name>.npy       (N, 2, D) float16: image, mirror; (N, 1, D) of caption
 gradients/<name>.npy      (checkpoints, N, 2 or 1, dimension) float16, projected, averaged over the noise bank
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,22 +134,6 @@ class Index:
         """What was added to the index, and how it was made, by file name without its ending."""
         added = {name: step for name, step in self.manifest.steps.items() if name not in REQUIRED and step.finished}
         return {name: step.made for name, step in added.items() if step.made is not None}
-
-    @cached_property
-    def floor(self) -> dict[str, Any] | None:
-        """What `measure_floor` wrote: `method`, `multiple`, `multiples`; None where it was not measured.
-
-        Raises:
-            IndexMismatch: the file is damaged.
-        """
-        path = self.path / FLOOR
-        if not path.is_file():
-            return None
-        try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-            return {"method": str(told["method"]), "multiple": float(told["multiple"]), "multiples": told["multiples"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise IndexMismatch(f"{path} is damaged; measure it anew: python -m attribution floor") from error
 
     def require_information(self, names: Iterable[str], curvature: Curvature) -> None:
         """Refuse to go on without the Fisher information of some parameters; only names are read.

@@ -12,7 +12,7 @@ from attribution.errors import InputError
 from attribution.index.features import FEATURES
 from attribution.index.index import Index
 from attribution.methods.accepted import check_values
-from attribution.methods.answer import Answer, AttributeSettings, default_top_k
+from attribution.methods.answer import Answer, AttributeSettings, Attribution, default_top_k
 from attribution.methods.chance import chance
 from attribution.methods.features import feature
 from attribution.methods.influence import influence
@@ -248,4 +248,5 @@ def answer(
         settings: as `check_settings` gave them.
         stop: set it to stop.
     """
-    return METHODS[settings.method].answer(model, index, asked, settings, stop or Event())
+    for step in METHODS[settings.method].answer(model, index, asked, settings, stop or Event()):
+        yield replace(step, evidence=asked.evidence) if isinstance(step, Attribution) else step

@@ -11,6 +11,7 @@ import numpy as np
 from attribution.diffusion.pipeline import Model
 from attribution.errors import Stopped, WorkFailed
 from attribution.index.index import Index
+from attribution.query.evidence import Evidence
 from attribution.query.query import Query
 from attribution.unlearning.race import RaceSettings, Standing
 from attribution.unlearning.score import Floats, ScoreKind, Scores
@@ -107,7 +108,9 @@ class Attribution:
         model_sha256: of the model.
         rows: of the training set, best first: the first MOST_RANKS that have a final score.
         ranked: how many have a final score.
-        typical: the median score of all training images, on the first round's noises; None where it does not unlearn.
+        typical: the median score of TYPICAL training images, the same ones for every query and however it is searched,
+            on all noises; None where it does not unlearn.
+        evidence: what the query itself tells of whether the model made it; None in runs that are older than that.
     """
 
     query: Query
@@ -120,6 +123,7 @@ class Attribution:
     rows: tuple[int, ...] = ()
     ranked: int = 0
     typical: float | None = None
+    evidence: Evidence | None = None
 
     def multiple(self, result: Result) -> float | None:
         """How many times the typical score a result's is: infinite where the typical one is none; None without one."""

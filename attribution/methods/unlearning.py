@@ -23,8 +23,10 @@ from attribution.methods.answer import (
 )
 from attribution.query.encoded import Encoded
 from attribution.unlearning.race import Measure, Round, evaluations, exhaustive, race, schedule
-from attribution.unlearning.score import Floats, training_losses
+from attribution.unlearning.score import Floats, score, training_losses
 from attribution.unlearning.step import UnlearnSettings, add_step, newton_step, query_bank, query_gradient
+
+TYPICAL = 32  # training images that stand for all in the typical score
 
 
 def unlearning(model: Model, index: Index, asked: Encoded, settings: AttributeSettings, stop: Event) -> Answer:
@@ -32,24 +34,32 @@ def unlearning(model: Model, index: Index, asked: Encoded, settings: AttributeSe
     clock, unlearn, bank = Clock(), settings.unlearn, index.bank(model)
     rounds = _rounds(index, len(bank), settings)
     gradients = unlearn.steps * unlearn.timesteps * unlearn.noises
-    total = gradients + evaluations(rounds)
+    sample = typical_rows(len(index))
+    made = gradients + len(sample) * len(index.views) * len(bank)
+    total = made + evaluations(rounds)
     with unlearned(model, unlearn.weights or index.weights) as weights:
         for done in unlearn_query(model, index, asked, unlearn, weights):
             check_stop(stop)
             yield Progress("unlearning", done, total, clock.total())
         clock.lap("unlearning")
 
-        order, typical = likely_first(asked.query.prompt, index.captions), 0.0
         measure, base = _measure(model, index, bank, settings.batch, stop), index.base_losses[:, : len(index.views)]
+        after = [losses for _, losses in measure(sample, range(len(bank)), index.views)]
+        typical = float(np.median(score(base[sample], np.concatenate(after), settings.score).value))
+        yield Progress("scoring", made, total, clock.total())
+        order = likely_first(asked.query.prompt, index.captions)
         for standing in race(measure, base, rounds, order, settings.score, settings.k):
-            if standing.ended and len(standing.rows) == len(index):
-                typical = float(np.median(standing.scores.value))
             results = to_results(standing, index, settings.k)
-            yield Progress("scoring", gradients + standing.evaluations, total, clock.total(), results)
+            yield Progress("scoring", made + standing.evaluations, total, clock.total(), results)
     clock.lap("scoring")
     made_with, rows = (index.id, model.sha256), standing.rows
     ranks = (rows[:MOST_RANKS], len(rows))
     yield Attribution(asked.query, settings, results, total, clock.laps, *made_with, *ranks, typical)
+
+
+def typical_rows(images: int) -> list[int]:
+    """The training images whose median score is the typical one: TYPICAL of them, the same for every query."""
+    return sorted(int(row) for row in np.random.default_rng(TYPICAL).permutation(images)[:TYPICAL])
 
 
 def _measure(model: Model, index: Index, bank: NoiseBank, batch: int, stop: Event) -> Measure:

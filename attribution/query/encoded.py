@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from attribution.diffusion.attention import word_map
 from attribution.diffusion.pictures import to_pixels, to_square
 from attribution.diffusion.pipeline import Model
+from attribution.query.evidence import Evidence, measure_evidence
 from attribution.query.query import Query
 from attribution.query.regions import box_mask, crop, mask_box
 
@@ -22,6 +24,7 @@ class Encoded:
         text: (1, L, D) of its prompt.
         mask: (h, w) in [0, 1], how much each latent cell counts; None for the whole picture.
         crop: what feature baselines look at: the square around the region, or the model's square of the picture.
+        evidence: what the picture itself tells of whether the model made it for its prompt.
     """
 
     query: Query
@@ -29,6 +32,7 @@ class Encoded:
     text: Tensor
     mask: Tensor | None
     crop: Image.Image
+    evidence: Evidence
 
 
 def encode(model: Model, query: Query, center_crop: bool = True) -> Encoded:
@@ -45,7 +49,11 @@ def encode(model: Model, query: Query, center_crop: bool = True) -> Encoded:
     square, frame = to_square(query.image, model.resolution, center_crop)
     latents, text = model.encode_images(to_pixels([square])), model.encode_text([query.prompt])
     if query.word is not None:
-        attended = word_map(model, latents, query.prompt, query.word)
-        return Encoded(query, latents, text, attended, crop(query.image, [mask_box(attended, model, frame)]))
-    seen = crop(query.image, query.boxes) if query.boxes else square
-    return Encoded(query, latents, text, box_mask(query, model, center_crop), seen)
+        mask: Tensor | None = word_map(model, latents, query.prompt, query.word)
+        assert mask is not None
+        pixels: Tensor | None = interpolate(mask[None, None], scale_factor=model.scale)[0, 0]
+        seen = crop(query.image, [mask_box(mask, model, frame)])
+    else:
+        mask, pixels = box_mask(query, model, center_crop), box_mask(query, model, center_crop, 1)
+        seen = crop(query.image, query.boxes) if query.boxes else square
+    return Encoded(query, latents, text, mask, seen, measure_evidence(model, query, latents, mask, square, pixels))

@@ -15,11 +15,17 @@ from attribution.errors import InputError
 from attribution.query.query import MAX_BOXES, Box, Query, shown_box
 
 
-def box_mask(query: Query, model: Model, center_crop: bool = True) -> Tensor | None:
-    """How much each latent cell counts: the share of it, from 0 to 1, that the box covering most of it covers.
+def box_mask(query: Query, model: Model, center_crop: bool = True, cell: int | None = None) -> Tensor | None:
+    """How much each cell counts: the share of it, from 0 to 1, that the box covering most of it covers.
+
+    Args:
+        query: with or without boxes.
+        model: that the picture is cut or squeezed for.
+        center_crop: cut the picture's middle square; otherwise squeeze it.
+        cell: its side in pixels of what the model sees; None is a latent cell's.
 
     Returns:
-        (h, w) on the CPU; None where the query has no boxes.
+        (side / cell, side / cell) on the CPU, (h, w) for latent cells; None where the query has no boxes.
 
     Raises:
         InputError: a box is not finite, reversed, outside, or smaller than one latent cell.
@@ -27,11 +33,12 @@ def box_mask(query: Query, model: Model, center_crop: bool = True) -> Tensor | N
     if not query.boxes:
         return None
     _, frame = to_square(query.image, model.resolution, center_crop)
-    masks = []
+    masks, side = [], cell or model.scale
+    cells = model.resolution // side
     for box in query.boxes:
         check_box(box, query.image.size, model.scale / min(frame.scale_x, frame.scale_y))
-        x0, y0, x1, y1 = (side / model.scale for side in _into(frame, box))
-        across, down = _cover(x0, x1, model.latent_shape[2]), _cover(y0, y1, model.latent_shape[1])
+        x0, y0, x1, y1 = (edge / side for edge in _into(frame, box))
+        across, down = _cover(x0, x1, cells), _cover(y0, y1, cells)
         masks.append(down[:, None] * across[None, :])
     mask = torch.stack(masks).amax(0)
     if not mask.any():

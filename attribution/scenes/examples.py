@@ -6,11 +6,13 @@ A box that the detector found, a word of the prompt, and an unrelated picture, w
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import tyro
 
-from attribution.answers.floor import top_multiple, unrelated
+from attribution.answers.drawn import DRAWN
 from attribution.answers.report import Run, write_zip
+from attribution.answers.verdict import verdict_of
 from attribution.diffusion.pipeline import Model
 from attribution.index.index import Index
 from attribution.methods import attribute
@@ -19,6 +21,7 @@ from attribution.query.grounding import open_detector
 from attribution.query.query import Query
 from attribution.scenes.world import open_world
 
+UNRELATED = "tomorrow's arithmetic examination is postponed"
 METHODS = ("unlearning", "d-trak", "clip", "dino", "pixel")
 
 
@@ -45,7 +48,7 @@ def queries(model: Model, detector: Path) -> list[tuple[str, Query]]:
     return [
         (named, Query(boxed, picture, 7, ((x0, y0, x1, y1),))),
         ("", Query(worded, model.generate(worded, 3), 3, word="penguin")),
-        ("", unrelated(12, model.resolution)),  # the floor was measured on 0 to 7
+        ("", Query(UNRELATED, DRAWN["noise"](np.random.default_rng(12), model.resolution))),
     ]
 
 
@@ -67,7 +70,7 @@ def main(args: ExamplesArgs) -> None:
         run = answered(model, index, query, label)
         path = args.out / f"{run.id}.zip"
         write_zip(run, index, model, path, whole=False)
-        print(path, query.prompt, f"{top_multiple(run.answers[0]):.1f}")
+        print(path, query.prompt, verdict_of(run.answers[0], index).title)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from html import escape
 from attribution.answers.compare import agreement, finders, fold, rank_of
 from attribution.answers.html import agreed, framed, loss_plot, to_png
 from attribution.answers.report import Run
+from attribution.answers.verdict import verdict_of
 from attribution.index.index import Index
 from attribution.methods import METHODS
 from attribution.methods.answer import Attribution, Progress, Result
@@ -55,10 +56,9 @@ def picture_of(query: Query) -> str:
 
 
 def example(run: Run, index: Index) -> str:
-    """A finished run as a button with its picture, its question, and whether there is a clear source."""
-    query, floor, first = run.query, index.floor, run.answers[0]
-    multiple = first.multiple(first.results[0])
-    clear = "" if floor is None or multiple is None or multiple > floor["multiple"] else " · no clear source"
+    """A finished run as a button with its picture, its question, and its grade."""
+    query, verdict = run.query, verdict_of(run.answers[0], index)
+    clear = "" if verdict.grade is None else f" · {verdict.grade}"
     return (
         f"<button type='button' data-run='{run.id}'>{picture_of(query)}<span><b>{escape(_short(run))}{clear}</b>"
         f"{escape(query.prompt)}</span></button>"
@@ -214,20 +214,9 @@ def _agreements(answers: Answers, main: str) -> str:
 
 
 def _clear_source(answer: Attribution | Progress, index: Index) -> str:
-    """How the scores stand against what unrelated pictures reach, where the index knows that."""
-    floor = index.floor
-    if floor is None:
-        return ""
-    if not isinstance(answer, Attribution) or answer.settings.method != floor["method"]:
+    """The answer's grade and why; an empty line while it is under way."""
+    if not isinstance(answer, Attribution):
         return "<p class='floor'>&nbsp;</p>"
-    multiples = [answer.multiple(result) for result in answer.results]
-    if not multiples or multiples[0] is None:
-        return ""
-    above = sum(multiple is not None and multiple > floor["multiple"] for multiple in multiples)
-    first = f"{multiples[0]:.1f} times as much as" if math.isfinite(multiples[0]) else "far more than"
-    told = (
-        f"Loss of the first rises {first} the typical training image's; for unrelated pictures, at most"
-        f" {floor['multiple']:.1f} times. {above} of {len(multiples)} are above that."
-    )
-    kind, said = ("floor", "Clear source") if above else ("floor none", "No clear source")
-    return f"<p class='{kind}'><strong>{said}.</strong> {told}</p>"
+    verdict = verdict_of(answer, index)
+    kind = "floor" if verdict.has_source else "floor none"
+    return f"<p class='{kind}'><strong>{escape(verdict.title)}.</strong> {escape(verdict.sentence)}</p>"

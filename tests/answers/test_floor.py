@@ -1,59 +1,97 @@
-"""The noise floor: unrelated pictures, and the multiple of the typical score that each one's first result reaches."""
+"""Calibration: unrelated questions are what they are said to be, and are measured once, also when interrupted."""
 
-import math
-from dataclasses import replace
+import json
+from itertools import islice
 
 import numpy as np
 import pytest
 
-from attribution.answers.floor import FloorProgress, measure_floor, top_multiple, unrelated
+from attribution.answers import floor
+from attribution.answers.calibration import read_calibration
+from attribution.answers.drawn import DRAWN
+from attribution.answers.floor import UNFINISHED, measure_floor, summary
+from attribution.answers.unrelated import KINDS, NONSENSE, NOWHERE, Pictures, makers, question, some_box
 from attribution.errors import InputError
 from attribution.index.index import Index
-from attribution.methods import attribute
-from attribution.methods.answer import AttributeSettings
-from attribution.unlearning.race import RaceSettings
-from attribution.unlearning.step import UnlearnSettings
+from attribution.query.evidence import kind_of
 
 
-def test_the_floor_is_the_largest_multiple_and_is_kept_in_the_index(model32, plain_copy):
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    monkeypatch.setattr(floor, "ENOUGH", 1)
+    monkeypatch.setattr("attribution.answers.unrelated.POOL", 2)
+
+
+def test_a_calibration_that_was_interrupted_is_the_same(model32, plain_copy):
     index = Index.open(plain_copy)
-    assert index.floor is None
-    steps = [step for step in measure_floor(model32, index, 3) if isinstance(step, FloorProgress)]
-    assert [step.done for step in steps] == [1, 2, 3]
-    held = Index.open(plain_copy).floor
-    assert held["multiples"] == [step.multiple for step in steps]
-    assert held["multiple"] == max(held["multiples"])
-    query = unrelated(0, model32.resolution)
-    *_, answer = attribute(model32, index, query, AttributeSettings(top_k=1))
-    assert top_multiple(answer) == pytest.approx(held["multiples"][0])
+    whole = list(measure_floor(model32, index, 4))
+    assert [step.done for step in whole] == list(range(1, 13))
+    told = (plain_copy / "floor.json").read_text()
+    (plain_copy / "floor.json").unlink()
+    assert len(list(islice(measure_floor(model32, index, 4), 5))) == 5
+    assert not (plain_copy / "floor.json").exists()
+    with (plain_copy / UNFINISHED).open("a") as file:
+        file.write('{"done": 6, "cou')  # killed while it wrote
+    assert [step.done for step in measure_floor(model32, index, 4)] == list(range(6, 13))
+    assert (plain_copy / "floor.json").read_text() == told
+    assert not (plain_copy / UNFINISHED).exists()
 
 
-def test_unrelated_pictures_are_noise_under_prompts_of_no_picture(index32):
-    made = [unrelated(number, 32) for number in range(5)]
-    assert not {query.prompt for query in made} & set(index32.captions)
-    assert len({query.image.tobytes() for query in made}) == 5
-    assert unrelated(3, 32).image.tobytes() == made[3].image.tobytes()
-    roughness = [np.abs(np.diff(np.asarray(query.image, float), axis=1)).mean() for query in made]
-    assert roughness[0] < roughness[2] < roughness[3]
+def test_what_was_measured_with_other_settings_is_not_gone_on_with(model32, plain_copy):
+    index = Index.open(plain_copy)
+    list(islice(measure_floor(model32, index, 2, seed=5), 3))
+    assert len(list(measure_floor(model32, index, 2, seed=6))) == 6
 
 
-@pytest.mark.parametrize("count", [0, -1, 101])
+def test_the_calibration_holds_every_strength(model32, plain_copy):
+    index = Index.open(plain_copy)
+    assert summary(index) == "not calibrated"
+    steps = list(measure_floor(model32, index, 4, seed=3))
+    known = read_calibration(index)
+    assert known.seed == 3
+    for kind in KINDS:
+        own = sorted((step.evidence.strength for step in steps if step.kind == kind), reverse=True)
+        assert known.strengths[kind] == pytest.approx(own, abs=1e-6)
+        assert f"| {kind} | 4 |" in summary(index)
+    told = json.loads((plain_copy / "floor.json").read_text())
+    assert {name for named in told["strengths"].values() for name in named} == {step.maker for step in steps}
+
+
+def test_questions_are_of_words_that_are_not_the_pictures(model32, index32):
+    pictures = Pictures(model32, index32, 0)
+    for kind in KINDS:
+        for number, name in enumerate(makers(kind)):
+            made, query = question(pictures, kind, number)
+            assert (made, kind_of(query)) == (name, kind)
+            own = {prompt for prompt, picture in pictures._made.values() if picture is query.image}
+            assert bool(own) == (name != "drawing")
+            assert (query.prompt in own) == (name in ("empty region", "word that is nowhere"))
+            assert (query.prompt in NONSENSE) == (name == "nonsense prompt")
+            assert name != "word that is nowhere" or query.word.lower() in NOWHERE
+            again = question(Pictures(model32, index32, 0), kind, number)[1]
+            assert (again.prompt, again.boxes, again.word) == (query.prompt, query.boxes, query.word)
+            assert again.image.tobytes() == query.image.tobytes()
+
+
+@pytest.mark.parametrize("name", list(DRAWN))
+def test_drawn_pictures_are_many_and_fixed_by_their_seed(name):
+    made = [DRAWN[name](np.random.default_rng(seed), 48) for seed in (1, 2, 1)]
+    assert {picture.size for picture in made} == {(48, 48)}
+    assert {picture.mode for picture in made} == {"RGB"}
+    first, other, again = (picture.tobytes() for picture in made)
+    assert first == again != other
+
+
+def test_a_box_is_put_where_there_is_most_or_least():
+    picture = DRAWN["plain"](np.random.default_rng(0), 64)
+    noisy = DRAWN["noise"](np.random.default_rng(0), 16)
+    picture.paste(noisy, (48, 0))
+    full, empty = (some_box(picture, np.random.default_rng(3), fullest) for fullest in (True, False))
+    assert picture.crop(full).getextrema() != picture.crop(empty).getextrema()
+    assert len({low == high for low, high in picture.crop(empty).getextrema()}) == 1
+
+
+@pytest.mark.parametrize("count", [0, -1, 5001])
 def test_a_count_that_is_not_possible(model32, index32, count):
-    with pytest.raises(InputError, match="accepted are 1 to 100"):
+    with pytest.raises(InputError, match="accepted are 1 to 5000"):
         list(measure_floor(model32, index32, count))
-
-
-@pytest.mark.parametrize("exhaustive", [True, False])
-def test_the_typical_score_is_the_median_of_all_training_images(model, index, query, exhaustive):
-    """Against all scores by an exhaustive query; a race knows them of its first round."""
-    settings = AttributeSettings(top_k=8, exhaustive=True, unlearn=UnlearnSettings(step_size=0.1, timesteps=5))
-    if not exhaustive:
-        settings = replace(settings, exhaustive=False, race=RaceSettings(first_columns=8, survivors=2))
-    *_, answer = attribute(model, index, query, settings)
-    *_, everything = attribute(model, index, query, replace(settings, exhaustive=True))
-    if exhaustive:
-        assert answer.typical == pytest.approx(np.median([result.score for result in everything.results]))
-    assert answer.typical is not None
-    first = answer.results[0]
-    for typical, multiple in ((first.score / 3, 3.0), (0.0, math.inf if first.score > 0 else 0.0), (None, None)):
-        assert replace(answer, typical=typical).multiple(first) == (multiple and pytest.approx(multiple))

@@ -4,15 +4,18 @@ import json
 import re
 from base64 import b64decode
 from dataclasses import replace
+from html import escape
 from io import BytesIO
 
 import pytest
 from conftest import random_picture
 from PIL import Image
 
+from attribution.answers.calibration import FORMAT_VERSION
 from attribution.answers.report import Run
-from attribution.errors import IndexMismatch
+from attribution.answers.verdict import verdict_of
 from attribution.methods.answer import Progress
+from attribution.query.evidence import Evidence
 from attribution.query.query import Query
 from attribution.ui.answers import example, opened, panel
 
@@ -72,20 +75,30 @@ def test_agreement_is_told_in_numbers(answers, full_index):
     assert f"{len(alone)} of its 4 no other method here has" in html
 
 
-def test_a_floor_tells_whether_there_is_a_clear_source(answers, full_index, plain_copy):
-    answer = answers["unlearning"]
-    answer = replace(answer, typical=answer.results[3].score / 2 if answer.results[3].score > 0 else 1e-6)
-    some = {**answers, "unlearning": answer}
-    multiples = [answer.multiple(result) for result in answer.results]
-    assert "class='floor" not in panel(*ASKED, some, full_index, 4, False)
-    for floor, said in ((multiples[0] + 1, "No clear source"), ((multiples[1] + multiples[2]) / 2, "2 of 4 are above")):
-        (plain_copy / "floor.json").write_text(
-            json.dumps({"method": "unlearning", "multiple": floor, "multiples": [floor]})
-        )
-        assert said in panel(*ASKED, some, replace(full_index, path=plain_copy), 4, False)
+def graded(answer, index, path, words):
+    """An answer of a generated picture, and its index with a calibration by which no unrelated question is above 0."""
+    first = replace(answer.results[0], low=0.1, score=0.2, high=0.3)
+    query, evidence = replace(answer.query, seed=7), Evidence("box", words, None, 1.0)
+    held = {"format_version": FORMAT_VERSION, "model": index.manifest.model.sha256, "date": "2026-01-01", "seed": 0}
+    (path / "floor.json").write_text(json.dumps({**held, "strengths": {"box": {"drawing": [-0.5] * 200}}}))
+    graded = replace(answer, query=query, evidence=evidence, results=(first, *answer.results[1:]))
+    return graded, replace(index, path=path)
+
+
+@pytest.mark.parametrize(("words", "grade"), [(0.4, "Clear source"), (-0.2, "Uncertain"), (-0.6, "No source found")])
+def test_a_panel_has_the_verdict(answers, full_index, plain_copy, words, grade):
+    answer, index = graded(answers["unlearning"], full_index, plain_copy, words)
+    html = panel(*ASKED, {**answers, "unlearning": answer}, index, 4, False)
+    assert f"<strong>{grade}.</strong> {escape(verdict_of(answer, index).sentence)}</p>" in html
+    assert ("class='floor none'" in html) == (words < 0)
+
+
+def test_a_calibration_that_is_damaged_is_told_and_the_answer_shown(answers, full_index, plain_copy):
     (plain_copy / "floor.json").write_text("{")
-    with pytest.raises(IndexMismatch, match="measure it anew"):
-        panel(*ASKED, some, replace(full_index, path=plain_copy), 4, False)
+    html = panel(*ASKED, answers, replace(full_index, path=plain_copy), 4, False)
+    assert "<strong>Not graded.</strong>" in html
+    assert "measure it anew" in html
+    assert len(cards(html, "unlearning")) == 4
 
 
 def test_captions_are_escaped(answers, full_index):
@@ -112,15 +125,9 @@ def test_an_image_that_is_opened_before_the_end_has_no_ranks_yet(answers, full_i
     assert "<table" not in html
 
 
-def test_an_example_tells_its_question_and_whether_there_is_a_clear_source(answers, full_index, plain_copy):
-    run = Run((replace(answers["unlearning"], typical=1e-9),))
-    multiple = run.answers[0].multiple(run.answers[0].results[0])
-    for floor, clear in ((multiple * 2, False), (multiple / 2, True)):
-        (plain_copy / "floor.json").write_text(
-            json.dumps({"method": "unlearning", "multiple": floor, "multiples": [floor]})
-        )
-        html = example(run, replace(full_index, path=plain_copy))
-        assert f"data-run='{run.id}'" in html
-        assert "<b>An upload" in html
-        assert "a &lt;b&gt;red&lt;/b&gt; bird" in html
-        assert ("no clear source" in html) != clear
+def test_an_example_tells_its_question_and_its_grade(answers, full_index, plain_copy):
+    for words, grade in ((0.4, "clear source"), (-0.6, "no source found")):
+        answer, index = graded(answers["unlearning"], full_index, plain_copy, words)
+        html = example(Run((answer,)), index)
+        assert f"data-run='{Run((answer,)).id}'" in html
+        assert f"· {grade}</b>a &lt;b&gt;red&lt;/b&gt; bird" in html

@@ -40,7 +40,8 @@ def test_an_example_opens_at_once(page: Page, kind: str) -> None:
         assert [row for row in answer["rows"][:10] if row in shown] == shown
     assert corners(page) == run["query"]["boxes"]
     expect(page.locator("#prompt textarea")).to_have_value(run["query"]["prompt"])
-    expect(page.locator(".floor")).to_contain_text("No clear source" if kind == "An upload" else "Clear source")
+    grade = {"A box": "Clear source", "The word": "Uncertain", "An upload": "No source found"}[kind]
+    expect(page.locator(".floor strong")).to_have_text(f"{grade}.")
     expect(page.locator("#maps img")).to_have_count(1 if kind == "The word" else 0)
     expect(page.locator("#acts")).to_be_in_viewport()
 
