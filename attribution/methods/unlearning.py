@@ -23,7 +23,7 @@ from attribution.methods.answer import (
 )
 from attribution.query.encoded import Encoded
 from attribution.unlearning.race import Measure, Round, evaluations, exhaustive, race, schedule
-from attribution.unlearning.score import Floats, training_losses
+from attribution.unlearning.score import Floats, losses_by_call
 from attribution.unlearning.step import UnlearnSettings, add_step, newton_step, query_bank, query_gradient
 
 
@@ -55,11 +55,13 @@ def unlearning(model: Model, index: Index, asked: Encoded, settings: AttributeSe
 def _measure(model: Model, index: Index, bank: NoiseBank, batch: int, stop: Event) -> Measure:
     """Losses of training images under the weights that the model has now, for a race."""
 
-    def measure(rows: Sequence[int], columns: Sequence[int], views: Sequence[int]) -> Iterator[tuple[slice, Floats]]:
-        for which, losses in training_losses(model, index.encoded, bank, rows, columns, views, batch):
+    def measure(
+        rows: Sequence[int], columns: Sequence[int], views: Sequence[int]
+    ) -> Iterator[tuple[slice, int, Floats]]:
+        for which, column, losses in losses_by_call(model, index.encoded, bank, rows, columns, views, batch):
             check_stop(stop)
             check_scores(losses, rows[which], index)
-            yield which, losses
+            yield which, column, losses
 
     return measure
 
