@@ -34,6 +34,11 @@ class Job:
     run: Callable[..., Steps]
     asked: tuple[Any, ...]
 
+    @property
+    def short(self) -> bool:
+        """Whether it takes seconds: it need not wait for one that takes minutes."""
+        return self.run in SHORT
+
 
 def generating(
     model: Model,
@@ -105,3 +110,6 @@ def forgetting(
     """Pictures before and after the query is unlearned."""
     with closing(regenerate(model, index, query, generate=settings, stop=stop)) as steps:
         yield from steps
+
+
+SHORT = (generating, detecting, mapping)
