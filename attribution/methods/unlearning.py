@@ -30,9 +30,7 @@ from attribution.unlearning.step import UnlearnSettings, add_step, newton_step, 
 def unlearning(model: Model, index: Index, asked: Encoded, settings: AttributeSettings, stop: Event) -> Answer:
     """Answer with the loss change of training images after a Newton step that unlearns the query."""
     clock, unlearn, bank = Clock(), settings.unlearn, index.bank(model)
-    rounds = _rounds(index, len(bank), settings)
-    gradients = unlearn.steps * unlearn.timesteps * unlearn.noises
-    total = gradients + evaluations(rounds)
+    rounds, gradients, total = _rounds(index, settings), _gradients(settings), predicted(index, settings)
     with unlearned(model, unlearn.weights or index.weights) as weights:
         for done in unlearn_query(model, index, asked, unlearn, weights):
             check_stop(stop)
@@ -88,7 +86,17 @@ def likely_first(prompt: str, captions: list[str]) -> list[int]:
     return [int(row) for row in np.argsort(-np.asarray(shared), kind="stable")]
 
 
-def _rounds(index: Index, columns: int, settings: AttributeSettings) -> list[Round]:
+def predicted(index: Index, settings: AttributeSettings) -> int:
+    """Predictions that an answer by unlearning takes."""
+    return _gradients(settings) + evaluations(_rounds(index, settings))
+
+
+def _gradients(settings: AttributeSettings) -> int:
+    return settings.unlearn.steps * settings.unlearn.timesteps * settings.unlearn.noises
+
+
+def _rounds(index: Index, settings: AttributeSettings) -> list[Round]:
+    columns = index.base_losses.shape[-1]  # of the noise bank
     if settings.exhaustive:
         return exhaustive(len(index), columns, index.views)
     return schedule(len(index), columns, settings.race, index.views)

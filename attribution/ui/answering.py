@@ -12,6 +12,7 @@ from attribution.methods.answer import AttributeSettings, Attribution, Progress
 from attribution.query.query import Query
 from attribution.ui import answers, words
 from attribution.ui.handlers import Update
+from attribution.ui.jobs import Answered
 from attribution.ui.layout import Parts
 from attribution.ui.regions import MOST, Region
 from attribution.ui.studio import Studio, Waiting
@@ -57,11 +58,11 @@ class Answering:
         tabs, panels = tabs_of(self.on, [region.name for region in self.regions]), self._panels()
         return {self.on.status: words.status("waiting", "Starting"), self.on.runs: [], **tabs, **panels}
 
-    def take(self, step: tuple[int, str, Progress | Attribution] | Waiting) -> Update:
+    def take(self, step: Answered | Waiting) -> Update:
         """What changes at a step; between changes of a ranking, the status line now and then."""
         if isinstance(step, Waiting):
             return {self.on.status: words.waiting(step)}
-        place, method, state = step
+        place, method, state = step.place, step.method, step.state
         before = self._states[place][method]
         self._states[place] = {**self._states[place], method: state}
         rows = [result.row for result in state.results]
@@ -70,7 +71,7 @@ class Answering:
             update = {**self._kept(place), self.on.panels[place]: self._panel(place)}
         if isinstance(state, Progress) and (update or time.monotonic() - self._told >= EVERY):
             self._told = time.monotonic()
-            update[self.on.status] = words.progress(state, self.regions[place].name, place + 1, len(self.regions))
+            update[self.on.status] = words.progress(step.whole, self.regions[place].name, place + 1, len(self.regions))
         return update
 
     def ended(self) -> Update:

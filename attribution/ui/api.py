@@ -133,7 +133,7 @@ class Endpoints:
             check_query(blank, self.studio.model, self.studio.index.center_crop)
             made = picture or self._last(Job(generating, (prompt, number)))
             query = Query(prompt, made, None if picture else number, blank.boxes, blank.word)
-            _, _, answer = self._last(Job(attributing, ([query], [settings])))
+            answer = self._last(Job(attributing, ([query], [settings]))).state
             assert isinstance(answer, Attribution)
             run = Run((answer,))
             self.studio.runs.keep(run, self.studio.index, self.studio.model)

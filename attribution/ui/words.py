@@ -51,7 +51,7 @@ STORED = (
 
 
 def progress(step: Progress, region: str, number: int, count: int) -> str:
-    """Stage, predictions made, time left, and a bar, of one region of some."""
+    """What is being done, of which region, and how far the whole is: predictions made, time left, a bar."""
     left = "" if step.eta is None else f" · {seconds(step.eta)} left"
     stage = {
         "unlearning": "Unlearning the picture",
@@ -61,7 +61,7 @@ def progress(step: Progress, region: str, number: int, count: int) -> str:
     }.get(step.stage, step.stage)
     of = f"{region}, region {number} of {count} · " if count > 1 else ""
     detail = f"{of}{step.evaluations:,} of {step.total:,} evaluations{left}"
-    return status("running", stage, detail, (number - 1 + step.evaluations / step.total) / count)
+    return status("running", stage, detail, step.evaluations / step.total)
 
 
 def done(runs: Sequence[tuple[str, Run]]) -> str:

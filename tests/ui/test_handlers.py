@@ -1,6 +1,7 @@
 """Handlers of the page, without a browser: what changes on it, by component."""
 
 import asyncio
+import itertools
 from dataclasses import replace
 from threading import Event, Thread
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from test_line import job_of
 from attribution.answers.report import Run
 from attribution.diffusion.pipeline import GenerateSettings
 from attribution.methods import attribute, check_settings, fitting
-from attribution.methods.answer import AttributeSettings
+from attribution.methods.answer import AttributeSettings, Attribution
 from attribution.query.query import Query
 from attribution.ui.answering import Answering
 from attribution.ui.asking import Questions
@@ -83,6 +84,33 @@ def test_the_page_ends_with_each_methods_own_answer(handlers, studio, model32, f
         assert run.sampled == sampled
     assert [run.label for _, run in ended[on.runs]] == ["", "a key"]
     assert [seen[tab].visible for tab in on.tabs] == [True, True, False, False]
+
+
+def test_one_bar_runs_over_all_methods_and_regions(studio):
+    """It never goes back, and ends full; every step says what is being done."""
+    main = AttributeSettings(top_k=2, unlearn=UNLEARN, batch=6)
+    asked = [
+        check_settings(studio.model, studio.index, fitting(main, name))
+        for name in ("unlearning", "unlearning+", "clip")
+    ]
+    queries = [Query("a red bird and a blue key", random_picture(seed)) for seed in (90, 91)]
+    steps = list(studio.alone(Job(attributing, (queries, asked)), Event()))
+    wholes = [step.whole for step in steps]
+    assert {whole.total for whole in wholes} == {wholes[-1].evaluations}
+    assert wholes[-1].total == sum(
+        step.state.evaluations
+        for step in steps
+        if isinstance(step.state, Attribution) and step.method.startswith("unlearning")
+    )
+    for before, after in itertools.pairwise(wholes):
+        assert after.evaluations >= before.evaluations
+        assert after.seconds >= before.seconds - 0.01
+    assert all(whole.stage for whole in wholes)
+    assert [step.whole.stage for step in steps if step.whole.stage.startswith("Asking")] == [
+        "Asking clip",
+        "Asking unlearning",
+        "Asking unlearning+",
+    ] * 2
 
 
 def test_a_kept_run_is_opened_again(kept, studio, answers):

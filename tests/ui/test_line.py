@@ -87,7 +87,7 @@ def attribute(studio, meanwhile=lambda: None):
     for step in studio.alone(Job(attributing, ([QUERY], [settings])), Event()):
         meanwhile()
         last = step
-    return last[2]
+    return last.state
 
 
 def generate(studio, seed=3):
