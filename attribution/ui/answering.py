@@ -48,6 +48,7 @@ class Answering:
     sampled: GenerateSettings | None = None
     runs: Runs = field(default_factory=list)
     _told: float = 0.0
+    _lost: str = ""  # why a run is not kept
 
     def __post_init__(self) -> None:
         methods = [each.method for each in self.settings]
@@ -76,7 +77,8 @@ class Answering:
 
     def ended(self) -> Update:
         """All that was found, once more whole."""
-        return {self.on.status: words.done(self.runs), self.on.runs: self.runs, **self._panels()}
+        lost = words.note(words.not_kept(self._lost), "warning") if self._lost else ""
+        return {self.on.status: words.done(self.runs) + lost, self.on.runs: self.runs, **self._panels()}
 
     def _kept(self, place: int) -> Update:
         """Keep a region's run when its last method has ended: it can be opened then."""
@@ -85,7 +87,7 @@ class Answering:
             return {}
         region = self.regions[place]
         run = Run(ended, self.sampled, region.label)
-        self.studio.runs.keep(run, self.studio.index, self.studio.model)
+        self._lost = self.studio.keep(run) or self._lost
         self.runs.append((region.name, run))
         return {self.on.runs: list(self.runs)}
 
@@ -103,7 +105,8 @@ class Answering:
 def panel_of(studio: Studio, name: str, run: Run, folded: bool) -> str:
     """A finished run's panel."""
     by_method = {answer.settings.method: answer for answer in run.answers}
-    return answers.panel(name, run.query, by_method, studio.index, run.top_k, folded, run.id)
+    kept = run.id if studio.holds(run.id) else None  # there is a link to what is kept alone
+    return answers.panel(name, run.query, by_method, studio.index, run.top_k, folded, kept)
 
 
 def tabs_of(on: Parts, names: Sequence[str]) -> Update:

@@ -2,7 +2,7 @@
 
 import gradio as gr
 
-from attribution.answers.report import Run, read_zip
+from attribution.answers.report import Run
 from attribution.errors import AttributionError, InputError
 from attribution.query.labels import telling
 from attribution.ui import words
@@ -38,7 +38,7 @@ class KeptRuns:
         }
 
     def _read(self, run_id: str) -> Run:
-        run = read_zip(self.studio.run_file(run_id))
+        run = self.studio.read_run(run_id)
         main = run.answers[0]
         if (main.index_id, main.model_sha256) != (self.studio.index.id, self.studio.model.sha256):
             raise InputError(f"the run {run_id} is of index {main.index_id}; this page serves {self.studio.index.id}")
@@ -85,13 +85,7 @@ class KeptRuns:
 
     def list_runs(self, mine: list[list[str]] | None) -> gr.Dropdown:
         """The visitor's own runs that are still kept."""
-        own = []
-        for title, run_id in mine or []:
-            try:
-                self.studio.run_file(run_id)
-            except InputError:
-                continue
-            own.append((title, run_id))
+        own = [(title, run_id) for title, run_id in mine or [] if self.studio.holds(run_id)]
         return gr.Dropdown(own, visible=bool(own))
 
     def before(self) -> Update:

@@ -8,7 +8,7 @@ from fastapi.responses import FileResponse, Response
 from starlette.routing import BaseRoute
 
 from attribution.answers.report import HTML, RUN, TABLE
-from attribution.errors import InputError
+from attribution.errors import AttributionError, InputError
 from attribution.ui.studio import Studio
 
 PARTS = {"json": (RUN, "application/json"), "csv": (TABLE, "text/csv; charset=utf-8"), "html": (HTML, "text/html")}
@@ -24,9 +24,11 @@ def routes(studio: Studio) -> list[BaseRoute]:
         """Alive, and how many runs wait or work."""
         return {"status": "ok", "waiting": studio.waiting, "index": studio.index.id}
 
-    @router.get("/thumbnails/{row}.png")
-    def thumbnail(row: int) -> FileResponse:
-        """The picture of a training image."""
+    @router.get("/thumbnails/{index_id}/{row}.png")
+    def thumbnail(index_id: str, row: int) -> FileResponse:
+        """The picture of a training image of the index that is served; browsers keep it under the index's id."""
+        if index_id != studio.index.id:
+            raise HTTPException(404, f"there is no index {index_id[:40]!r} here; this page serves {studio.index.id}")
         if not 0 <= row < len(studio.index):
             raise HTTPException(404, f"there is no row {row}; accepted are 0 to {len(studio.index) - 1}")
         return FileResponse(studio.index.thumbnail(row), media_type="image/png", headers=LONG)
@@ -38,6 +40,8 @@ def routes(studio: Studio) -> list[BaseRoute]:
             path = studio.run_file(run_id)
         except InputError as error:
             raise HTTPException(404, str(error)) from error
+        except (OSError, AttributionError) as error:  # an example that cannot be made whole here
+            raise HTTPException(503, f"the run {run_id} cannot be written here: {error}") from error
         name = f"attribution-{run_id}.{kind}"
         disposition = {"Content-Disposition": f'attachment; filename="{name}"'}
         if kind == "zip":

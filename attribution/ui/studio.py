@@ -114,16 +114,41 @@ class Studio:
         runs = [read_zip(path) for path in self.examples.glob("*.zip")]
         return sorted(runs, key=lambda run: (not run.query.boxes, run.query.word is None, run.id))
 
+    def keep(self, run: Run) -> str:
+        """Keep a run; "", or why it could not be: what was found out stands without that."""
+        try:
+            self.runs.keep(run, self.index, self.model)
+            return ""
+        except (OSError, AttributionError) as error:
+            LOG.warning("the run %s is not kept: %s", run.id, error)
+            return str(error)
+
+    def holds(self, run_id: str) -> bool:
+        """Whether there is a run of this id, kept or among the examples."""
+        return self.runs.holds(run_id) or self._shipped(run_id) is not None
+
+    def read_run(self, run_id: str) -> Run:
+        """A kept run or an example.
+
+        Raises:
+            InputError: there is none.
+        """
+        return read_zip(self._shipped(run_id) or self.runs.path(run_id))
+
     def run_file(self, run_id: str) -> Path:
         """The ZIP of a kept run or an example, which is made whole first.
 
         Raises:
             InputError: there is none.
         """
-        shipped = self.examples / f"{run_id}.zip"
-        if is_run_id(run_id) and shipped.is_file() and not self.runs.holds(run_id):
+        shipped = self._shipped(run_id)
+        if shipped is not None and not self.runs.holds(run_id):
             return self.runs.keep(read_zip(shipped), self.index, self.model)
         return self.runs.path(run_id)
+
+    def _shipped(self, run_id: str) -> Path | None:
+        path = self.examples / f"{run_id}.zip"
+        return path if is_run_id(run_id) and path.is_file() else None
 
     def methods(self) -> tuple[list[str], dict[str, str]]:
         """The methods that can be used, and why the others cannot."""

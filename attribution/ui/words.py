@@ -72,6 +72,11 @@ def done(runs: Sequence[tuple[str, Run]]) -> str:
     return status("done", "Done", f"{named} · {made:,} evaluations in {took}", 1)
 
 
+def not_kept(why: str) -> str:
+    """That an answer has no link."""
+    return f"The answer could not be kept on this server, so it has no link and no files ({why})."
+
+
 def waiting(step: Waiting) -> str:
     """A place in the line."""
     runs = "1 run is" if step.ahead == 1 else f"{step.ahead} runs are"

@@ -86,6 +86,22 @@ def test_the_page_ends_with_each_methods_own_answer(handlers, studio, model32, f
     assert [seen[tab].visible for tab in on.tabs] == [True, True, False, False]
 
 
+def test_an_answer_that_cannot_be_kept_is_given_with_a_sentence(handlers, studio, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(studio.runs, "keep", full)
+    seen, on = {}, handlers.on
+    for update in attribution(handlers, Picture(random_picture(1)), ["pixel"]):
+        seen |= {} if update == UNCHANGED else update
+    assert "data-state='done'" in seen[on.status]
+    assert "could not be kept on this server" in seen[on.status]
+    assert "No space left on device" in seen[on.status]
+    assert len(cards(seen[on.panels[0]], "unlearning")) == 2
+    assert "runs/" not in seen[on.panels[0]]  # no link to what is not there
+    assert len(seen[on.runs]) == 1  # its images can be opened
+
+
 def test_one_bar_runs_over_all_methods_and_regions(studio):
     """It never goes back, and ends full; every step says what is being done."""
     main = AttributeSettings(top_k=2, unlearn=UNLEARN, batch=6)
