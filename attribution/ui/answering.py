@@ -8,10 +8,11 @@ import gradio as gr
 
 from attribution.answers.report import Run
 from attribution.diffusion.pipeline import GenerateSettings
+from attribution.errors import NotKept
 from attribution.methods.answer import AttributeSettings, Attribution, Progress
 from attribution.query.query import Query
 from attribution.ui import answers, words
-from attribution.ui.handlers import Update
+from attribution.ui.handlers import Update, sentence
 from attribution.ui.jobs import Answered
 from attribution.ui.layout import Parts
 from attribution.ui.regions import MOST, Region
@@ -48,7 +49,7 @@ class Answering:
     sampled: GenerateSettings | None = None
     runs: Runs = field(default_factory=list)
     _told: float = 0.0
-    _lost: str = ""  # why a run is not kept
+    _lost: NotKept | None = None
 
     def __post_init__(self) -> None:
         methods = [each.method for each in self.settings]
@@ -77,8 +78,9 @@ class Answering:
 
     def ended(self) -> Update:
         """All that was found, once more whole."""
-        lost = words.note(words.not_kept(self._lost), "warning") if self._lost else ""
-        return {self.on.status: words.done(self.runs) + lost, self.on.runs: self.runs, **self._panels()}
+        lost = words.note(sentence(self._lost), "warning") if self._lost else ""
+        told = {self.on.status: words.done(self.runs) + lost, self.on.link: link_of(self.studio, self.runs)}
+        return {**told, self.on.runs: self.runs, **self._panels()}
 
     def _kept(self, place: int) -> Update:
         """Keep a region's run when its last method has ended: it can be opened then."""
@@ -113,3 +115,8 @@ def tabs_of(on: Parts, names: Sequence[str]) -> Update:
     """The tabs, those of named regions visible."""
     shown = [gr.Tab(label=f"{number} · {name}", visible=True) for number, name in enumerate(names, 1)]
     return dict(zip(on.tabs, [*shown, *[gr.Tab(visible=False)] * MOST], strict=False))
+
+
+def link_of(studio: Studio, runs: Runs) -> str:
+    """The ids of those runs that are kept, with commas between: one link for all regions."""
+    return ",".join(run.id for _, run in runs if studio.holds(run.id))

@@ -23,7 +23,7 @@ from attribution.query.labels import parse_labels
 from attribution.query.query import Query
 from attribution.query.regions import check_query
 from attribution.ui.asking import LARGEST_K
-from attribution.ui.handlers import refusal, whole
+from attribution.ui.handlers import refusal, sentence, whole
 from attribution.ui.jobs import Job, attributing, detecting, generating
 from attribution.ui.studio import Studio, Waiting
 
@@ -148,7 +148,7 @@ class Endpoints:
             assert isinstance(answer, Attribution)
             run = Run((answer,))
             lost = self.studio.keep(run)
-            yield {**to_json(answer), "run": None if lost else run.id, **({"not_kept": lost} if lost else {})}
+            yield {**to_json(answer), "run": None if lost else run.id, **({"not_kept": sentence(lost)} if lost else {})}
         except (TypeError, ValueError) as error:
             wrong = InputError(f"boxes {repr(boxes)[:60]} are not possible; accepted is [[x0, y0, x1, y1], ...]")
             raise refusal(wrong, shown=False) from error

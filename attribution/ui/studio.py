@@ -18,12 +18,13 @@ from attribution.answers.kept import RunFolder, is_run_id
 from attribution.answers.report import Run, read_zip
 from attribution.diffusion.pipeline import GenerateSettings, Model
 from attribution.diffusion.weights import pretrained
-from attribution.errors import AttributionError, InputError, Stopped, WorkFailed, reason
+from attribution.errors import AttributionError, InputError, NotKept, Stopped, WorkFailed, reason
 from attribution.index.index import Index
 from attribution.methods import METHODS, check_settings
 from attribution.methods.answer import AttributeSettings
 from attribution.query.detect import detector_threshold
 from attribution.ui.jobs import Job, Steps
+from attribution.ui.regions import MOST
 from attribution.ui.zero import FIRST, LONGEST, on_gpu, on_zero_gpu
 
 LOG = logging.getLogger(__name__)
@@ -67,6 +68,11 @@ class Work:
 def title_of(run: Run) -> str:
     """A run's prompt and region, in a line."""
     return f"{run.query.prompt[:80]} · {run.region}"
+
+
+def run_ids(asked: str) -> list[str]:
+    """The ids of runs in a link, such as "0123456789ab,ba9876543210": one for each region, MOST at most."""
+    return [each for each in dict.fromkeys(asked.split(",")) if is_run_id(each)][:MOST]
 
 
 class Studio:
@@ -114,14 +120,14 @@ class Studio:
         runs = [read_zip(path) for path in self.examples.glob("*.zip")]
         return sorted(runs, key=lambda run: (not run.query.boxes, run.query.word is None, run.id))
 
-    def keep(self, run: Run) -> str:
-        """Keep a run; "", or why it could not be: what was found out stands without that."""
+    def keep(self, run: Run) -> NotKept | None:
+        """Keep a run; gives why it could not be kept, where that is so: what was found out stands without it."""
         try:
             self.runs.keep(run, self.index, self.model)
-            return ""
-        except (OSError, AttributionError) as error:
-            LOG.warning("the run %s is not kept: %s", run.id, error)
-            return str(error)
+        except NotKept as error:
+            LOG.warning("%s: %s", run.id, error)
+            return error
+        return None
 
     def holds(self, run_id: str) -> bool:
         """Whether there is a run of this id, kept or among the examples."""

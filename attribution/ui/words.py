@@ -33,6 +33,7 @@ FORGET = (
     f" {STRENGTH:g} times the step that scores are measured with, which is too small to see. The change is the mean"
     " difference of intensities, as a share of their range."
 )
+ASK_PROMPT = "Write above what it shows: the model reads the picture with its prompt."
 NO_PICTURE = "No picture yet: generate one, or upload one."
 KEPT_PICTURE = "Stopped; the picture before is kept."
 KEPT_BOXES = "Stopped; the boxes are as they were."
@@ -70,11 +71,6 @@ def done(runs: Sequence[tuple[str, Run]]) -> str:
     took = seconds(sum(sum(answer.seconds.values()) for answer in answers))
     named, made = ", ".join(name for name, _ in runs), sum(answer.evaluations for answer in answers)
     return status("done", "Done", f"{named} · {made:,} evaluations in {took}", 1)
-
-
-def not_kept(why: str) -> str:
-    """That an answer has no link."""
-    return f"The answer could not be kept on this server, so it has no link and no files ({why})."
 
 
 def waiting(step: Waiting) -> str:

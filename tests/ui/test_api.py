@@ -51,7 +51,7 @@ def test_the_job_of_a_program_that_left_is_ended(address: str) -> None:
 
 
 def test_a_job_that_a_client_cancels_is_ended(address: str) -> None:
-    client = Client(address, verbose=False)
+    client = Client(address, verbose=False, httpx_kwargs={"timeout": 60})  # cancelling waits for a step
     try:
         job = client.submit(prompt=PROMPT, seed=7, exhaustive=True, api_name="/attribute")
         await_line(address, 1)
