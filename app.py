@@ -35,8 +35,11 @@ def serve(
     from attribution.ui.zero import prepare
 
     prepare()
+    from starlette.middleware import Middleware
+
     from attribution.answers.kept import RunFolder, own_folder
     from attribution.ui.page import build_page
+    from attribution.ui.previews import Previews
     from attribution.ui.routes import routes
     from attribution.ui.studio import Studio
     from attribution.ui.style import CSS, THEME
@@ -56,7 +59,7 @@ def serve(
         theme=THEME,
         css=CSS,
         mcp_server=mcp,
-        app_kwargs={"routes": routes(studio)},
+        app_kwargs={"routes": routes(studio), "middleware": [Middleware(Previews, studio=studio)]},
     )
 
 

@@ -23,9 +23,9 @@ ROOMS = (
     *("scenes.views", "scenes.nearest", "scenes.encoders", "scenes.customise", "scenes.detector", "scenes.examples"),
     *("scenes.unrelated",),
     *("evaluate.verdict", "evaluate.locality", "evaluate.tuning", "evaluate.bench"),
-    *("ui.style", "ui.zero", "ui.jobs", "ui.studio", "ui.regions", "ui.script", "ui.words", "ui.answers", "ui.layout"),
+    *("ui.style", "ui.zero", "ui.jobs", "ui.regions", "ui.studio", "ui.script", "ui.words", "ui.answers", "ui.layout"),
     *("ui.handlers", "ui.pictures", "ui.marks", "ui.answering", "ui.asking", "ui.kept"),
-    *("ui.api", "ui.routes", "ui.page"),
+    *("ui.api", "ui.previews", "ui.routes", "ui.page"),
     *("cli.ending", "cli.parsing", "cli.asked", "cli.progress", "cli.scenes", "cli.index", "cli.generate"),
     *("cli.attribute", "cli.detect", "cli.replay", "cli.floor", "cli.evaluate", "cli.bench", "cli", "__main__", "app"),
 )

@@ -22,6 +22,7 @@ from attribution.diffusion.tokens import Tokens, check_prompt
 from attribution.errors import HUB, InputError, WeightsUnavailable, reason
 
 MAX_SEED = 2**63 - 1
+Changed = tuple[dict[str, Tensor], dict[str, Tensor]]  # weights by name as they are, and as they were before
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Model:
     def __init__(self, pipe: StableDiffusionPipeline, source: str) -> None:
         torch.backends.cudnn.allow_tf32 = False  # ten bits are too few: losses before and after differ by little
         self.source = source
+        self.changed: list[Changed] = []  # by `weights.unlearned`, the outermost first
         self.pipe = pipe
         pipe.set_progress_bar_config(disable=True)
         self.unet: Any = pipe.unet.eval().requires_grad_(False)

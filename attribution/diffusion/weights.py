@@ -55,12 +55,39 @@ def unlearned(model: Model, subset: WeightSubset) -> Iterator[dict[str, Tensor]]
     """A context in which the weights of a subset may be changed in place; they are restored bit for bit."""
     with tuned(model, subset) as named:
         weights = {name: parameter.data for name, parameter in named.items()}
-    before = {name: weight.clone() for name, weight in weights.items()}
+    before = _copies(weights)
+    model.changed.append((weights, before))
     try:
         yield weights
     finally:
-        for name, weight in weights.items():
-            weight.copy_(before[name])
+        model.changed.pop()
+        _put(before, weights)
+
+
+@contextmanager
+def pretrained(model: Model) -> Iterator[None]:
+    """In the midst of `unlearned`, a context in which the weights are the pretrained ones; then they are as before.
+
+    Both ways bit for bit. It takes as much memory again as the weights that were changed.
+    """
+    changed = list(model.changed)
+    now = [_copies(weights) for weights, _ in changed]
+    for weights, before in reversed(changed):
+        _put(before, weights)
+    try:
+        yield
+    finally:
+        for (weights, _), kept in zip(changed, now, strict=True):
+            _put(kept, weights)
+
+
+def _copies(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: weight.clone() for name, weight in weights.items()}
+
+
+def _put(values: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+    for name, weight in weights.items():
+        weight.copy_(values[name])
 
 
 @contextmanager

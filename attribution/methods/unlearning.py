@@ -23,7 +23,7 @@ from attribution.methods.answer import (
 )
 from attribution.query.encoded import Encoded
 from attribution.unlearning.race import Measure, Round, evaluations, exhaustive, race, schedule
-from attribution.unlearning.score import Floats, score, training_losses
+from attribution.unlearning.score import Floats, losses_by_call, score
 from attribution.unlearning.step import UnlearnSettings, add_step, newton_step, query_bank, query_gradient
 
 TYPICAL = 32  # training images that stand for all in the typical score
@@ -32,25 +32,25 @@ TYPICAL = 32  # training images that stand for all in the typical score
 def unlearning(model: Model, index: Index, asked: Encoded, settings: AttributeSettings, stop: Event) -> Answer:
     """Answer with the loss change of training images after a Newton step that unlearns the query."""
     clock, unlearn, bank = Clock(), settings.unlearn, index.bank(model)
-    rounds = _rounds(index, len(bank), settings)
-    gradients = unlearn.steps * unlearn.timesteps * unlearn.noises
-    sample = typical_rows(len(index))
-    made = gradients + len(sample) * len(index.views) * len(bank)
-    total = made + evaluations(rounds)
+    rounds, done, total = _rounds(index, settings), _gradients(settings), predicted(index, settings)
     with unlearned(model, unlearn.weights or index.weights) as weights:
-        for done in unlearn_query(model, index, asked, unlearn, weights):
+        for taken in unlearn_query(model, index, asked, unlearn, weights):
             check_stop(stop)
-            yield Progress("unlearning", done, total, clock.total())
+            yield Progress("unlearning", taken, total, clock.total())
         clock.lap("unlearning")
 
         measure, base = _measure(model, index, bank, settings.batch, stop), index.base_losses[:, : len(index.views)]
-        after = [losses for _, losses in measure(sample, range(len(bank)), index.views)]
-        typical = float(np.median(score(base[sample], np.concatenate(after), settings.score).value))
-        yield Progress("scoring", made, total, clock.total())
+        sample = typical_rows(len(index))
+        after = np.empty_like(base[sample])
+        for which, column, losses in measure(sample, range(len(bank)), index.views):
+            after[which, :, column] = losses
+            done += losses.size
+            yield Progress("scoring", done, total, clock.total())
+        typical = float(np.median(score(base[sample], after, settings.score).value))
         order = likely_first(asked.query.prompt, index.captions)
         for standing in race(measure, base, rounds, order, settings.score, settings.k):
             results = to_results(standing, index, settings.k)
-            yield Progress("scoring", made + standing.evaluations, total, clock.total(), results)
+            yield Progress("scoring", done + standing.evaluations, total, clock.total(), results)
     clock.lap("scoring")
     made_with, rows = (index.id, model.sha256), standing.rows
     ranks = (rows[:MOST_RANKS], len(rows))
@@ -65,11 +65,13 @@ def typical_rows(images: int) -> list[int]:
 def _measure(model: Model, index: Index, bank: NoiseBank, batch: int, stop: Event) -> Measure:
     """Losses of training images under the weights that the model has now, for a race."""
 
-    def measure(rows: Sequence[int], columns: Sequence[int], views: Sequence[int]) -> Iterator[tuple[slice, Floats]]:
-        for which, losses in training_losses(model, index.encoded, bank, rows, columns, views, batch):
+    def measure(
+        rows: Sequence[int], columns: Sequence[int], views: Sequence[int]
+    ) -> Iterator[tuple[slice, int, Floats]]:
+        for which, column, losses in losses_by_call(model, index.encoded, bank, rows, columns, views, batch):
             check_stop(stop)
             check_scores(losses, rows[which], index)
-            yield which, losses
+            yield which, column, losses
 
     return measure
 
@@ -96,7 +98,19 @@ def likely_first(prompt: str, captions: list[str]) -> list[int]:
     return [int(row) for row in np.argsort(-np.asarray(shared), kind="stable")]
 
 
-def _rounds(index: Index, columns: int, settings: AttributeSettings) -> list[Round]:
+def predicted(index: Index, settings: AttributeSettings) -> int:
+    """Predictions that an answer by unlearning takes."""
+    columns: int = index.base_losses.shape[-1]
+    sampled = len(typical_rows(len(index))) * len(index.views) * columns
+    return _gradients(settings) + sampled + evaluations(_rounds(index, settings))
+
+
+def _gradients(settings: AttributeSettings) -> int:
+    return settings.unlearn.steps * settings.unlearn.timesteps * settings.unlearn.noises
+
+
+def _rounds(index: Index, settings: AttributeSettings) -> list[Round]:
+    columns = index.base_losses.shape[-1]  # of the noise bank
     if settings.exhaustive:
         return exhaustive(len(index), columns, index.views)
     return schedule(len(index), columns, settings.race, index.views)

@@ -8,10 +8,12 @@ import gradio as gr
 
 from attribution.answers.report import Run
 from attribution.diffusion.pipeline import GenerateSettings
+from attribution.errors import NotKept
 from attribution.methods.answer import AttributeSettings, Attribution, Progress
 from attribution.query.query import Query
 from attribution.ui import answers, words
-from attribution.ui.handlers import Update
+from attribution.ui.handlers import Update, sentence
+from attribution.ui.jobs import Answered
 from attribution.ui.layout import Parts
 from attribution.ui.regions import MOST, Region
 from attribution.ui.studio import Studio, Waiting
@@ -47,6 +49,7 @@ class Answering:
     sampled: GenerateSettings | None = None
     runs: Runs = field(default_factory=list)
     _told: float = 0.0
+    _lost: NotKept | None = None
 
     def __post_init__(self) -> None:
         methods = [each.method for each in self.settings]
@@ -57,11 +60,11 @@ class Answering:
         tabs, panels = tabs_of(self.on, [region.name for region in self.regions]), self._panels()
         return {self.on.status: words.status("waiting", "Starting"), self.on.runs: [], **tabs, **panels}
 
-    def take(self, step: tuple[int, str, Progress | Attribution] | Waiting) -> Update:
+    def take(self, step: Answered | Waiting) -> Update:
         """What changes at a step; between changes of a ranking, the status line now and then."""
         if isinstance(step, Waiting):
             return {self.on.status: words.waiting(step)}
-        place, method, state = step
+        place, method, state = step.place, step.method, step.state
         before = self._states[place][method]
         self._states[place] = {**self._states[place], method: state}
         rows = [result.row for result in state.results]
@@ -70,12 +73,14 @@ class Answering:
             update = {**self._kept(place), self.on.panels[place]: self._panel(place)}
         if isinstance(state, Progress) and (update or time.monotonic() - self._told >= EVERY):
             self._told = time.monotonic()
-            update[self.on.status] = words.progress(state, self.regions[place].name, place + 1, len(self.regions))
+            update[self.on.status] = words.progress(step.whole, self.regions[place].name, place + 1, len(self.regions))
         return update
 
     def ended(self) -> Update:
         """All that was found, once more whole."""
-        return {self.on.status: words.done(self.runs), self.on.runs: self.runs, **self._panels()}
+        lost = words.note(sentence(self._lost), "warning") if self._lost else ""
+        told = {self.on.status: words.done(self.runs) + lost, self.on.link: link_of(self.studio, self.runs)}
+        return {**told, self.on.runs: self.runs, **self._panels()}
 
     def _kept(self, place: int) -> Update:
         """Keep a region's run when its last method has ended: it can be opened then."""
@@ -84,7 +89,7 @@ class Answering:
             return {}
         region = self.regions[place]
         run = Run(ended, self.sampled, region.label)
-        self.studio.runs.keep(run, self.studio.index, self.studio.model)
+        self._lost = self.studio.keep(run) or self._lost
         self.runs.append((region.name, run))
         return {self.on.runs: list(self.runs)}
 
@@ -102,10 +107,16 @@ class Answering:
 def panel_of(studio: Studio, name: str, run: Run, folded: bool) -> str:
     """A finished run's panel."""
     by_method = {answer.settings.method: answer for answer in run.answers}
-    return answers.panel(name, run.query, by_method, studio.index, run.top_k, folded, run.id)
+    kept = run.id if studio.holds(run.id) else None  # there is a link to what is kept alone
+    return answers.panel(name, run.query, by_method, studio.index, run.top_k, folded, kept)
 
 
 def tabs_of(on: Parts, names: Sequence[str]) -> Update:
     """The tabs, those of named regions visible."""
     shown = [gr.Tab(label=f"{number} · {name}", visible=True) for number, name in enumerate(names, 1)]
     return dict(zip(on.tabs, [*shown, *[gr.Tab(visible=False)] * MOST], strict=False))
+
+
+def link_of(studio: Studio, runs: Runs) -> str:
+    """The ids of those runs that are kept, with commas between: one link for all regions."""
+    return ",".join(run.id for _, run in runs if studio.holds(run.id))

@@ -13,7 +13,7 @@ from attribution.methods import METHODS
 from attribution.methods.answer import Attribution, Progress, Result
 from attribution.query.query import Query
 
-THUMBNAIL = "thumbnails/{row}.png"  # relative to the page; see `routes.py`
+THUMBNAIL = "thumbnails/{index}/{row}.png"  # relative to the page; see `routes.py`
 SMALL = 256  # px, the longer side of the picture beside its answer, at most
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -91,7 +91,7 @@ def opened(row: int, run: Run | None, index: Index, timesteps: Sequence[int]) ->
     source = escape(index.manifest.source)
     return (
         f"<section class='opened' tabindex='-1' aria-label='Training image {escape(index.ids[row], quote=True)}'>"
-        f"{_image(row, index.captions[row])}<div><h3>{escape(index.captions[row])}</h3>"
+        f"{_image(row, index.captions[row], index)}<div><h3>{escape(index.captions[row])}</h3>"
         f"<p class='note'>{escape(index.ids[row])}, row {row} of {len(index):,}{' of ' + source if source else ''}</p>"
         f"{told}</div>{why}</section>"
     )
@@ -137,14 +137,14 @@ def _ranking(
 ) -> str:
     entry = METHODS[method]
     groups = fold(answer.results, index) if folded else [(result, []) for result in answer.results]
-    cards = [_card(result, len(alike), badges.get(result.row), size) for result, alike in groups]
+    cards = [_card(result, len(alike), badges.get(result.row), size, index) for result, alike in groups]
     cards += ["<li class='card empty' aria-hidden='true'></li>"] * (top_k - len(answer.results))
     title = f"<h3>{escape(method)}</h3><p class='note'>{escape(entry.line)} ({escape(entry.source)})</p>"
     listed = f"<ol class='cards {size}'>{''.join(cards)}</ol>"
     return f"<div class='ranking' data-method='{escape(method)}'>{title}{listed}</div>"
 
 
-def _card(result: Result, alike: int, badge: str | None, size: str) -> str:
+def _card(result: Result, alike: int, badge: str | None, size: str, index: Index) -> str:
     also = f"{', mirrored' if result.flip else ''}{f', {alike} more nearly equal to it' if alike else ''}"
     told = f"rank {result.rank}, score {result.score:+.4f}{also}: {result.caption}"
     marks = f"<span class='badge' title='several methods agree on it'>{badge}</span>" if badge else ""
@@ -168,12 +168,12 @@ def _card(result: Result, alike: int, badge: str | None, size: str) -> str:
     label = escape(told, quote=True)
     return (
         f"<li class='card' data-row='{result.row}'><button type='button' aria-label='{label}' title='{label}'>"
-        f"<span class='thumb'>{_image(result.row, '')}{marks}</span>{text}</button></li>"
+        f"<span class='thumb'>{_image(result.row, '', index)}{marks}</span>{text}</button></li>"
     )
 
 
-def _image(row: int, alt: str) -> str:
-    return f"<img src='{THUMBNAIL.format(row=row)}' alt='{escape(alt, quote=True)}' loading='lazy'>"
+def _image(row: int, alt: str, index: Index) -> str:
+    return f"<img src='{THUMBNAIL.format(index=index.id, row=row)}' alt='{escape(alt, quote=True)}' loading='lazy'>"
 
 
 def _rank(row: int, answer: Attribution) -> str:

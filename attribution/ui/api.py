@@ -1,5 +1,8 @@
 """The page as an API: four endpoints with inputs of their own, for gradio_client and MCP."""
 
+import time
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -12,7 +15,7 @@ from attribution.answers.report import Run, to_json
 from attribution.diffusion.pictures import open_upload
 from attribution.diffusion.pipeline import GenerateSettings, check_seed
 from attribution.diffusion.tokens import check_prompt
-from attribution.errors import AttributionError, InputError
+from attribution.errors import AttributionError, InputError, WorkFailed
 from attribution.methods import check_settings
 from attribution.methods.answer import AttributeSettings, Attribution
 from attribution.query.detect import Found
@@ -20,9 +23,14 @@ from attribution.query.labels import parse_labels
 from attribution.query.query import Query
 from attribution.query.regions import check_query
 from attribution.ui.asking import LARGEST_K
-from attribution.ui.handlers import refusal, whole
+from attribution.ui.handlers import refusal, sentence, whole
 from attribution.ui.jobs import Job, attributing, detecting, generating
 from attribution.ui.studio import Studio, Waiting
+
+LIMIT = 15  # minutes that a program's job may use the device
+EVERY = 1.0  # seconds between looks whether the program still waits for its answer
+
+Following = Generator[Any, None, Any]  # yields no change, and gives the answer
 
 # gr.JSON has no schema, and MCP refuses a tool without one
 BOXES: Any = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
@@ -48,12 +56,15 @@ def add_api(studio: Studio) -> None:
 
 
 class Endpoints:
-    """What the endpoints do; each waits for its turn and answers at the end."""
+    """What the endpoints do; each waits for its turn and answers at the end.
+
+    They are generators that now and then yield no change: Gradio ends one whose program has gone.
+    """
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
 
-    def generate(self, prompt: str, seed: float = 0, steps: float = 25, guidance: float = 3.0) -> Image.Image:
+    def generate(self, prompt: str, seed: float = 0, steps: float = 25, guidance: float = 3.0) -> Following:
         """Generate a picture.
 
         Args:
@@ -68,12 +79,11 @@ class Endpoints:
         try:
             check_prompt(prompt)
             number, settings = check_seed(whole(seed, "seed")), GenerateSettings(whole(steps, "steps"), guidance)
-            picture: Image.Image = self._last(Job(generating, (prompt, number, settings)))
-            return picture
+            yield (yield from self._followed(Job(generating, (prompt, number, settings))))
         except AttributionError as error:
             raise refusal(error, shown=False) from error
 
-    def detect(self, image: str, labels: str, prompt: str = "", threshold: float | None = None) -> list[dict[str, Any]]:
+    def detect(self, image: str, labels: str, prompt: str = "", threshold: float | None = None) -> Following:
         """Find objects in a picture.
 
         Args:
@@ -88,8 +98,8 @@ class Endpoints:
         try:
             picture, wanted = self._picture(image), parse_labels(labels)
             asked = (picture, wanted, prompt or labels, threshold, self.studio.detector)
-            found: Found = self._last(Job(detecting, asked))
-            return [{"label": x.label, "score": x.score, "box": list(x.box), "by": found.by} for x in found.detections]
+            found: Found = yield from self._followed(Job(detecting, asked))
+            yield [{"label": x.label, "score": x.score, "box": list(x.box), "by": found.by} for x in found.detections]
         except AttributionError as error:
             raise refusal(error, shown=False) from error
 
@@ -103,8 +113,8 @@ class Endpoints:
         method: str = "unlearning",
         top_k: float = 10,
         exhaustive: bool = False,
-    ) -> dict[str, Any]:
-        """Find the training images that a picture is made of.
+    ) -> Following:
+        """Find the training images that a picture is made of, in 15 minutes of the device's time at most.
 
         Args:
             image: a PNG, JPEG or WebP file; None generates one from the prompt and the seed.
@@ -114,10 +124,11 @@ class Endpoints:
             word: of the prompt, instead of boxes.
             method: a method of this index.
             top_k: how many training images, 1 to 100.
-            exhaustive: score every training image on all noises.
+            exhaustive: score every training image on all noises; many times slower, so mind the limit.
 
         Returns:
-            The attribution as `python -m attribution attribute --out` writes it, and its `run` id for /report.
+            The attribution as `python -m attribution attribute --out` writes it, and its `run` id for /report; where
+            that could not be kept, null, and `not_kept` says why.
         """
         try:
             check_prompt(prompt)
@@ -131,13 +142,13 @@ class Endpoints:
             asked = tuple(tuple(float(side) for side in box) for box in boxes or [])
             blank = Query(prompt, picture or Image.new("RGB", square), None, asked, word or None)  # type: ignore[arg-type]
             check_query(blank, self.studio.model, self.studio.index.center_crop)
-            made = picture or self._last(Job(generating, (prompt, number)))
+            made = picture or (yield from self._followed(Job(generating, (prompt, number))))
             query = Query(prompt, made, None if picture else number, blank.boxes, blank.word)
-            _, _, answer = self._last(Job(attributing, ([query], [settings])))
+            answer = (yield from self._followed(Job(attributing, ([query], [settings])))).state
             assert isinstance(answer, Attribution)
             run = Run((answer,))
-            self.studio.runs.keep(run, self.studio.index, self.studio.model)
-            return {**to_json(answer), "run": run.id}
+            lost = self.studio.keep(run)
+            yield {**to_json(answer), "run": None if lost else run.id, **({"not_kept": sentence(lost)} if lost else {})}
         except (TypeError, ValueError) as error:
             wrong = InputError(f"boxes {repr(boxes)[:60]} are not possible; accepted is [[x0, y0, x1, y1], ...]")
             raise refusal(wrong, shown=False) from error
@@ -161,6 +172,25 @@ class Endpoints:
     def _picture(self, path: str) -> Image.Image:
         return open_upload(Path(path))
 
-    def _last(self, job: Job) -> Any:
-        *_, last = (step for step in self.studio.alone(job, Event()) if not isinstance(step, Waiting))
+    def _followed(self, job: Job) -> Following:
+        """Follow a job to its last step, which is returned.
+
+        Raises:
+            WorkFailed: it used the device for longer than LIMIT.
+        """
+        yield gr.skip()  # at once: Gradio can end no generator whose first value it still waits for
+        told, began, last = time.monotonic(), None, None
+        with closing(self.studio.alone(job, Event())) as steps:
+            for last in steps:
+                now = time.monotonic()
+                if began is None or isinstance(last, Waiting):
+                    began = now
+                if now - began > 60 * LIMIT:
+                    raise WorkFailed(
+                        f"the job took more than {LIMIT} minutes, the limit for programs; ask without exhaustive, or"
+                        " run `python -m attribution attribute` on a machine of your own"
+                    )
+                if now - told >= EVERY:
+                    told = now
+                    yield gr.skip()
         return last

@@ -19,6 +19,7 @@ from attribution.diffusion.pipeline import GenerateSettings, Model
 from attribution.index.index import Index
 from attribution.methods import METHODS, answer
 from attribution.methods.answer import AttributeSettings, Attribution, Progress, check_stop
+from attribution.methods.unlearning import predicted
 from attribution.query.detect import Found, find
 from attribution.query.encoded import encode
 from attribution.query.query import Query
@@ -33,6 +34,11 @@ class Job:
 
     run: Callable[..., Steps]
     asked: tuple[Any, ...]
+
+    @property
+    def short(self) -> bool:
+        """Whether it takes seconds: it need not wait for one that takes minutes."""
+        return self.run in SHORT
 
 
 def generating(
@@ -86,17 +92,66 @@ def lit(square: Image.Image, mask: Floats) -> Image.Image:
     return Image.composite(square, Image.new("RGB", square.size, "#1c1917"), light)
 
 
+@dataclass(frozen=True)
+class Answered:
+    """A step of one of several answers.
+
+    Attributes:
+        place: of the query.
+        method: that answers.
+        state: of this answer.
+        whole: how far all answers together are.
+    """
+
+    place: int
+    method: str
+    state: Progress | Attribution
+    whole: Progress
+
+
+@dataclass
+class Tally:
+    """How far several answers together are, in the predictions of those that unlearn; the others take a second.
+
+    Attributes:
+        total: predictions of all answers.
+        done: those of the answers that have ended.
+        seconds: that these took.
+    """
+
+    total: int
+    done: int = 0
+    seconds: float = 0.0
+
+    def begun(self, method: str) -> Progress:
+        """The whole when a method is asked."""
+        return Progress(f"Asking {method}", self.done, self.total, self.seconds)
+
+    def at(self, step: Progress | Attribution, counted: bool) -> Progress:
+        """The whole at a step of an answer whose predictions are counted, or are not."""
+        if isinstance(step, Progress):
+            done, seconds = (step.evaluations, step.seconds) if counted else (0, 0.0)
+            return Progress(step.stage, self.done + done, self.total, self.seconds + seconds)
+        if counted:
+            self.done, self.seconds = self.done + step.evaluations, self.seconds + sum(step.seconds.values())
+        return Progress("ranking", self.done, self.total, self.seconds)
+
+
 def attributing(
     model: Model, index: Index, stop: Event, queries: Sequence[Query], settings: Sequence[AttributeSettings]
-) -> Generator[tuple[int, str, Progress | Attribution], None, None]:
-    """Steps of every query's answers, as (place of the query, method, step); the quick methods first."""
-    quick_first = sorted(settings, key=lambda each: bool(METHODS[each.method].curvature))
+) -> Generator[Answered, None, None]:
+    """Steps of every query's answers; the quick methods first."""
+    costs = [predicted(index, each) if METHODS[each.method].curvature else 0 for each in settings]
+    quick_first = sorted(zip(costs, settings, strict=True), key=lambda each: each[0])
+    tally = Tally(max(1, len(queries) * sum(costs)))
     for place, query in enumerate(queries):
         asked = encode(model, query, index.center_crop)  # once, for all methods
-        for each in quick_first:
+        for cost, each in quick_first:
+            begun = tally.begun(each.method)
+            yield Answered(place, each.method, begun, begun)
             with closing(answer(model, index, asked, each, stop)) as steps:
                 for step in steps:
-                    yield place, each.method, step
+                    yield Answered(place, each.method, step, tally.at(step, cost > 0))
 
 
 def forgetting(
@@ -105,3 +160,6 @@ def forgetting(
     """Pictures before and after the query is unlearned."""
     with closing(regenerate(model, index, query, generate=settings, stop=stop)) as steps:
         yield from steps
+
+
+SHORT = (generating, detecting, mapping)

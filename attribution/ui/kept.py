@@ -2,15 +2,15 @@
 
 import gradio as gr
 
-from attribution.answers.report import Run, read_zip
+from attribution.answers.report import Run
 from attribution.errors import AttributionError, InputError
 from attribution.query.labels import telling
 from attribution.ui import words
-from attribution.ui.answering import Runs, panel_of, tabs_of
+from attribution.ui.answering import Runs, link_of, panel_of, tabs_of
 from attribution.ui.handlers import UNCHANGED, Update, refusal
 from attribution.ui.pictures import Pictures
 from attribution.ui.regions import EMPTY, drawn_boxes
-from attribution.ui.studio import Picture, title_of
+from attribution.ui.studio import Picture, run_ids, title_of
 
 HISTORY = 50  # runs that a browser remembers
 
@@ -21,44 +21,57 @@ class KeptRuns:
     def __init__(self, pictures: Pictures) -> None:
         self.pictures, self.studio, self.on = pictures, pictures.studio, pictures.on
 
-    def reopen(self, run_id: str, folded: bool) -> Update:
-        """A kept run, with all that was asked."""
-        run = self._read(run_id)
-        on, name = self.on, run.region
-        seed = {} if run.query.seed is None else {on.seed: run.query.seed}  # an upload's: what is there stays
+    def reopen(self, asked: str, folded: bool) -> Update:
+        """Kept runs, one for each region of a picture, with all that was asked.
+
+        Args:
+            asked: their ids, with commas between.
+            folded: show nearly equal training images as one.
+
+        Raises:
+            InputError: one of them is not kept, of another index, or of another picture than the first.
+        """
+        runs = [(run.region, run) for run in map(self._read, run_ids(asked) or [asked])]
+        first = runs[0][1]
+        if any((run.query.prompt, run.query.image) != (first.query.prompt, first.query.image) for _, run in runs):
+            raise InputError(f"the runs {asked[:60]} are of several pictures; accepted are those of one")
+        on, names = self.on, [name for name, _ in runs]
+        seed = {} if first.query.seed is None else {on.seed: first.query.seed}  # an upload's: what is there stays
+        panels = {panel: panel_of(self.studio, *each, folded) for panel, each in zip(on.panels, runs, strict=False)}
         return {
-            **self._asked(run),
+            **self._asked([run for _, run in runs]),
             **seed,
             **dict.fromkeys(on.panels, ""),
-            **tabs_of(on, [name]),
-            on.panels[0]: panel_of(self.studio, name, run, folded),
-            on.runs: [(name, run)],
-            on.note: words.note(f"Run {run_id} opened."),
-            on.status: words.status("done", "Opened", f"run {run_id}: {name}", 1),
+            **tabs_of(on, names),
+            **panels,
+            on.runs: runs,
+            on.link: link_of(self.studio, runs),
+            on.note: words.note(f"Run {asked} opened."),
+            on.status: words.status("done", "Opened", f"run {asked}: {', '.join(names)}", 1),
         }
 
     def _read(self, run_id: str) -> Run:
-        run = read_zip(self.studio.run_file(run_id))
+        run = self.studio.read_run(run_id)
         main = run.answers[0]
         if (main.index_id, main.model_sha256) != (self.studio.index.id, self.studio.model.sha256):
             raise InputError(f"the run {run_id} is of index {main.index_id}; this page serves {self.studio.index.id}")
         return run
 
-    def _asked(self, run: Run) -> Update:
-        """A run's picture, prompt and region."""
-        on, query = self.on, run.query
-        picture = Picture(query.image, query.prompt if query.seed is not None else None, query.seed, run.sampled)
+    def _asked(self, runs: list[Run]) -> Update:
+        """The picture, prompt and regions of runs."""
+        on, query = self.on, runs[0].query
+        picture = Picture(query.image, query.prompt if query.seed is not None else None, query.seed, runs[0].sampled)
         shown = self.pictures.shown(picture, query.prompt)
-        rows = [[run.label, *box] for box in query.boxes] or EMPTY
+        rows = [[run.label, *box] for run in runs for box in run.query.boxes] or EMPTY
         shown[on.annotator]["boxes"] = drawn_boxes(rows, shown[on.frame]["factor"])
-        if query.word is not None:
-            shown[on.chosen] = gr.CheckboxGroup([*telling(query.prompt)], value=[query.word], visible=True)
+        if chosen := [run.query.word for run in runs if run.query.word is not None]:
+            shown[on.chosen] = gr.CheckboxGroup([*telling(query.prompt)], value=chosen, visible=True)
         return {**shown, on.prompt: query.prompt, on.table: rows}
 
     def reopen_linked(self, folded: bool, request: gr.Request) -> Update:
-        """The run that the page's address names."""
-        run_id = str(dict(request.query_params).get("run", ""))
-        return self.reopen_chosen(run_id, folded, request)
+        """The runs that the page's address names."""
+        asked = str(dict(request.query_params).get("run", ""))
+        return self.reopen_chosen(asked, folded, request)
 
     def reopen_example(self, event: gr.EventData, folded: bool, request: gr.Request) -> Update:
         """The example whose button was clicked."""
@@ -85,13 +98,7 @@ class KeptRuns:
 
     def list_runs(self, mine: list[list[str]] | None) -> gr.Dropdown:
         """The visitor's own runs that are still kept."""
-        own = []
-        for title, run_id in mine or []:
-            try:
-                self.studio.run_file(run_id)
-            except InputError:
-                continue
-            own.append((title, run_id))
+        own = [(title, run_id) for title, run_id in mine or [] if self.studio.holds(run_id)]
         return gr.Dropdown(own, visible=bool(own))
 
     def before(self) -> Update:

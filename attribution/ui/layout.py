@@ -41,6 +41,7 @@ class Parts:
     chosen: gr.CheckboxGroup
     maps: gr.HTML
     table: gr.Dataframe
+    marked: gr.HTML
     clear: gr.Button
     attribute: gr.Button
     stop: gr.Button
@@ -50,6 +51,7 @@ class Parts:
     folded: gr.Checkbox
     status: gr.HTML
     runs: gr.State
+    link: gr.Textbox
     tabs: list[gr.Tab]
     panels: list[gr.HTML]
     row: gr.State
@@ -80,14 +82,14 @@ class Parts:
     @property
     def answered(self) -> list[Any]:
         """What belongs to one picture alone."""
-        asked = [self.table, self.found, self.maps, self.status, self.runs, self.forgotten]
+        asked = [self.table, self.marked, self.found, self.maps, self.status, self.runs, self.link, self.forgotten]
         return [*asked, *self.drawer, *self.tabs, *self.panels]
 
 
 def lay_asking(studio: Studio) -> dict[str, Any]:
     """Prompt, seed, sampling, Generate and Upload."""
     defaults = GenerateSettings()
-    prompt = gr.Textbox(words.PROMPT, label="Prompt", lines=2, max_lines=5, elem_id="prompt")
+    prompt = gr.Textbox(words.PROMPT, label="Prompt", lines=1, max_lines=5, elem_id="prompt")  # one: Enter submits
     tokens = gr.HTML(words.tokens(studio.model.tokens.count(words.PROMPT)), elem_id="tokens")
     with gr.Row(equal_height=True, elem_id="seeding"):
         seed = gr.Number(7, label="Seed", elem_id="seed", scale=3, min_width=80)
@@ -169,8 +171,9 @@ def lay_boxes() -> dict[str, Any]:
         elem_id="boxes",
         buttons=[],
     )
+    marked = gr.HTML(elem_id="marked")  # what cannot be asked about of it
     clear = gr.Button("Clear boxes", size="sm", elem_id="clear", min_width=90)
-    return {"table": table, "clear": clear}
+    return {"table": table, "marked": marked, "clear": clear}
 
 
 def lay_acting(studio: Studio) -> dict[str, Any]:
@@ -230,6 +233,7 @@ def lay_answering() -> dict[str, Any]:
         forgotten = gr.HTML(elem_id="forgotten")
     return {
         "runs": gr.State([]),
+        "link": gr.Textbox("", visible=False),  # ids of the runs that are shown, for the address
         "tabs": tabs,
         "panels": panels,
         "row": gr.State(),

@@ -3,6 +3,7 @@
 from base64 import b64encode
 from collections.abc import Iterator
 from threading import Event
+from typing import Any
 
 from PIL import Image
 
@@ -10,10 +11,12 @@ from attribution.answers.html import to_png
 from attribution.errors import AttributionError
 from attribution.query.detect import Found
 from attribution.query.labels import check_labels, parse_labels
+from attribution.query.query import Query
+from attribution.query.regions import box_mask
 from attribution.ui import words
 from attribution.ui.handlers import Asked, Handlers, Update, sentence, there_is
 from attribution.ui.jobs import Job, detecting, mapping
-from attribution.ui.regions import MOST, drawn_boxes, found_rows, shown_copy
+from attribution.ui.regions import MOST, drawn_boxes, found_rows, read_regions, shown_copy
 from attribution.ui.studio import Picture, Waiting
 
 
@@ -45,6 +48,18 @@ class Marks:
     def refused(self, told: str) -> Update:
         """What is not possible, said beside the objects."""
         return {self.on.found: words.note(told, "error")}
+
+    def typed(self, picture: Picture | None, table: list[list[Any]], chosen: list[str]) -> str:
+        """What cannot be asked about of the boxes that are typed and the words that are chosen, as HTML."""
+        whole = [row for row in table if all(value not in (None, "") for value in row[1:])]
+        try:
+            for each in read_regions(whole, chosen):
+                if picture is not None and each.boxes:
+                    query = Query("", picture.image, boxes=each.boxes)
+                    box_mask(query, self.studio.model, self.studio.index.center_crop)
+        except AttributionError as error:
+            return words.note(sentence(error), "error")
+        return ""
 
     def show_words(self, picture: Picture | None, prompt: str, chosen: list[str]) -> Iterator[str]:
         """The picture with each chosen word's attention over it, as HTML."""

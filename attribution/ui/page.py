@@ -61,26 +61,37 @@ def _wire_picture(pictures: Pictures) -> None:
     on, handlers = pictures.on, pictures.handlers
     taken = [*on.shown, *on.answered]
     on.prompt.change(pictures.tokens, on.prompt, on.tokens, **AT_ONCE)
+    on.prompt.input(pictures.reworded, [on.prompt, on.picture], [on.chosen, on.labels], **AT_ONCE)
     on.dice.click(throw_dice, None, on.seed, **AT_ONCE)
-    asked = [on.generate.click, on.prompt.submit, on.seed.submit]
-    generated = gr.on(asked, handlers.starting, None, on.acts, **AT_ONCE).then(
-        handlers.following(pictures.generation, pictures.refused),
-        [on.prompt, on.seed, on.steps, on.guidance],
-        [*taken, on.stop],
-        show_progress="full",
-        show_progress_on=on.annotator,
-        api_visibility="private",
-    )
-    _free_after(generated, handlers)
-    on.upload.upload(pictures.upload, [on.upload, on.prompt], taken, **QUIET)
-    on.search.click(pictures.search_from, on.row, [*taken, on.prompt], **QUIET)
+    asked = [on.prompt, on.seed, on.steps, on.guidance]
+    pressed: list[Any] = [on.generate.click, on.seed.submit]
+    for events, ask, given in (
+        (pressed, pictures.generation, asked),
+        ([on.prompt.submit], pictures.entered, [on.picture, *asked]),
+    ):
+        generated = gr.on(events, handlers.starting, None, on.acts, **AT_ONCE).then(
+            handlers.following(ask, pictures.refused),
+            given,
+            [*taken, on.stop],
+            show_progress="full",
+            show_progress_on=on.annotator,
+            api_visibility="private",
+        )
+        _free_after(generated, handlers)
+        _follow_address(generated, on)
+    uploaded = on.upload.upload(pictures.upload, on.upload, [*taken, on.prompt], **QUIET)
+    searched = on.search.click(pictures.search_from, on.row, [*taken, on.prompt], **QUIET)
+    for taken_in_place in (uploaded, searched):
+        _follow_address(taken_in_place, on)
 
 
 def _wire_regions(marks: Marks) -> None:
     on, handlers = marks.on, marks.handlers
     both = [on.annotator, on.frame, on.table]
     on.annotator.change(None, both, on.table, js=script.TABLE_FOLLOWS)  # in the browser alone
+    on.annotator.change(None, [on.annotator, on.frame, on.chosen], [on.annotator, on.marked], js=script.REFUSE)
     on.table.input(None, both, on.annotator, js=script.BOXES_FOLLOW)
+    on.table.input(marks.typed, [on.picture, on.table, on.chosen], on.marked, **AT_ONCE)
     on.clear.click(None, both, [on.annotator, on.table], js=script.CLEAR)
     sought = gr.on([on.find.click, on.labels.submit], handlers.starting, None, on.acts, **AT_ONCE).then(
         handlers.following(marks.detection, marks.refused),
@@ -92,6 +103,7 @@ def _wire_regions(marks: Marks) -> None:
     )
     _free_after(sought, handlers)
     asked = [on.picture, on.prompt, on.chosen]
+    on.chosen.input(marks.typed, [on.picture, on.table, on.chosen], on.marked, **AT_ONCE)
     on.chosen.input(marks.show_words, asked, on.maps, trigger_mode="always_last", **QUIET)
 
 
@@ -101,7 +113,7 @@ def _wire_answers(questions: Questions, pictures: Pictures, kept: KeptRuns) -> N
     answered = coloured.then(handlers.starting, None, on.acts, **AT_ONCE).then(
         handlers.following(questions.attribution, questions.refused),
         [on.prompt, on.picture, on.table, on.chosen, on.top_k, on.exhaustive, on.compared, on.folded],
-        [on.status, on.runs, *on.tabs, *on.panels, on.stop],
+        [on.status, on.runs, on.link, *on.tabs, *on.panels, on.stop],
         **QUIET,
     )
     forgot = on.forget.click(handlers.starting, None, on.acts, **AT_ONCE).then(
@@ -110,6 +122,7 @@ def _wire_answers(questions: Questions, pictures: Pictures, kept: KeptRuns) -> N
         [on.status, on.forgotten, on.stop],
         **QUIET,
     )
+    _follow_address(answered, on)
     answered.success(kept.remember, [on.runs, on.mine], [on.mine, on.history], **AT_ONCE)
     for run in (answered, forgot):
         _free_after(run, handlers)
@@ -125,7 +138,7 @@ def _wire_answers(questions: Questions, pictures: Pictures, kept: KeptRuns) -> N
 def _wire_kept(kept: KeptRuns, marks: Marks, page: gr.Blocks) -> None:
     """Runs by link, examples, and the visitor's own."""
     on = kept.on
-    outputs = [*on.shown, on.prompt, on.seed, on.table, on.status, on.runs, *on.tabs, *on.panels]
+    outputs = [*on.shown, on.prompt, on.seed, on.table, on.status, on.runs, on.link, *on.tabs, *on.panels]
     page.load(None, None, None, js=script.START)
     loaded = page.load(kept.reopen_linked, on.folded, outputs, **QUIET)
     loaded.success(kept.list_runs, on.mine, on.history, **AT_ONCE)
@@ -134,7 +147,9 @@ def _wire_kept(kept: KeptRuns, marks: Marks, page: gr.Blocks) -> None:
     for reopened in (loaded, chosen, example):
         reopened.success(kept.before, None, [on.found, on.forgotten, *on.drawer], **AT_ONCE)
         reopened.success(marks.show_words, [on.picture, on.prompt, on.chosen], on.maps, **QUIET)
+    loaded.success(None, None, None, js=script.TO_LINKED)
     for picked in (chosen, example):
+        _follow_address(picked, on)
         picked.success(None, None, None, js=script.TO_ANSWERS)
 
 
@@ -150,6 +165,10 @@ def _opening(questions: Questions, place: int) -> Callable[..., Update]:
         return questions.open_image(event, runs, place)
 
     return opening
+
+
+def _follow_address(run: Any, on: Parts) -> None:
+    run.success(None, on.link, None, js=script.FOLLOW_RUNS)
 
 
 def _free_after(run: Any, handlers: Handlers) -> None:

@@ -14,7 +14,7 @@ from attribution.query.labels import phrases, telling
 from attribution.ui import words
 from attribution.ui.handlers import PROGRESS, UNCHANGED, Asked, Handlers, Update, Updates, refusal, sentence, whole
 from attribution.ui.jobs import Job, generating
-from attribution.ui.regions import EMPTY, shown_copy
+from attribution.ui.regions import EMPTY, seen_part, shown_copy
 from attribution.ui.studio import Picture, Waiting
 from attribution.ui.zero import on_zero_gpu
 
@@ -42,13 +42,19 @@ class Pictures:
 
         return Asked(job, show, self.noted(words.note(words.KEPT_PICTURE)), repeated=True)
 
-    def upload(self, path: str, prompt: str, request: gr.Request) -> Updates:
-        """Take a file as the picture."""
+    def entered(self, picture: Picture | None, prompt: str, seed: float, steps: float, guidance: float) -> Asked:
+        """A picture of the prompt in which Enter was pressed; an upload stays, whose prompt it is."""
+        if picture is not None and picture.prompt is None:
+            raise InputError("the prompt is of the picture that is here; press Attribute, or Generate for a new one")
+        return self.generation(prompt, seed, steps, guidance)
+
+    def upload(self, path: str, request: gr.Request) -> Updates:
+        """Take a file as the picture; the prompt before was another picture's."""
         try:
             picture = Picture(open_upload(Path(path)))
             note = words.uploaded(picture, Path(path).name, self.studio.index.center_crop)
             self.handlers.end(request)
-            yield self.taken(picture, note, prompt)
+            yield {**self.taken(picture, note + words.note(words.ASK_PROMPT, "warning")), self.on.prompt: ""}
         except AttributionError as error:
             yield self.refused(sentence(error))
             raise refusal(error) from error
@@ -72,6 +78,10 @@ class Pictures:
             return words.note(sentence(error), "error")
         return words.tokens(self.studio.model.tokens.count(prompt))
 
+    def reworded(self, prompt: str, picture: Picture | None) -> Update:
+        """The words and objects of a prompt that was typed for a picture that was not generated."""
+        return UNCHANGED if picture is None or picture.prompt is not None else self.read(prompt)
+
     def taken(self, picture: Picture, note: str, prompt: str = "") -> Update:
         """A new picture with a note; nothing is marked or answered yet."""
         return {**self.shown(picture, prompt), self.on.note: note, **self.cleared()}
@@ -79,13 +89,18 @@ class Pictures:
     def shown(self, picture: Picture, prompt: str = "") -> Update:
         """A picture to draw on, with its prompt's words and the labels to look for."""
         copy, frame = shown_copy(picture.image)
-        read = picture.prompt or prompt
         return {
             self.on.picture: picture,
             self.on.annotator: {"image": copy, "boxes": []},
-            self.on.frame: frame,
-            self.on.chosen: gr.CheckboxGroup(telling(read), value=[], visible=bool(telling(read))),
-            self.on.labels: " . ".join(phrases(read)),
+            self.on.frame: {**frame, **seen_part(picture.image, self.studio.model, self.studio.index.center_crop)},
+            **self.read(picture.prompt or prompt),
+        }
+
+    def read(self, prompt: str) -> Update:
+        """A prompt's words to pick, and the labels to look for."""
+        return {
+            self.on.chosen: gr.CheckboxGroup(telling(prompt), value=[], visible=bool(telling(prompt))),
+            self.on.labels: " . ".join(phrases(prompt)),
         }
 
     def cleared(self) -> Update:
@@ -97,7 +112,11 @@ class Pictures:
             on.runs: [],
             **dict.fromkeys(on.tabs, gr.Tab(visible=False)),
         }
-        return {**told, **dict.fromkeys([on.found, on.maps, on.forgotten, *on.panels], ""), **self.closed()}
+        return {
+            **told,
+            **dict.fromkeys([on.marked, on.found, on.maps, on.forgotten, on.link, *on.panels], ""),
+            **self.closed(),
+        }
 
     def closed(self) -> Update:
         """No training image is open."""

@@ -12,6 +12,8 @@ from typing import Any, TypedDict
 
 from PIL import Image
 
+from attribution.diffusion.pictures import to_square
+from attribution.diffusion.pipeline import Model
 from attribution.errors import InputError
 from attribution.query.grounding import Detection
 from attribution.query.query import Box
@@ -50,6 +52,14 @@ def shown_copy(image: Image.Image) -> tuple[Image.Image, Frame]:
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     copy = image.resize(size, Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS)
     return copy, Frame(width=image.width, height=image.height, factor=factor)
+
+
+def seen_part(image: Image.Image, model: Model, center_crop: bool) -> dict[str, Any]:
+    """What the browser needs to refuse a box: `least`, px a side, and `seen`, the part that the model sees."""
+    _, frame = to_square(image, model.resolution, center_crop)
+    right, bottom = frame.left + model.resolution / frame.scale_x, frame.top + model.resolution / frame.scale_y
+    least = model.scale / min(frame.scale_x, frame.scale_y)
+    return {"least": least, "seen": [frame.left, frame.top, right, bottom], "most": MOST}
 
 
 def read_regions(table: Sequence[Sequence[Any]], words: Sequence[str]) -> list[Region]:

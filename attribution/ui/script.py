@@ -37,6 +37,8 @@ TO_ANSWERS = f"""async () => {{
     await new Promise((resolve) => setTimeout(resolve, 50));
   document.querySelector("#acts").scrollIntoView({{block: "start", {SMOOTH}}});
 }}"""
+# After a link: it opens at the answer.
+TO_LINKED = f"async () => {{ if (new URLSearchParams(location.search).get('run')) await ({TO_ANSWERS})(); }}"
 TO_OPENED = "() => document.querySelector('.opened')?.focus({preventScroll: true})"
 # Back to the card that was opened.
 CLOSED = """() => {
@@ -107,8 +109,45 @@ RECOLOUR = f"(drawn, frame, table) => ({_BOXES})(drawn, frame, table, true)"  # 
 START = """() => {
   const scroll = (event) => !event.ctrlKey && event.target.closest?.("#picture") && event.stopPropagation();
   document.addEventListener("wheel", scroll, {capture: true, passive: true});
+  window.addEventListener("popstate", () => location.reload());
 }"""
 
 # (annotator, frame, table) -> annotator, table
 CLEAR = f"""(drawn, frame, table) =>
   [drawn && {{...drawn, boxes: []}}, {{...table, data: {json.dumps(EMPTY)}}}]"""
+
+# (annotator, frame, words) -> annotator, note. A box that nothing could be answered about is taken away where it was
+# drawn, with a sentence; the annotator puts a new box before the others.
+REFUSE = """(drawn, frame, chosen) => {
+  const asItIs = {__type__: "update"};
+  if (!drawn?.boxes || !frame?.seen) return [asItIs, asItIs];
+  const [left, top, right, bottom] = frame.seen;
+  const refused = (box) => {
+    const scale = frame.factor * (box.scaleFactor || 1);
+    const [x0, y0, x1, y1] = [box.xmin, box.ymin, box.xmax, box.ymax].map((side) => side / scale);
+    if (Math.min(x1 - x0, y1 - y0) < frame.least - 0.5)
+      return `That box was too small: ${Math.ceil(frame.least)} px a side or more are accepted.`;
+    if (x1 <= left || x0 >= right || y1 <= top || y0 >= bottom)
+      return "That box was outside what the model sees, the middle square of the picture.";
+    return "";
+  };
+  const good = drawn.boxes.filter((box) => !refused(box));
+  let said = drawn.boxes.map(refused).find(Boolean) ?? "";
+  const room = Math.max(0, frame.most - (chosen ?? []).length);
+  if (good.length > room) {
+    said ||= `Up to ${frame.most} boxes and words can be asked about together: that box was one too many.`;
+    good.splice(0, good.length - room);
+  }
+  if (said) window.refusedAt = Date.now();
+  else if (Date.now() - (window.refusedAt ?? 0) < 2000) return [asItIs, asItIs];  // the news that it was taken away
+  return [said ? {...drawn, boxes: good} : asItIs, said ? `<p class="note error" role="alert">${said}</p>` : ""];
+}"""
+
+# (ids of the runs that are shown) -> the address follows them; going back opens what was there.
+FOLLOW_RUNS = """(ids) => {
+  const to = new URL(location.href);
+  if (ids) to.searchParams.set("run", ids);
+  else to.searchParams.delete("run");
+  const address = decodeURIComponent(to.href);
+  if (address !== decodeURIComponent(location.href)) history.pushState(null, "", address);
+}"""

@@ -17,13 +17,15 @@ from PIL import Image
 from attribution.answers.kept import RunFolder, is_run_id
 from attribution.answers.report import Run, read_zip
 from attribution.diffusion.pipeline import GenerateSettings, Model
-from attribution.errors import AttributionError, InputError, Stopped, WorkFailed, reason
+from attribution.diffusion.weights import pretrained
+from attribution.errors import AttributionError, InputError, NotKept, Stopped, WorkFailed, reason
 from attribution.index.index import Index
 from attribution.methods import METHODS, check_settings
 from attribution.methods.answer import AttributeSettings
 from attribution.query.detect import detector_threshold
 from attribution.ui.jobs import Job, Steps
-from attribution.ui.zero import FIRST, LONGEST, on_gpu
+from attribution.ui.regions import MOST
+from attribution.ui.zero import FIRST, LONGEST, on_gpu, on_zero_gpu
 
 LOG = logging.getLogger(__name__)
 WAIT = 0.25  # seconds between looks at the line
@@ -68,12 +70,21 @@ def title_of(run: Run) -> str:
     return f"{run.query.prompt[:80]} · {run.region}"
 
 
+def run_ids(asked: str) -> list[str]:
+    """The ids of runs in a link, such as "0123456789ab,ba9876543210": one for each region, MOST at most."""
+    return [each for each in dict.fromkeys(asked.split(",")) if is_run_id(each)][:MOST]
+
+
 class Studio:
     """The model, the index, the line for the device, the stop events of the runs in progress, and finished runs.
 
     Gradio frees a slot of its queue before cancelled work has ended, so its limits do not protect the weights: the line
     does. First come, first served. Gradio also takes each step of a generator in any of its threads; work for the
     device is done in one thread of the studio's own, since torch keeps modes, and OpenMP its workers, by thread.
+
+    Short work does not wait for long work: there is a line for each, and of each one job is under way. Their steps take
+    turns in the device's thread, where a short one's finds the pretrained weights, also while a long one has changed
+    them: a step of the one waits for one step of the other at most.
     """
 
     def __init__(self, model: Model, index: Index, runs: RunFolder, detector: str | None = None) -> None:
@@ -85,7 +96,7 @@ class Studio:
         self._device = ThreadPoolExecutor(1, "device")
         self._took: dict[str, float] = {}  # by job, the seconds of the last one that ended
         self._steps = on_gpu(self._here, self._estimate)
-        self._line: list[object] = []
+        self._lines: dict[bool, list[object]] = {False: [], True: []}  # of long jobs, and of short ones
         self._runs: dict[str, Work] = {}
 
     @property
@@ -96,7 +107,7 @@ class Studio:
     @property
     def waiting(self) -> int:
         """Runs that wait or work."""
-        return len(self._line)
+        return sum(map(len, self._lines.values()))
 
     @property
     def examples(self) -> Path:
@@ -109,16 +120,41 @@ class Studio:
         runs = [read_zip(path) for path in self.examples.glob("*.zip")]
         return sorted(runs, key=lambda run: (not run.query.boxes, run.query.word is None, run.id))
 
+    def keep(self, run: Run) -> NotKept | None:
+        """Keep a run; gives why it could not be kept, where that is so: what was found out stands without it."""
+        try:
+            self.runs.keep(run, self.index, self.model)
+        except NotKept as error:
+            LOG.warning("%s: %s", run.id, error)
+            return error
+        return None
+
+    def holds(self, run_id: str) -> bool:
+        """Whether there is a run of this id, kept or among the examples."""
+        return self.runs.holds(run_id) or self._shipped(run_id) is not None
+
+    def read_run(self, run_id: str) -> Run:
+        """A kept run or an example.
+
+        Raises:
+            InputError: there is none.
+        """
+        return read_zip(self._shipped(run_id) or self.runs.path(run_id))
+
     def run_file(self, run_id: str) -> Path:
         """The ZIP of a kept run or an example, which is made whole first.
 
         Raises:
             InputError: there is none.
         """
-        shipped = self.examples / f"{run_id}.zip"
-        if is_run_id(run_id) and shipped.is_file() and not self.runs.holds(run_id):
+        shipped = self._shipped(run_id)
+        if shipped is not None and not self.runs.holds(run_id):
             return self.runs.keep(read_zip(shipped), self.index, self.model)
         return self.runs.path(run_id)
+
+    def _shipped(self, run_id: str) -> Path | None:
+        path = self.examples / f"{run_id}.zip"
+        return path if is_run_id(run_id) and path.is_file() else None
 
     def methods(self) -> tuple[list[str], dict[str, str]]:
         """The methods that can be used, and why the others cannot."""
@@ -159,7 +195,7 @@ class Studio:
         return visitor in self._runs
 
     def alone(self, job: Job, stop: Event) -> Steps:
-        """Do a job while nobody else uses the device: yields Waiting before its turn, then what the job yields.
+        """Do a job when it is its turn: yields Waiting before, then what the job yields.
 
         The end of the job restores the weights before the next one's turn.
 
@@ -168,14 +204,16 @@ class Studio:
             Stopped: `stop` was set while waiting.
             WorkFailed: a library's error ended the job.
         """
-        ticket, steps = self._join(), self._steps(job, stop)
+        short = job.short and not on_zero_gpu()  # there, each job has a process of its own, that nothing can lift
+        ticket, steps = self._join(self._lines[short]), self._steps(job, stop)
         try:
-            while ahead := self._ahead(ticket):
+            while ahead := self._ahead(self._lines[short], ticket):
                 if stop.is_set():
                     raise Stopped("stopped before its turn; nothing was changed")
                 yield Waiting(ahead)
             began = time.monotonic()
-            while (step := self._on_device(next, steps, END)) is not END:
+            step_of = self._lifted if short else next
+            while (step := self._on_device(step_of, steps, END)) is not END:
                 yield step
             self._took[job.run.__name__] = time.monotonic() - began
         except AttributionError:
@@ -185,25 +223,36 @@ class Studio:
             raise WorkFailed(f"it could not be done here ({reason(error)}); the model is as it was") from error
         finally:
             self._on_device(steps.close)
-            self._leave(ticket)
+            self._leave(self._lines[short], ticket)
 
-    def _join(self) -> object:
-        """A place at the end of the line."""
+    def _join(self, line: list[object]) -> object:
+        """A place at the end of a line."""
         ticket = object()
         with self._turn:
-            if len(self._line) >= LINE:
-                raise InputError(f"{len(self._line)} runs are waiting already; try again in a few minutes")
-            self._line.append(ticket)
+            if self.waiting >= LINE:
+                raise InputError(f"{self.waiting} runs are waiting already; try again in a few minutes")
+            line.append(ticket)
         return ticket
 
-    def _leave(self, ticket: object) -> None:
+    def _ahead(self, line: list[object], ticket: object) -> int:
+        """How many are ahead, after WAIT at most."""
         with self._turn:
-            self._line.remove(ticket)
+            self._turn.wait_for(lambda: line[0] is ticket, WAIT)
+            return line.index(ticket)
+
+    def _leave(self, line: list[object], ticket: object) -> None:
+        with self._turn:
+            line.remove(ticket)
             self._turn.notify_all()
 
     def _on_device(self, work: Callable[..., Any], *given: Any) -> Any:
         """What `work` gives in the device's thread, in the context of this one: Gradio's progress is found by it."""
         return self._device.submit(copy_context().run, work, *given).result()
+
+    def _lifted(self, steps: Steps, end: object) -> Any:
+        """The next step, with the pretrained weights, whatever a long job has changed."""
+        with pretrained(self.model):
+            return next(steps, end)
 
     def _here(self, job: Job, stop: Event) -> Steps:
         return job.run(self.model, self.index, stop, *job.asked)
@@ -212,9 +261,3 @@ class Studio:
         """Seconds of a lent GPU to ask for: half again what such a job took last, FIRST before one has ended."""
         took = self._took.get(job.run.__name__)
         return FIRST if took is None else min(LONGEST, 5 + 1.5 * took)
-
-    def _ahead(self, ticket: object) -> int:
-        """How many are ahead, after WAIT at most."""
-        with self._turn:
-            self._turn.wait_for(lambda: self._line[0] is ticket, WAIT)
-            return self._line.index(ticket)

@@ -33,6 +33,7 @@ FORGET = (
     f" {STRENGTH:g} times the step that scores are measured with, which is too small to see. The change is the mean"
     " difference of intensities, as a share of their range."
 )
+ASK_PROMPT = "Write above what it shows: the model reads the picture with its prompt."
 NO_PICTURE = "No picture yet: generate one, or upload one."
 KEPT_PICTURE = "Stopped; the picture before is kept."
 KEPT_BOXES = "Stopped; the boxes are as they were."
@@ -51,7 +52,7 @@ STORED = (
 
 
 def progress(step: Progress, region: str, number: int, count: int) -> str:
-    """Stage, predictions made, time left, and a bar, of one region of some."""
+    """What is being done, of which region, and how far the whole is: predictions made, time left, a bar."""
     left = "" if step.eta is None else f" · {seconds(step.eta)} left"
     stage = {
         "unlearning": "Unlearning the picture",
@@ -61,7 +62,7 @@ def progress(step: Progress, region: str, number: int, count: int) -> str:
     }.get(step.stage, step.stage)
     of = f"{region}, region {number} of {count} · " if count > 1 else ""
     detail = f"{of}{step.evaluations:,} of {step.total:,} evaluations{left}"
-    return status("running", stage, detail, (number - 1 + step.evaluations / step.total) / count)
+    return status("running", stage, detail, step.evaluations / step.total)
 
 
 def done(runs: Sequence[tuple[str, Run]]) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 from attribution.diffusion.noise import spread
 from attribution.unlearning.score import VIEWS, Floats, ScoreKind, Scores, score
 
-# (rows, columns, views) -> chunks of (which of rows, losses after unlearning (chunk, views, columns))
-Measure = Callable[[Sequence[int], Sequence[int], Sequence[int]], Iterator[tuple[slice, Floats]]]
+# (rows, columns, views) -> (which of rows, which of columns, losses after unlearning (chunk, views)), chunk by chunk
+Measure = Callable[[Sequence[int], Sequence[int], Sequence[int]], Iterator[tuple[slice, int, Floats]]]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def race(
     kind: ScoreKind = "difference",
     leaders: int = 10,
 ) -> Iterator[Standing]:
-    """Run a schedule; yields a standing after every chunk, and one at the end of each round.
+    """Run a schedule; yields a standing after every call of the U-Net, and one at the end of each round.
 
     Args:
         measure: losses under the unlearned weights.
@@ -125,10 +125,11 @@ def race(
         rows, leading = rows[: this.images], list[int]()
         parts = list(_missing(rounds[number - 1] if number else None, this))
         for views, columns in parts:
-            for which, losses in measure(rows, columns, views):
-                after[np.ix_(rows[which], views, columns)] = losses
+            for which, column, losses in measure(rows, columns, views):
+                after[np.ix_(rows[which], views, [columns[column]])] = losses[..., None]
                 done += losses.size
-                if (views, columns) == parts[-1]:  # these images have all of this round's noises now
+                whole = (views, columns) == parts[-1] and column == len(columns) - 1
+                if whole:  # these images have all of this round's noises now
                     best = standing([*leading, *rows[which]], this, False)
                     leading = list(best.rows[:leaders])
                     if latest is None or len(leading) == leaders:

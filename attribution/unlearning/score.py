@@ -45,11 +45,21 @@ def losses_of(
     model: Model, training: EncodedSet, bank: NoiseBank, rows: Sequence[int], views: Sequence[int] = VIEWS
 ) -> Tensor:
     """Losses of some training images at all columns of a bank: (n, views, columns), on the model's device."""
-    text = model.encode_text([training.captions[row] for row in rows]).repeat_interleave(len(views), 0)
-    latents = training.view(rows, views).flatten(0, 1)
+    encoded = _encoded(model, training, rows, views)
+    return torch.stack([_losses_at(model, *encoded, bank, column) for column in range(len(bank))], -1)
+
+
+def _encoded(model: Model, training: EncodedSet, rows: Sequence[int], views: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Latents (n, views, C, h, w) and captions (n, L, D) of some training images."""
+    return training.view(rows, views), model.encode_text([training.captions[row] for row in rows])
+
+
+def _losses_at(model: Model, latents: Tensor, text: Tensor, bank: NoiseBank, column: int) -> Tensor:
+    """Losses of encoded images at one column of a bank, by one call of the U-Net: (n, views)."""
+    views = latents.shape[1]
     with torch.inference_mode():
-        losses = [denoising_loss(model, latents, text, bank.select([c])) for c in range(len(bank))]
-    return torch.cat(losses, 1).reshape(len(rows), len(views), len(bank))
+        losses = denoising_loss(model, latents.flatten(0, 1), text.repeat_interleave(views, 0), bank.select([column]))
+    return losses.reshape(-1, views)
 
 
 def training_losses(
@@ -61,26 +71,49 @@ def training_losses(
     views: Sequence[int] = VIEWS,
     batch: int = 64,
 ) -> Iterator[tuple[slice, Floats]]:
-    """Losses of training images, a chunk at a time.
+    """Losses of training images, a chunk of them at a time; see `losses_by_call`.
+
+    Yields:
+        (which of `rows`, losses of shape (chunk, views, columns)).
+    """
+    known: list[Floats] = []
+    for which, column, losses in losses_by_call(model, training, bank, rows, columns, views, batch):
+        known.append(losses)
+        if column == len(columns) - 1:
+            yield which, np.stack(known, -1)
+            known = []
+
+
+def losses_by_call(
+    model: Model,
+    training: EncodedSet,
+    bank: NoiseBank,
+    rows: Sequence[int],
+    columns: Sequence[int],
+    views: Sequence[int] = VIEWS,
+    batch: int = 64,
+) -> Iterator[tuple[slice, int, Floats]]:
+    """Losses of training images, one call of the U-Net at a time: a chunk of images at each column in turn.
 
     Every call of the U-Net holds as many predictions (the last is filled up by repetition): an image's loss depends
     on the subset that it is measured in by no more than its place in a batch changes the rounding of a product.
 
     Yields:
-        (which of `rows`, losses of shape (chunk, views, columns)).
+        (which of `rows`, which of `columns`, losses of shape (chunk, views)).
     """
     bank = bank.select(list(columns))
 
-    def measure(which: range) -> Floats:
-        chunk = [rows[i % len(rows)] for i in which]
-        table: Floats = losses_of(model, training, bank, chunk, views).cpu().numpy()
-        return table
+    def begin(which: range) -> tuple[tuple[Tensor, Tensor], Tensor]:  # with a call, to learn whether so many fit
+        encoded = _encoded(model, training, [rows[i % len(rows)] for i in which], views)
+        return encoded, _losses_at(model, *encoded, bank, 0)
 
     at_once = max(1, batch // len(views))
-    for which, table in in_batches(math.ceil(len(rows) / at_once) * at_once, at_once, measure):
+    for which, (encoded, first) in in_batches(math.ceil(len(rows) / at_once) * at_once, at_once, begin):
         here = slice(which.start, min(which.stop, len(rows)))
-        if here.start < here.stop:  # not of repetitions alone, as the last of smaller batches may be
-            yield here, table[: here.stop - here.start]
+        count = here.stop - here.start
+        for column in range(len(bank) if count > 0 else 0):  # not of repetitions alone, the last of smaller batches
+            losses = _losses_at(model, *encoded, bank, column) if column else first
+            yield here, column, losses[:count].cpu().numpy()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Handlers of the page, without a browser: what changes on it, by component."""
 
 import asyncio
+import itertools
 from dataclasses import replace
 from threading import Event, Thread
 from types import SimpleNamespace
@@ -13,10 +14,11 @@ from test_line import job_of
 
 from attribution.answers.report import Run
 from attribution.diffusion.pipeline import GenerateSettings
+from attribution.errors import InputError
 from attribution.methods import attribute, check_settings, fitting
-from attribution.methods.answer import AttributeSettings
+from attribution.methods.answer import AttributeSettings, Attribution
 from attribution.query.query import Query
-from attribution.ui.answering import Answering
+from attribution.ui.answering import Answering, link_of
 from attribution.ui.asking import Questions
 from attribution.ui.handlers import UNCHANGED, Handlers
 from attribution.ui.jobs import Job, attributing
@@ -85,6 +87,49 @@ def test_the_page_ends_with_each_methods_own_answer(handlers, studio, model32, f
     assert [seen[tab].visible for tab in on.tabs] == [True, True, False, False]
 
 
+def test_an_answer_that_cannot_be_kept_is_given_with_a_sentence(handlers, studio, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("attribution.answers.kept.write_zip", full)
+    seen, on = {}, handlers.on
+    for update in attribution(handlers, Picture(random_picture(1)), ["pixel"]):
+        seen |= {} if update == UNCHANGED else update
+    assert "data-state='done'" in seen[on.status]
+    assert "This answer could not be kept" in seen[on.status]
+    assert "No space left on device" in seen[on.status]
+    assert len(cards(seen[on.panels[0]], "unlearning")) == 2
+    assert "runs/" not in seen[on.panels[0]]  # no link to what is not there
+    assert len(seen[on.runs]) == 1  # its images can be opened
+
+
+def test_one_bar_runs_over_all_methods_and_regions(studio):
+    """It never goes back, and ends full; every step says what is being done."""
+    main = AttributeSettings(top_k=2, unlearn=UNLEARN, batch=6)
+    asked = [
+        check_settings(studio.model, studio.index, fitting(main, name))
+        for name in ("unlearning", "unlearning+", "clip")
+    ]
+    queries = [Query("a red bird and a blue key", random_picture(seed)) for seed in (90, 91)]
+    steps = list(studio.alone(Job(attributing, (queries, asked)), Event()))
+    wholes = [step.whole for step in steps]
+    assert {whole.total for whole in wholes} == {wholes[-1].evaluations}
+    assert wholes[-1].total == sum(
+        step.state.evaluations
+        for step in steps
+        if isinstance(step.state, Attribution) and step.method.startswith("unlearning")
+    )
+    for before, after in itertools.pairwise(wholes):
+        assert after.evaluations >= before.evaluations
+        assert after.seconds >= before.seconds - 0.01
+    assert all(whole.stage for whole in wholes)
+    assert [step.whole.stage for step in steps if step.whole.stage.startswith("Asking")] == [
+        "Asking clip",
+        "Asking unlearning",
+        "Asking unlearning+",
+    ] * 2
+
+
 def test_a_kept_run_is_opened_again(kept, studio, answers):
     on, run = kept.on, Run(tuple(answers.values()), GenerateSettings(steps=7))
     studio.runs.keep(run, studio.index, studio.model)
@@ -100,6 +145,71 @@ def test_a_kept_run_is_opened_again(kept, studio, answers):
     assert kept.reopen(drawn.id, folded=False)[on.seed] == 31
     with pytest.raises(gr.Error, match="is not kept here"):
         kept.reopen_chosen("0" * 12, False, REQUEST)
+
+
+def test_one_link_opens_all_regions_of_an_answer(kept, studio, answers):
+    on, boxed = kept.on, ((1.0, 2.0, 20.0, 30.0),)
+
+    def run_of(**asked):
+        return Run(tuple(replace(each, query=replace(each.query, **asked)) for each in answers.values()))
+
+    runs = [run_of(), run_of(boxes=boxed), run_of(word="bird")]
+    for run in runs:
+        studio.runs.keep(run, studio.index, studio.model)
+    link = link_of(studio, [(run.region, run) for run in runs])
+    assert link == ",".join(run.id for run in runs)
+    made = kept.reopen(link, folded=False)
+    assert [run.id for _, run in made[on.runs]] == [run.id for run in runs]
+    assert made[on.link] == link
+    assert [made[tab].visible for tab in on.tabs] == [True, True, True, False]
+    assert made[on.table] == [["", *boxed[0]]]
+    assert made[on.chosen].value == ["bird"]
+    for panel, run in zip(on.panels, runs, strict=False):
+        assert f"data-run='{run.id}'" in made[panel]
+    other = run_of(image=random_picture(5))
+    studio.runs.keep(other, studio.index, studio.model)
+    with pytest.raises(InputError, match="are of several pictures"):
+        kept.reopen(f"{runs[0].id},{other.id}", folded=False)
+
+
+def test_an_upload_asks_for_its_prompt_and_reads_its_words(handlers, tmp_path):
+    pictures, on = Pictures(handlers), handlers.on
+    random_picture(3).save(tmp_path / "mine.png")
+    (update,) = pictures.upload(str(tmp_path / "mine.png"), REQUEST)
+    assert update[on.prompt] == ""
+    assert "Write above what it shows" in update[on.note]
+    assert not update[on.chosen].visible
+    read = pictures.reworded("a red bird", update[on.picture])
+    assert read[on.chosen].visible
+    assert read[on.labels] == "red bird"
+    assert pictures.reworded("a red bird", Picture(random_picture(1), "a bus", 1)) == UNCHANGED
+    with pytest.raises(InputError, match="press Attribute, or Generate"):  # Enter does not throw the picture away
+        pictures.entered(update[on.picture], "a red bird", 1, 2, 3)
+    assert pictures.entered(None, "a red bird", 1, 2, 3).job.asked[0] == "a red bird"
+
+
+@pytest.mark.parametrize(
+    ("rows", "chosen", "said"),
+    [
+        ([["", 0, 0, 16, 16], ["", 1, None, None, None]], [], ""),
+        ([["", 0, 0, 1, 16]], [], "too small"),
+        ([["", 0, 0, 40, 16]], [], "reaches outside the picture"),
+        ([["", 0, 0, 16, 16]] * 3, ["red", "bird"], "5 regions are marked; accepted are up to 4"),
+        ([], ["red"], ""),
+    ],
+)
+def test_what_is_typed_is_refused_where_it_is_typed(handlers, rows, chosen, said):
+    told = Marks(handlers).typed(Picture(random_picture(1), "a red bird", 1), rows, chosen)
+    assert said in told
+    assert bool(told) == bool(said)
+
+
+def test_the_browser_knows_which_boxes_the_model_cannot_see(handlers):
+    wide = random_picture(1, (64, 32))
+    frame = Pictures(handlers).shown(Picture(wide))[handlers.on.frame]
+    assert frame["seen"] == [16, 0, 48, 32]
+    assert frame["least"] == 4
+    assert frame["most"] == 4
 
 
 def test_a_region_is_called_on_reopening_what_it_was_called(kept, studio, answers):
@@ -168,14 +278,12 @@ def test_a_run_whose_visitor_left_frees_the_device(handlers, studio):
     assert not handlers.controls(REQUEST)[handlers.on.stop].interactive
 
 
-def test_a_words_map_waits_for_its_turn(handlers, studio):
+def test_a_words_map_does_not_wait_for_long_work(handlers, studio):
     marks, ahead = Marks(handlers), studio.alone(job_of(1, 2), Event())
     next(ahead)
-    shown = marks.show_words(Picture(random_picture(1), "a red bird", 1), "", ["red", "bird"])
-    assert "1 ahead" in next(shown)
-    ahead.close()
-    *_, html = shown
+    *_, html = marks.show_words(Picture(random_picture(1), "a red bird", 1), "", ["red", "bird"])
     assert html.count("data:image/png") == 2
-    assert studio.waiting == 0
+    assert studio.waiting == 1
+    ahead.close()
     assert list(marks.show_words(None, "", ["red"])) == [""]
     assert "is not in the prompt" in [*marks.show_words(Picture(random_picture(1)), "a bus", ["red"])][-1]

@@ -1,13 +1,20 @@
 """Whose turn it is at the device."""
 
+import itertools
 from contextvars import ContextVar
 from threading import Event, Thread, current_thread
 
 import pytest
+from conftest import UNLEARN, random_picture
 
+from attribution.diffusion.pipeline import GenerateSettings
 from attribution.errors import InputError, Stopped, WorkFailed
-from attribution.ui.jobs import Job
+from attribution.methods import check_settings
+from attribution.methods.answer import AttributeSettings
+from attribution.query.query import Query
+from attribution.ui.jobs import Job, attributing, generating
 from attribution.ui.studio import LINE, Waiting
+from attribution.unlearning.race import RaceSettings
 
 
 def test_first_come_first_served(studio):
@@ -68,6 +75,82 @@ def test_a_long_line_refuses(studio):
     for each in (*others, first):
         each.close()
     assert studio.waiting == 0
+
+
+UNLEARNT = AttributeSettings(top_k=4, unlearn=UNLEARN, race=RaceSettings(first_columns=2, survivors=4), batch=4)
+QUERY = Query("a red bird and a blue key", random_picture(99))
+
+
+def attribute(studio, meanwhile=lambda: None):
+    """An attribution's last step; `meanwhile` is done after each of the others."""
+    settings = check_settings(studio.model, studio.index, UNLEARNT)
+    for step in studio.alone(Job(attributing, ([QUERY], [settings])), Event()):
+        meanwhile()
+        last = step
+    return last.state
+
+
+def generate(studio, seed=3):
+    job = Job(generating, ("a red bird", seed, GenerateSettings(steps=2)))
+    steps = list(studio.alone(job, Event()))
+    assert len(steps) == 1  # it did not wait
+    return steps[0].tobytes()
+
+
+def test_short_work_is_done_between_the_steps_of_long_work_and_neither_notices(studio):
+    picture, answer, moved = generate(studio), attribute(studio), []
+
+    def meanwhile():
+        moved.append(bool(studio.model.changed))
+        assert generate(studio) == picture
+
+    again = attribute(studio, meanwhile)
+    assert True in moved  # in the midst of unlearnt weights
+    assert [(each.row, each.score, each.losses) for each in again.results] == [
+        (each.row, each.score, each.losses) for each in answer.results
+    ]
+    assert again.rows == answer.rows
+    assert again.typical == answer.typical
+
+
+def test_long_work_goes_on_while_short_work_comes_without_end(studio):
+    """Each waits for no more than a step of the other."""
+    enough, pictures = Event(), []
+
+    def ask_on():
+        while not enough.is_set():
+            pictures.append(generate(studio))
+
+    asking = Thread(target=ask_on)
+    asking.start()
+    done_before = []
+    attribute(studio, lambda: done_before.append(len(pictures)))
+    enough.set()
+    asking.join(10)
+    between = [after - before for before, after in itertools.pairwise(done_before)]
+    assert sum(between) > 0
+    assert max(between) <= 3
+
+
+def test_short_work_is_done_in_its_own_order(studio, monkeypatch):
+    order, gate = [], Event()
+
+    def short(_model, _index, _stop, name):
+        gate.wait(10)
+        order.append(name)
+        yield name
+
+    monkeypatch.setattr("attribution.ui.jobs.SHORT", (short,))
+    threads = []
+    for number in range(4):
+        threads.append(Thread(target=lambda name=number: list(studio.alone(Job(short, (name,)), Event()))))
+        threads[-1].start()
+        while studio.waiting <= number:
+            Event().wait(0.01)
+    gate.set()
+    for thread in threads:
+        thread.join(10)
+    assert order == [0, 1, 2, 3]
 
 
 def test_a_librarys_error_is_told_in_a_sentence_and_the_next_in_line_goes_on(studio, caplog):

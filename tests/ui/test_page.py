@@ -344,9 +344,17 @@ def test_api(address: str, tmp_path: Path) -> None:
 
 def test_what_the_server_answers_beside_the_page(address: str) -> None:
     assert httpx.get(f"{address}/healthz").json()["status"] == "ok"
-    thumbnail = httpx.get(f"{address}/thumbnails/12.png")
+    index = httpx.get(f"{address}/healthz").json()["index"]
+    thumbnail = httpx.get(f"{address}/thumbnails/{index}/12.png")
     assert thumbnail.headers["content-type"] == "image/png"
-    for wrong in ("thumbnails/4096.png", "thumbnails/-1.png", "runs/000000000000.zip", "runs/..%2f..%2fapp.py"):
+    others = ("thumbnails/12.png", f"thumbnails/{'0' * len(index)}/12.png")  # browsers keep them by their address
+    for wrong in (
+        *others,
+        f"thumbnails/{index}/4096.png",
+        f"thumbnails/{index}/-1.png",
+        "runs/000000000000.zip",
+        "runs/..%2f..%2fapp.py",
+    ):
         assert httpx.get(f"{address}/{wrong}").status_code in (404, 422), wrong
 
 

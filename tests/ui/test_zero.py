@@ -61,8 +61,8 @@ QUICK = Job(attributing, ([QUERY], [AttributeSettings(method="pixel", top_k=2)])
 def test_jobs_can_be_sent_to_the_process_that_has_the_gpu(lent):
     """`spaces.GPU` is asked for as many seconds as the job's last took, and half of that more."""
     studio, asked, _ = lent
-    *_, (place, method, answer) = studio.alone(QUICK, Event())
-    assert (place, method, len(answer.results)) == (0, "pixel", 2)
+    *_, last = studio.alone(QUICK, Event())
+    assert (last.place, last.method, len(last.state.results)) == (0, "pixel", 2)
     *_, picture = studio.alone(Job(generating, ("a red bird", 3, GenerateSettings(steps=2))), Event())
     assert picture.size == (32, 32)
     list(studio.alone(Job(detecting, (QUERY.image, ["bird"], "a red bird", 0.3, None)), Event()))

@@ -12,7 +12,7 @@ from attribution.methods.answer import AttributeSettings
 from attribution.methods.unlearning import unlearn_query
 from attribution.query.encoded import encode
 from attribution.unlearning.race import RaceSettings, evaluations, exhaustive, race, schedule
-from attribution.unlearning.score import training_losses
+from attribution.unlearning.score import losses_by_call, training_losses
 from attribution.unlearning.step import UnlearnSettings
 
 UNLEARN = UnlearnSettings(step_size=0.3, timesteps=3, noises=1, batch=4)
@@ -24,7 +24,7 @@ def race_to_the_end(model, index, query, rounds, kind="difference", batch=6):
     bank = index.bank(model)
 
     def measure(rows, columns, views):
-        return training_losses(model, index.encoded, bank, rows, columns, views, batch)
+        return losses_by_call(model, index.encoded, bank, rows, columns, views, batch)
 
     with unlearned(model, index.weights) as weights:
         for _ in unlearn_query(model, index, encode(model, query), UNLEARN, weights):
@@ -138,9 +138,10 @@ def table_measure(after, chunk, seen=None):
     def measure(rows, columns, views):
         for start in range(0, len(rows), chunk):
             which = slice(start, min(start + chunk, len(rows)))
-            if seen is not None:
-                seen.extend((row, view, column) for row in rows[which] for view in views for column in columns)
-            yield which, after[np.ix_(rows[which], views, columns)]
+            for place, column in enumerate(columns):
+                if seen is not None:
+                    seen.extend((row, view, column) for row in rows[which] for view in views)
+                yield which, place, after[np.ix_(rows[which], views, [column])][..., 0]
 
     return measure
 
@@ -178,6 +179,18 @@ def test_the_ranking_so_far_appears_early_and_holds_only_measured_images():
     first = next(race(table_measure(after, 8), np.zeros_like(after), schedule(40, 4, TIGHT), order))
     assert first.rows == tuple(range(39, 31, -1))
     assert not first.settled
+
+
+def test_progress_is_told_after_every_call_of_the_unet_in_every_round(model32, index32, query, monkeypatch):
+    """So that no bar stands still, and short work can be done between two of them."""
+    calls, predict = [], model32.predict
+    monkeypatch.setattr(model32, "predict", lambda *given: (calls.append(1), predict(*given))[1])
+    settings = AttributeSettings(top_k=2, unlearn=UNLEARN, race=TIGHT, batch=4)
+    since = []
+    for _ in attribute(model32, index32, query, settings):
+        since.append(len(calls))
+        calls.clear()
+    assert max(since) == 1
 
 
 def test_ties_go_to_the_earlier_row():
