@@ -43,3 +43,4 @@ def check_values(settings: AttributeSettings, images: int, timesteps: int) -> No
         if not possible:
             raise InputError(f"{given} not possible; accepted are {accepted}")
     check_seed(settings.seed)
+    check_seed(unlearn.seed)

@@ -11,6 +11,7 @@ from attribution.methods import attribute
 from attribution.methods.answer import AttributeSettings
 from attribution.methods.unlearning import unlearn_query
 from attribution.query.encoded import encode
+from attribution.unlearning import race as race_module
 from attribution.unlearning.race import RaceSettings, evaluations, exhaustive, race, schedule
 from attribution.unlearning.score import losses_by_call, training_losses
 from attribution.unlearning.step import UnlearnSettings
@@ -197,3 +198,75 @@ def test_ties_go_to_the_earlier_row():
     after = np.ones((6, 2, 4))
     *_, last = race(table_measure(after, 2), np.zeros_like(after), exhaustive(6, 4), [3, 5, 1, 0, 2, 4])
     assert last.rows == (0, 1, 2, 3, 4, 5)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8, 40])
+@pytest.mark.parametrize("leaders", [1, 5, 20])
+def test_standings_within_a_round_are_the_best_of_those_measured_so_far(chunk, leaders):
+    """By brute force, for the first round and a later one; before enough are measured, the round before stands."""
+    rng, settings = np.random.default_rng(3), RaceSettings(keep=0.6, first_columns=2, growth=2.0, survivors=24)
+    base, after = np.zeros((40, 2, 5)), rng.integers(0, 4, (40, 2, 5)) / 4.0
+    order, rounds = [int(row) for row in rng.permutation(40)], schedule(40, 5, settings)
+    standings, place = race(table_measure(after, chunk), base, rounds, order, leaders=leaders), 0
+    rows, before = order, None
+    for number, this in enumerate(rounds):
+        at = np.ix_(range(40), this.views, this.columns)
+        scores = (after[at] - base[at]).mean(-1).max(-1)
+        rows, parts = rows[: this.images], len(list(race_module._missing(rounds[number - 1] if number else None, this)))
+        chunks = [rows[start : start + chunk] for start in range(0, len(rows), chunk)]
+        shown = None
+        for part in range(parts):
+            measured = []
+            for some in chunks:
+                measured += some
+                standing = next(standings) if part == parts - 1 or before is not None else None
+                if standing is None:
+                    continue
+                best = sorted(measured, key=lambda row: (-scores[row], row))[:leaders]
+                if part == parts - 1 and (len(best) == leaders or (shown is None and before is None)):
+                    shown = best
+                expected = shown if shown is not None else before
+                assert list(standing.rows)[:leaders] == expected[:leaders], (number, place)
+                assert not standing.ended
+                place += 1
+        ended = next(standings)
+        rows = sorted(rows, key=lambda row: (-scores[row], row))
+        assert list(ended.rows) == rows
+        assert_close(ended.scores.value, scores[rows], rtol=1e-12, atol=0)
+        assert ended.ended
+        before = rows
+    assert next(standings, None) is None
+
+
+@pytest.mark.parametrize("images", [2_000, 65_536])
+def test_what_a_chunk_costs_does_not_grow_with_the_training_set(monkeypatch, images):
+    """Images that are scored: within a round the chunk and the leaders, at its end everyone once."""
+    scored, plain = [], race_module.score
+
+    def counted(before, after, kind):
+        scored.append(len(before))
+        return plain(before, after, kind)
+
+    monkeypatch.setattr(race_module, "score", counted)
+    after = np.random.default_rng(0).random((images, 2, 4), np.float32)
+    rounds, chunk = schedule(images, 4, RaceSettings()), 64
+    standings = list(race(table_measure(after, chunk), np.zeros_like(after), rounds, range(images)))
+    ends = [this.images for this in rounds]
+    assert [len(standing.rows) for standing in standings if standing.ended] == ends
+    within = sorted(scored)[: -len(rounds)]
+    assert max(within) <= chunk + 10
+    assert sum(scored) <= sum(ends) + sum(this + 10 * (this / chunk + 1) for this in ends)
+    assert all(len(standing.rows) <= 10 for standing in standings[: images // chunk])  # of the first round
+
+
+def test_survivors_of_a_long_race_are_the_exhaustive_best_and_end_with_their_scores():
+    rng = np.random.default_rng(5)
+    gain = np.where(np.arange(3000) % 100 == 0, 1.0, 0.0) + rng.normal(0, 0.05, 3000)
+    base = rng.random((3000, 2, 10))
+    after = base + gain[:, None, None] + rng.normal(0, 0.05, base.shape)
+    *_, fast = race(table_measure(after, 100), base, schedule(3000, 10, RaceSettings()), range(3000))
+    *_, whole = race(table_measure(after, 100), base, exhaustive(3000, 10), range(3000))
+    assert fast.rows[:30] == whole.rows[:30]
+    ours, theirs = by_row(fast), by_row(whole)
+    assert all(ours[row] == theirs[row] for row in ours)
+    assert [row % 100 for row in fast.rows[:30]] == [0] * 30
