@@ -218,7 +218,8 @@ def test_scores_of_methods_that_unlearn_equal_the_oracles(world, method, region,
         pairs = [world.truth.before[result.row, int(flip)], after[result.row, int(flip)]]
         assert_close(np.array(result.losses).T, np.stack(pairs), rtol=rtol, atol=0, check_dtype=False)
     assert found.ranked == 8
-    assert found.evaluations == settings.steps * settings.timesteps * settings.noises + 8 * world.kind.views * 4
+    gradients, everyone = settings.steps * settings.timesteps * settings.noises, 8 * world.kind.views * 4
+    assert found.evaluations == gradients + 2 * everyone  # once for the typical score, of a sample that is all of them
     assert found.typical == pytest.approx(median(value for value, *_ in expected), rel=rtol, abs=atol)
 
 
