@@ -104,7 +104,7 @@ def test_what_is_not_graded_says_why(calibrated, answer, index32):
 
 @pytest.mark.parametrize(
     ("told", "said"),
-    [({"format_version": 1}, "format version 1"), ({"model": "abc"}, "of model abc"), ({"strengths": 3}, "is damaged")],
+    [({"format_version": 1}, "format version 1"), ({"model": "abc"}, "of model abc"), ({"seed": "x"}, "is damaged")],
 )
 def test_a_calibration_of_something_else_is_refused(calibrated, answer, told, said):
     index = calibrate(calibrated, **told)
