@@ -17,7 +17,7 @@ Grade = Literal["clear source", "likely source", "uncertain", "no source found"]
 FORMAT_VERSION = 2
 ENOUGH = 100  # questions of a kind; fewer grade nothing
 # The share of unrelated questions that may be above each grade's limit, the best grade first
-SHARES: dict[Grade, float] = {"clear source": 0.005, "likely source": 0.02, "uncertain": 0.2}
+SHARES: dict[Grade, float] = {"clear source": 0.0, "likely source": 0.02, "uncertain": 0.2}
 SOURCES: tuple[Grade, ...] = ("clear source", "likely source")  # grades above "uncertain"
 ANEW = "measure it anew: python -m attribution floor"
 

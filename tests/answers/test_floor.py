@@ -65,12 +65,26 @@ def test_questions_are_of_words_that_are_not_the_pictures(model32, index32):
             assert (made, kind_of(query)) == (name, kind)
             own = {prompt for prompt, picture in pictures._made.values() if picture is query.image}
             assert bool(own) == (name != "drawing")
-            assert (query.prompt in own) == (name in ("empty region", "word that is nowhere"))
+            assert query.prompt not in own or name in ("empty region", "word that is nowhere")
             assert (query.prompt in NONSENSE) == (name == "nonsense prompt")
-            assert name != "word that is nowhere" or query.word.lower() in NOWHERE
             again = question(Pictures(model32, index32, 0), kind, number)[1]
             assert (again.prompt, again.boxes, again.word) == (query.prompt, query.boxes, query.word)
             assert again.image.tobytes() == query.image.tobytes()
+
+
+def test_a_picture_is_asked_with_its_own_prompt_about_nothing_alone(model32, index32, monkeypatch):
+    plain, full = (DRAWN[name](np.random.default_rng(0), 32) for name in ("plain", "noise"))
+    for picture, prompt, empty, nowhere in (
+        (plain, "a red bird", True, True),
+        (full, "a red bird", False, True),
+        (plain, "red birds", True, False),
+    ):
+        monkeypatch.setattr(Pictures, "generated", lambda self, rng, made=(prompt, picture): made)
+        pictures = Pictures(model32, index32, 0)
+        box = makers("box")["empty region"](pictures, np.random.default_rng(1))
+        assert (box.prompt == prompt) == empty
+        word = makers("word")["word that is nowhere"](pictures, np.random.default_rng(1))
+        assert (word.prompt == prompt) == (word.word in NOWHERE) == nowhere
 
 
 @pytest.mark.parametrize("name", list(DRAWN))
