@@ -1,5 +1,6 @@
 """What is installed: the whole package, with what it was trained to."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -25,3 +26,17 @@ def test_the_image_does_without_history_and_tests():
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
     assert {".git", "tests", "**/__pycache__"} <= set(ignored)
     assert not {"assets", "attribution", "app.py", "requirements.txt"} & set(ignored)
+
+
+def test_the_file_map_of_the_readme_is_the_folder_listing():
+    told = (ROOT / "README.md").read_text(encoding="utf-8").split("## The files, as the data flow")[1].split("```")[1]
+    found, room = set(), ""
+    for line in told.splitlines():
+        if started := re.match(r"( {0,2})(\w+)/ ", line):
+            room = f"{started[2]}/" if started[1] else ""
+        elif not line.startswith("   "):
+            room = ""
+        found |= {f"{room}{name}" for name in re.findall(r"[\w]+\.py", line)}
+    package = ROOT / "attribution"
+    files = {str(path.relative_to(package)) for path in package.rglob("*.py") if not path.name.startswith("__")}
+    assert found == {*files, "app.py"}
