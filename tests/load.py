@@ -12,8 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -32,49 +31,47 @@ from attribution.answers.kept import RunFolder
 from attribution.diffusion.pipeline import Model
 from attribution.scenes.compose import OBJECTS
 from attribution.scenes.world import open_world
-from attribution.ui.jobs import Job
+from attribution.ui.jobs import Job, Steps
 from attribution.ui.page import build_page
 from attribution.ui.routes import routes
-from attribution.ui.studio import Studio
+from attribution.ui.studio import Studio, Waiting
 
 ANSWER = 20 * 60_000  # ms that a visitor waits
 
 
 class WatchedStudio(Studio):
-    """A studio that writes down who came when, and who was at work."""
+    """A studio that writes down who came when to each of its lines, and who was at work."""
 
     def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        self.came: list[int] = []
-        self.began: list[int] = []
+        self.came = itertools.count()
+        self.began: dict[bool, list[int]] = {False: [], True: []}  # of long jobs, and of short ones
         self.at_once = self.most_at_once = self.longest_line = 0
-        self._counting = threading.Lock()
+        super().__init__(*given)
 
-    def alone(self, job: Job, stop: Event) -> Iterator[Any]:
+    def alone(self, job: Job, stop: Event) -> Steps:
         """As the studio does, watched."""
-        with self._counting:
-            number = len(self.came)
-            self.came.append(number)
-
-        def watched(*given: Any) -> Generator[Any, None, None]:
-            with self._counting:
-                self.began.append(number)
-                self.at_once += 1
-                self.most_at_once = max(self.most_at_once, self.at_once)
-            try:
-                with closing(job.run(*given)) as steps:
-                    yield from steps
-            finally:
-                with self._counting:
-                    self.at_once -= 1
-
-        for step in super().alone(Job(watched, job.asked), stop):
+        number, begun = next(self.came), False
+        for step in super().alone(job, stop):
             self.longest_line = max(self.longest_line, self.waiting)
+            if not begun and not isinstance(step, Waiting):
+                begun = True
+                self.began[job.short].append(number)
             yield step
 
+    def _on_device(self, work: Callable[..., Any], *given: Any) -> Any:
+        def watched(*inside: Any) -> Any:
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+            try:
+                return work(*inside)
+            finally:
+                self.at_once -= 1
+
+        return super()._on_device(watched, *given)
+
     def out_of_order(self) -> int:
-        """Runs that began before one that came earlier and began later."""
-        return sum(later < earlier for earlier, later in itertools.pairwise(self.began))
+        """Runs that began before one that came earlier and began later, in the same line."""
+        return sum(later < earlier for began in self.began.values() for earlier, later in itertools.pairwise(began))
 
 
 @dataclass
@@ -165,7 +162,7 @@ def main(visitors: int = 8, minutes: float = 5.0) -> None:
         "visitors": visitors,
         "minutes": round((time.monotonic() - began) / 60, 1),
         "attributions": told.runs,
-        "turns at the device": len(studio.began),
+        "turns at the device": sum(map(len, studio.began.values())),
         "most at once": studio.most_at_once,
         "longest line": studio.longest_line,
         "out of order": studio.out_of_order(),

@@ -61,7 +61,8 @@ def _wire_picture(pictures: Pictures) -> None:
     on, handlers = pictures.on, pictures.handlers
     taken = [*on.shown, *on.answered]
     on.prompt.change(pictures.tokens, on.prompt, on.tokens, **AT_ONCE)
-    on.prompt.input(pictures.reworded, [on.prompt, on.picture], [on.chosen, on.labels], **AT_ONCE)
+    read = [on.chosen, on.labels]
+    on.prompt.input(pictures.reworded, [on.prompt, on.picture], read, trigger_mode="always_last", **AT_ONCE)
     on.dice.click(throw_dice, None, on.seed, **AT_ONCE)
     asked = [on.prompt, on.seed, on.steps, on.guidance]
     pressed: list[Any] = [on.generate.click, on.seed.submit]
@@ -91,7 +92,8 @@ def _wire_regions(marks: Marks) -> None:
     on.annotator.change(None, both, on.table, js=script.TABLE_FOLLOWS)  # in the browser alone
     on.annotator.change(None, [on.annotator, on.frame, on.chosen], [on.annotator, on.marked], js=script.REFUSE)
     on.table.input(None, both, on.annotator, js=script.BOXES_FOLLOW)
-    on.table.input(marks.typed, [on.picture, on.table, on.chosen], on.marked, **AT_ONCE)
+    for told in (on.table.input, on.chosen.input):
+        told(marks.typed, [on.picture, on.table, on.chosen], on.marked, trigger_mode="always_last", **AT_ONCE)
     on.clear.click(None, both, [on.annotator, on.table], js=script.CLEAR)
     sought = gr.on([on.find.click, on.labels.submit], handlers.starting, None, on.acts, **AT_ONCE).then(
         handlers.following(marks.detection, marks.refused),
@@ -103,7 +105,6 @@ def _wire_regions(marks: Marks) -> None:
     )
     _free_after(sought, handlers)
     asked = [on.picture, on.prompt, on.chosen]
-    on.chosen.input(marks.typed, [on.picture, on.table, on.chosen], on.marked, **AT_ONCE)
     on.chosen.input(marks.show_words, asked, on.maps, trigger_mode="always_last", **QUIET)
 
 

@@ -109,6 +109,8 @@ RECOLOUR = f"(drawn, frame, table) => ({_BOXES})(drawn, frame, table, true)"  # 
 START = """() => {
   const scroll = (event) => !event.ctrlKey && event.target.closest?.("#picture") && event.stopPropagation();
   document.addEventListener("wheel", scroll, {capture: true, passive: true});
+  const hold = (event) => (window.pointerHeld = event.type === "pointerdown");
+  for (const kind of ["pointerdown", "pointerup", "pointercancel"]) document.addEventListener(kind, hold, true);
   window.addEventListener("popstate", () => location.reload());
 }"""
 
@@ -118,9 +120,11 @@ CLEAR = f"""(drawn, frame, table) =>
 
 # (annotator, frame, words) -> annotator, note. A box that nothing could be answered about is taken away where it was
 # drawn, with a sentence; the annotator puts a new box before the others.
-REFUSE = """(drawn, frame, chosen) => {
+REFUSE = """async (drawn, frame, chosen) => {
   const asItIs = {__type__: "update"};
-  if (!drawn?.boxes || !frame?.seen) return [asItIs, asItIs];
+  const mine = window.latestDrawn = {};
+  do await new Promise((resolve) => setTimeout(resolve, 100)); while (window.pointerHeld);  // it is told of each move
+  if (!drawn?.boxes || !frame?.seen || window.latestDrawn !== mine) return [asItIs, asItIs];
   const [left, top, right, bottom] = frame.seen;
   const refused = (box) => {
     const scale = frame.factor * (box.scaleFactor || 1);

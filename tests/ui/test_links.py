@@ -1,0 +1,97 @@
+"""The address follows the run; boxes are refused where they are drawn; Enter; short work beside long work."""
+
+import time
+
+import httpx
+from browser import await_state, corners, draw, early_ranking, generate, rows_of
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+
+def attribute_quickly(page: Page) -> None:
+    page.click("#settings button")
+    page.fill("#top-k input", "3")
+    page.click("#attribute")
+    await_state(page, "done")
+
+
+def test_the_address_follows_the_run_and_reload_and_back_keep_the_work(page: Page, address: str) -> None:
+    generate(page)
+    for word in ("apple", "motorcycle"):
+        page.get_by_label(word, exact=True).check()
+    attribute_quickly(page)
+    page.wait_for_url("**/?run=*")
+    link, shown = page.url, rows_of(page)
+    assert len(link.partition("run=")[2].split(",")) == 2  # one link for both regions
+    page.reload()
+    expect(page.locator("#run-status")).to_contain_text("“motorcycle”")
+    tabs = [tab.inner_text() for tab in page.get_by_role("tab").all() if tab.is_visible()]
+    assert tabs == ["1 · the word “apple”", "2 · the word “motorcycle”"]
+    assert rows_of(page) == shown
+    expect(page.locator("#acts")).to_be_in_viewport()  # it opens at the answer
+    generate(page, seed=8)
+    page.wait_for_url(lambda url: "run=" not in url)
+    page.go_back()
+    expect(page.locator(".kept:visible")).to_be_visible()
+    assert page.url == link
+    assert rows_of(page) == shown
+    html = httpx.get(link).text
+    first = link.partition("run=")[2].split(",")[0]
+    assert f'<meta property="og:image" content="{address}/runs/{first}.png">' in html
+    assert "Click to try out the app" not in html
+    assert httpx.get(f"{address}/runs/{first}.png").headers["content-type"] == "image/png"
+
+
+def test_boxes_are_refused_where_they_are_drawn(page: Page, tmp_path) -> None:
+    generate(page)
+    draw(page, 0.1, 0.1, 0.16, 0.3)
+    expect(page.locator("#marked")).to_contain_text("too small: 8 px a side or more are accepted")
+    for x, y in ((0.05, 0.05), (0.55, 0.05), (0.05, 0.55), (0.55, 0.55)):
+        count = len(corners(page))
+        draw(page, x, y, x + 0.35, y + 0.35)
+        expect(page.locator("#marked")).to_be_empty()
+        page.wait_for_function("(n) => document.querySelectorAll('#boxes .virtual-row').length > n", arg=count)
+        page.wait_for_timeout(500)
+    before = corners(page)
+    assert len(before) == 4
+    draw(page, 0.4, 0.4, 0.6, 0.6)
+    expect(page.locator("#marked")).to_contain_text("one too many")
+    assert corners(page) == before
+    path = tmp_path / "wide.png"
+    Image.linear_gradient("L").resize((200, 100)).save(path)
+    page.set_input_files("#asking input[type=file]", path)
+    expect(page.locator("#picture-note")).to_contain_text("wide.png")
+    expect(page.locator("#marked")).to_be_empty()
+    draw(page, 0.02, 0.1, 0.3, 0.4)
+    expect(page.locator("#marked")).to_contain_text("outside what the model sees")
+    assert corners(page) == []
+
+
+def test_enter_generates_but_leaves_an_upload_whose_prompt_it_is(page: Page, tmp_path) -> None:
+    page.fill("#prompt textarea", "a flat drawing of a red apple")
+    page.press("#prompt textarea", "Enter")
+    expect(page.locator("#picture-note")).to_contain_text("Generated from “a flat drawing of a red apple”")
+    path = tmp_path / "mine.png"
+    Image.linear_gradient("L").save(path)
+    page.set_input_files("#asking input[type=file]", path)
+    expect(page.locator("#picture-note")).to_contain_text("Write above what it shows")
+    expect(page.locator("#prompt textarea")).to_have_value("")
+    page.fill("#prompt textarea", "a green frog")
+    expect(page.locator("#words")).to_contain_text("frog")
+    page.press("#prompt textarea", "Enter")
+    expect(page.locator("#picture-note")).to_contain_text("press Attribute")
+
+
+def test_generate_is_answered_while_an_attribution_is_under_way(page: Page, other: Page) -> None:
+    began = time.monotonic()
+    generate(other)
+    alone = time.monotonic() - began
+    generate(page)
+    page.click("#attribute")
+    early_ranking(page)
+    began = time.monotonic()
+    generate(other, seed=9)
+    assert time.monotonic() - began < alone + 3
+    await_state(page, "running")  # it still is
+    page.click("#stop")
+    await_state(page, "stopped")
