@@ -46,12 +46,12 @@ class TrainingPictures:
     def picture(self, row: int) -> Image.Image:
         """The training image of a row, RGB: from where the training set was, if it is still there and still the same.
 
-        Otherwise it is the thumbnail, which is smaller where the model's pictures have more than THUMBNAIL_SIDE px.
+        Otherwise it is the thumbnail: the square that the model saw, at most THUMBNAIL_SIDE px of it.
         """
         with Image.open(self.thumbnail(row)) as small:
             shown = small.convert("RGB")
-        if max(shown.size) < THUMBNAIL_SIDE or self._training is None:
-            return shown  # a thumbnail that was not made smaller is what the model saw
+        if self._training is None:
+            return shown
         try:
             place = self._training.ids.index(self.ids[row])
             same = self._training.square(place, shown.width).tobytes() == shown.tobytes()
