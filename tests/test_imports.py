@@ -6,10 +6,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 ROOMS = (
     *("errors", "files", "batches"),
-    *("diffusion.tokens", "diffusion.pictures", "diffusion.pipeline", "diffusion.weights", "diffusion.noise"),
-    *("diffusion.loss", "diffusion.attention"),
+    *("diffusion.tokens", "diffusion.words", "diffusion.pictures", "diffusion.fits", "diffusion.pipeline"),
+    *("diffusion.weights", "diffusion.noise", "diffusion.loss", "diffusion.attention"),
     *("unlearning.gradients", "unlearning.ekfac", "unlearning.fisher", "unlearning.step", "unlearning.projection"),
     *("unlearning.score", "unlearning.race"),
+    *("index.rows", "index.folder", "index.table"),
     *("index.data", "index.features", "index.typed", "index.manifest", "index.pictures", "index.stored", "index.work"),
     *("index.steps", "index.build", "index.index"),
     *("query.query", "query.regions", "query.evidence", "query.encoded"),

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from attribution.answers.drawn import Random, drawn
-from attribution.diffusion.attention import words_of
 from attribution.diffusion.pipeline import Model
+from attribution.diffusion.words import words_of
 from attribution.index.index import Index
 from attribution.query.evidence import EMPTY, Kind, filled
 from attribution.query.query import Box, Query

@@ -4,7 +4,6 @@ A picture's latents are noised at a few timesteps, so that a generated picture a
 probabilities with which latent cells attend to the word's tokens are averaged over timesteps, layers and heads.
 """
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +16,7 @@ from torch.nn.functional import interpolate
 from attribution.diffusion.loss import prediction_norm
 from attribution.diffusion.noise import NoiseBank, NoiseSettings
 from attribution.diffusion.pipeline import Model
+from attribution.diffusion.words import find_words, words_of
 from attribution.errors import InputError
 
 NOISE = NoiseSettings(timesteps=8, noises=2, seed=2, start=0.3, end=0.9)
@@ -55,23 +55,18 @@ def watched(model: Model) -> Iterator[list[Tensor]]:
         model.unet.set_attn_processor(before)
 
 
-def words_of(prompt: str) -> list[str]:
-    """The words of a prompt, each once, in its order."""
-    return list(dict.fromkeys(re.findall(r"[^\W_]+(?:['\u2019-][^\W_]+)*", prompt)))
-
-
 def word_tokens(model: Model, prompt: str, word: str) -> list[int]:
     """Places of the tokens of a word, or of several words in a row, where the prompt first has it.
 
     Raises:
         InputError: the prompt does not have it, or it is beyond what the model reads.
     """
-    found = re.search(rf"(?<!\w){re.escape(word.strip())}(?!\w)", prompt, re.IGNORECASE) if word.strip() else None
-    if not found:
+    span = find_words(prompt, word)
+    if span is None:
         raise InputError(
             f"the word {word[:60]!r} is not in the prompt; accepted are {', '.join(words_of(prompt)[:40])}"
         )
-    places = model.tokens.places(prompt, *found.span())
+    places = model.tokens.places(prompt, *span)
     if not places:
         raise InputError(f"the word {word[:60]!r} is beyond the {model.tokens.limit} tokens that are read")
     return places

@@ -1,5 +1,6 @@
 """A picture as people and the model see it: opened upright, cut to the model's square, turned into pixels."""
 
+import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import IO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from attribution.errors import InputError
@@ -16,6 +17,17 @@ from attribution.errors import InputError
 MAX_SIDE = 4096  # px
 MAX_BYTES = 10_000_000
 FORMATS = ("PNG", "JPEG", "WEBP")
+PNG, TEXTS = b"\x89PNG\r\n\x1a\n", (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
+ORIENTATION = 0x0112  # the tag of EXIF that says how a photograph is to be turned
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 ACCEPTED = f"accepted are PNG, JPEG and WebP files up to {MAX_BYTES // 1_000_000} MB and {MAX_SIDE} px a side"
 
 
@@ -30,7 +42,11 @@ class Frame:
 
 
 def to_square(image: Image.Image, side: int, center_crop: bool = True) -> tuple[Image.Image, Frame]:
-    """The model's square view of a picture, and the frame that maps boxes into it.
+    """The model's square view of any picture, be it a training image or a query, and the frame that maps boxes into it.
+
+    As diffusers' `train_text_to_image.py` does it: the shorter side is resized to `side` (bilinear, antialiased) and
+    the middle is cut out. Without `--center_crop` that script cuts out another square each time. No single view is that
+    one, so without `center_crop` the whole picture is squeezed here, which leaves nothing out.
 
     Args:
         image: any mode; see `upright`.
@@ -39,21 +55,65 @@ def to_square(image: Image.Image, side: int, center_crop: bool = True) -> tuple[
     """
     image = upright(image)
     width, height = image.size
-    across, down = (min(width, height),) * 2 if center_crop else (width, height)
-    left, top = (width - across) / 2, (height - down) / 2
+    short = min(width, height)
+    across, down = (side * width // short, side * height // short) if center_crop else (side, side)
+    left, top = round((across - side) / 2), round((down - side) / 2)
+    scale_x, scale_y = across / width, down / height
+    frame = Frame(left / scale_x, top / scale_y, scale_x, scale_y)
     if image.size != (side, side):
-        area = (left, top, left + across, top + down)
-        image = image.resize((side, side), Image.Resampling.LANCZOS, box=area)
-    return image, Frame(left, top, side / across, side / down)
+        right, bottom = min(width, frame.left + side / scale_x), min(height, frame.top + side / scale_y)
+        area = (frame.left, frame.top, right, bottom)
+        image = image.resize((side, side), Image.Resampling.BILINEAR, box=area)
+    return image, frame
+
+
+def as_trained(image: Image.Image) -> Image.Image:
+    """A training image as diffusers' `train_text_to_image.py` reads it, RGB, whole.
+
+    `datasets` undoes an EXIF rotation, then the script does `.convert("RGB")`: transparency is dropped, so that the
+    colour beneath it shows, and greys of 16 bits are cut off at 255. That is not what a person sees (`upright` is), but
+    it is what the model was trained on.
+    """
+    return _plain(_turned(image))
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A picture as it is looked at, RGB: EXIF rotation is undone and transparency put on white."""
-    image = ImageOps.exif_transpose(image)
+    """A picture as a person sees it, RGB: EXIF rotation undone, transparency on white, 16 bits scaled to 8."""
+    image = _eight_bits(_turned(image))
+    key = image.info.get("transparency")
+    if isinstance(key, tuple) and max(key) > 255:  # of 16 bits a colour, which Pillow reads as 8
+        image.info["transparency"] = tuple(value >> 8 for value in key)
     if "A" in image.getbands() or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image.convert("RGB")
+    return _plain(image)
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """A picture as RGB, without its metadata: they would be taken for a rotation or transparency to come."""
+    rgb = image.convert("RGB")
+    rgb.info = {}
+    return rgb
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """A picture with its EXIF rotation undone; damaged EXIF data say nothing."""
+    try:
+        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # Pillow's parser raises a dozen kinds
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Greys of 16 bits as greys of 8, and their transparent key as an alpha channel; other pictures as they are."""
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image)
+    grey = Image.fromarray((values.clip(0, 65535) / 257).round().astype(np.uint8))
+    if (key := image.info.get("transparency")) is None:
+        return grey
+    return Image.merge("LA", (grey, Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))))
 
 
 def to_pixels(images: Sequence[Image.Image]) -> Tensor:
@@ -78,12 +138,33 @@ def open_upload(path: Path) -> Image.Image:
 
 def decode_upload(file: IO[bytes], name: str) -> Image.Image:
     """A picture of an opened file; see `open_upload`."""
+    content = file.read()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of large pictures and of damaged EXIF data
-            with Image.open(file, formats=FORMATS) as image:
-                if max(image.size) > MAX_SIDE:
-                    raise InputError(f"{name} is {image.width} x {image.height} px; {ACCEPTED}")
-                return upright(image)
+            try:
+                return _decoded(content, name)
+            except ValueError:  # Pillow refuses a PNG with more than 1 MB of text or colour profile
+                return _decoded(_without_texts(content), name)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{name} is not an image that can be read; {ACCEPTED}") from error
+
+
+def _decoded(content: bytes, name: str) -> Image.Image:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        if max(image.size) > MAX_SIDE:
+            raise InputError(f"{name} is {image.width} x {image.height} px; {ACCEPTED}")
+        return upright(image)
+
+
+def _without_texts(content: bytes) -> bytes:
+    """A PNG file without its texts and colour profile; other files as they are."""
+    if not content.startswith(PNG):
+        return content
+    kept, place = [PNG], len(PNG)
+    while place < len(content):
+        end = place + 12 + int.from_bytes(content[place : place + 4], "big")  # length, kind, data, checksum
+        if content[place + 4 : place + 8] not in TEXTS:
+            kept.append(content[place:end])
+        place = end
+    return b"".join(kept)

@@ -5,24 +5,30 @@ encoder and the U-Net are used as they are, in float32 unless told otherwise.
 """
 
 import hashlib
-from collections.abc import Callable
+import logging
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+import transformers
+from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from attribution.diffusion.fits import FITS, check_finite, check_keys, check_scheduler, check_unet, latent_side
 from attribution.diffusion.tokens import Tokens, check_prompt
 from attribution.errors import HUB, InputError, WeightsUnavailable, reason
 
 MAX_SEED = 2**63 - 1
 Changed = tuple[dict[str, Tensor], dict[str, Tensor]]  # weights by name as they are, and as they were before
+LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 
 
 @dataclass(frozen=True)
@@ -52,38 +58,42 @@ class Model:
         self.unet: Any = pipe.unet.eval().requires_grad_(False)
         self.vae: Any = pipe.vae.eval().requires_grad_(False)
         self.text_encoder: Any = pipe.text_encoder.eval().requires_grad_(False)
+        check_scheduler(source, pipe.scheduler)
+        check_unet(source, self.unet, self.vae, self.text_encoder)
+        self.cells = latent_side(source, self.unet, self.vae, self.scale)
         longest = int(self.text_encoder.config.max_position_embeddings)
         self.tokens = Tokens(pipe.tokenizer, min(longest, int(pipe.tokenizer.model_max_length)))
         schedule = DDPMScheduler.from_config(pipe.scheduler.config)
         self.alphas_cumprod: Tensor = schedule.alphas_cumprod.double()
         self.prediction_type: str = schedule.config.prediction_type
         self.train_timesteps: int = schedule.config.num_train_timesteps
-        if self.prediction_type not in ("epsilon", "v_prediction"):
-            raise InputError(
-                f"{source} predicts {self.prediction_type!r}; accepted are 'epsilon' and 'v_prediction' schedulers"
-            )
 
     @classmethod
     def load(
         cls, source: str | Path, device: torch.device | None = None, dtype: torch.dtype = torch.float32
     ) -> "Model":
-        """Load a pipeline from a folder or the hub.
+        """Load a pipeline from a folder or the hub; where it has half-precision files alone, those are read.
 
         Raises:
             WeightsUnavailable: it is not a folder in Stable Diffusion's layout, nor could the hub provide it.
+            InputError: it is of another family, or its weights are incomplete or not finite.
         """
-        diffusers_logging.disable_progress_bar()
-        transformers_logging.disable_progress_bar()
+        for library in (diffusers_logging, transformers_logging):
+            library.disable_progress_bar()
+            library.set_verbosity(logging.CRITICAL)  # what they warn of is looked at here
         try:
-            pipe = StableDiffusionPipeline.from_pretrained(
-                str(source), dtype=dtype, safety_checker=None, requires_safety_checker=False
-            )
+            pipe = _pipeline(str(source), dtype)
+        except InputError:
+            raise
         except Exception as error:  # diffusers and the hub raise a dozen kinds
             raise WeightsUnavailable(
                 f"no Stable Diffusion pipeline could be loaded from {str(source)!r} ({reason(error)}); name a pipeline"
                 f" folder, or a hub id on {HUB}"
             ) from error
-        return cls(pipe.to(device or default_device()), str(source))
+        model = cls(pipe.to(device or default_device()), str(source))
+        check_finite(model.source, {"unet": model.unet, "vae": model.vae, "text_encoder": model.text_encoder})
+        model.try_out()
+        return model
 
     @property
     def device(self) -> torch.device:
@@ -106,13 +116,12 @@ class Model:
     @property
     def resolution(self) -> int:
         """Side in pixels of the square pictures that the U-Net was made for."""
-        return int(self.unet.config.sample_size) * self.scale
+        return self.cells * self.scale
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of one picture's latents."""
-        side = int(self.unet.config.sample_size)
-        return (int(self.unet.config.in_channels), side, side)
+        return (int(self.unet.config.in_channels), self.cells, self.cells)
 
     @cached_property
     def sha256(self) -> str:
@@ -175,6 +184,8 @@ class Model:
         made = self.pipe(
             prompt_embeds=self.encode_text([prompt]),
             negative_prompt_embeds=self.encode_text([""]),
+            height=self.resolution,
+            width=self.resolution,
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance,
             generator=torch.Generator().manual_seed(seed),
@@ -187,6 +198,81 @@ class Model:
         """The U-Net's prediction (B, C, h, w) for noisy latents, timesteps (B,) and text (B, L, D)."""
         predicted: Tensor = self.unet(x_t, t, encoder_hidden_states=text).sample
         return predicted
+
+    @torch.no_grad()
+    def try_out(self) -> None:
+        """Encode and predict once, on a picture of one colour.
+
+        Raises:
+            InputError: the parts do not fit together, or give what is not finite.
+        """
+        try:
+            latents = self.encode_images(torch.zeros(1, 3, self.resolution, self.resolution))
+            t = torch.tensor([self.train_timesteps // 2], device=self.device)
+            predicted = self.predict(latents, t, self.encode_text(["a"]))
+        except Exception as error:  # torch and diffusers raise a dozen kinds
+            raise InputError(f"the parts of {self.source} do not fit together ({reason(error)}); {FITS}") from error
+        if {latents.shape, predicted.shape} != {(1, *self.latent_shape)}:
+            found = " and ".join(str(tuple(each.shape[1:])) for each in (latents, predicted))
+            raise InputError(f"{self.source} makes latents of {found} instead of {self.latent_shape}; {FITS}")
+        if not (latents.isfinite().all() and predicted.isfinite().all()):
+            raise InputError(f"{self.source} predicts what is not finite; name an earlier checkpoint")
+
+
+def _pipeline(source: str, dtype: torch.dtype) -> StableDiffusionPipeline:
+    """A pipeline whose networks are loaded one by one, each with all of its weights.
+
+    Raises:
+        InputError: it has other networks, or weights are missing.
+    """
+    config = DiffusionPipeline.load_config(source)
+    networks = {}
+    for part in ("unet", "vae", "text_encoder"):
+        library, kind = config.get(part) or ("", "")
+        if library not in LIBRARIES:
+            raise InputError(f"{source} is a {config.get('_class_name')} and has no {part}; {FITS}")
+        networks[part] = load_network(getattr(LIBRARIES[library], kind), source, part, dtype)
+    return StableDiffusionPipeline.from_pretrained(
+        source, **networks, dtype=dtype, safety_checker=None, requires_safety_checker=False
+    )
+
+
+def load_network(kind: Any, source: str, part: str, dtype: torch.dtype) -> Any:
+    """A network of a pipeline, from its plain files, or from a variant such as half precision where there are no plain.
+
+    Raises:
+        InputError: weights are missing.
+        OSError: it cannot be had.
+    """
+    how = {"subfolder": part, "torch_dtype": dtype, "output_loading_info": True}
+    network, told = _first_there(
+        lambda variant: kind.from_pretrained(source, variant=variant, **how), [None, *_variants(Path(source, part))]
+    )
+    check_keys(source, part, told, all_used=part == "unet")
+    return network
+
+
+def _variants(folder: Path) -> list[str]:
+    """What else than its plain files a network may be loaded from; on the hub, half precision."""
+    if not folder.is_dir():
+        return ["fp16"]
+    named = (re.fullmatch(r"[a-z_]+\.(\w+)(-\d+-of-\d+)?\.(safetensors|bin)", path.name) for path in folder.iterdir())
+    return sorted({found[1] for found in named if found})
+
+
+def _first_there(load: Callable[[str | None], Any], variants: Sequence[str | None]) -> Any:
+    """What is loaded of the first variant that there is.
+
+    Raises:
+        OSError: there is none; what was said of the first.
+    """
+    errors = []
+    for variant in variants:
+        try:
+            return load(variant)
+        except OSError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def check_seed(seed: int) -> int:

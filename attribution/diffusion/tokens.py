@@ -1,5 +1,6 @@
 """Prompts as tokens: a tokenizer that threads can share, and what a prompt may be."""
 
+import unicodedata
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor
 from attribution.errors import InputError
 
 MAX_PROMPT = 4000  # characters; CLIP reads 77 tokens of them
+SPACES = "\t\n\v\f\r\x85"  # the control characters that a text may have
 
 
 @dataclass(frozen=True)
@@ -57,17 +59,26 @@ class Tokens:
         ]
 
 
+def unreadable(text: str) -> str:
+    """The first character that no text has, a control character or half of one (a lone surrogate); "" if there is none.
+
+    All else is text: joiners and direction marks belong to scripts, and an emoji may be newer than Python's tables.
+    """
+    bad = (letter for letter in text if unicodedata.category(letter) in ("Cc", "Cs") and letter not in SPACES)
+    return next(bad, "")
+
+
 def check_prompt(prompt: str) -> str:
     """Return the prompt, stripped.
 
     Raises:
-        InputError: it is empty, too long, or has characters that cannot be printed.
+        InputError: nothing in it can be seen, or it is too long, or has control characters.
     """
     stripped = prompt.strip()
-    if not stripped:
+    if bad := unreadable(stripped):
+        raise InputError(f"the prompt has the character {bad!r}; accepted is text without control characters")
+    if all(letter.isspace() or unicodedata.category(letter) in ("Cc", "Cf") for letter in stripped):
         raise InputError("the prompt is empty; describe the picture in a few words")
     if len(stripped) > MAX_PROMPT:
         raise InputError(f"the prompt has {len(stripped):,} characters; accepted are up to {MAX_PROMPT:,}")
-    if unprintable := [letter for letter in stripped if not letter.isprintable() and not letter.isspace()]:
-        raise InputError(f"the prompt has the character {unprintable[0]!r}; accepted is text that can be printed")
     return stripped

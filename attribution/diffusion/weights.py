@@ -7,8 +7,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from attribution.diffusion.pipeline import Model
-from attribution.errors import WeightsUnavailable
+from attribution.diffusion.fits import check_finite
+from attribution.diffusion.pipeline import Model, load_network
+from attribution.errors import InputError, WeightsUnavailable
 
 WeightSubset = Literal["cross-attn-kv", "cross-attn", "attn", "all"]
 
@@ -96,6 +97,7 @@ def checkpoint(model: Model, source: str | None) -> Iterator[None]:
 
     Raises:
         WeightsUnavailable: they cannot be had, or do not fit.
+        InputError: they are incomplete or not finite.
     """
     if source is None:
         yield
@@ -103,8 +105,11 @@ def checkpoint(model: Model, source: str | None) -> Iterator[None]:
     unet = model.unet
     before = {name: value.clone() for name, value in unet.state_dict().items()}
     try:
-        other = type(unet).from_pretrained(source, subfolder="unet", torch_dtype=model.dtype)
+        other = load_network(type(unet), source, "unet", model.dtype)
+        check_finite(source, {"unet": other})
         unet.load_state_dict(other.state_dict())
+    except InputError:
+        raise
     except Exception as error:  # diffusers, torch and the hub raise a dozen kinds
         raise WeightsUnavailable(f"no U-Net that fits {model.source!r} could be loaded from {source!r}") from error
     try:

@@ -1,16 +1,23 @@
 """Training data: where images and captions come from, and how a picture becomes the model's input."""
 
 import hashlib
-import os
+import json
+import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
+from attribution.diffusion.pictures import to_square
 from attribution.errors import InputError, reason
+from attribution.index.folder import read_folder
+from attribution.index.rows import Rows, check_captions, decode, inspect_images, listed, open_image, unique_ids
+from attribution.index.table import read_table
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,7 @@ class DataSettings:
         center_crop: crop the middle square; otherwise the picture is squeezed.
         random_flip: the model was trained with mirrored images, so each mirror is scored too.
         max_train_samples: only the first so many.
+        skip_bad: leave out rows that cannot be used, rather than refuse the training set.
     """
 
     dataset_name: str | None = None
@@ -34,92 +42,104 @@ class DataSettings:
     center_crop: bool = True
     random_flip: bool = True
     max_train_samples: int | None = None
+    skip_bad: bool = False
 
 
 class TrainingSet:
     """Ids, captions and images of N training pairs, images loaded one at a time.
 
     Attributes:
-        ids: what a person would look an image up by.
+        ids: what a person would look an image up by; no two are the same.
         captions: one for each image.
+        notes: sentences about what was left out.
     """
 
-    def __init__(self, ids: list[str], captions: list[str], images: Sequence[Any]) -> None:
-        self.ids = ids
+    def __init__(self, rows: Rows, captions: list[str], hashes: list[str], center_crop: bool) -> None:
+        self.ids = unique_ids(rows.names)
         self.captions = captions
-        self._images = images
+        self.notes = rows.notes
+        self._images: Sequence[Any] = rows.images
+        self._hashes, self._center_crop = hashes, center_crop
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def image(self, row: int) -> Image.Image:
-        """The image of a row, RGB.
+        """The image of a row, RGB, whole; see `attribution.diffusion.pictures.as_trained`.
 
         Raises:
-            InputError: it is damaged, or has pixels that are not finite; says which image it is.
+            InputError: it cannot be read, or not any more; says which image it is.
         """
         try:
-            picture: Image.Image = self._images[row]
-            if picture.mode == "F" and not np.isfinite(np.asarray(picture)).all():
-                raise ValueError("it has pixels that are not finite")
-            return picture.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's, of large pictures and of damaged EXIF data
+                return decode(open_image(self._images[row]))
+        except Exception as error:  # Pillow raises a dozen kinds
             raise InputError(
                 f"the training image {self.ids[row]} cannot be used ({reason(error)}); mend it or leave it out"
             ) from error
 
+    def square(self, row: int, side: int) -> Image.Image:
+        """The image of a row as the model saw it, (side, side) px RGB: all that an index knows of it is made of this.
+
+        Raises:
+            InputError: it cannot be read, or not any more.
+        """
+        return to_square(self.image(row), side, self._center_crop)[0]
+
     def sha256(self) -> str:
-        """A hash of the ids and captions, and of the first image's pixels."""
-        digest = hashlib.sha256("\n".join([*self.ids, *self.captions]).encode())
-        digest.update(self.image(0).tobytes())
-        return digest.hexdigest()
+        """A hash of all ids, captions and images."""
+        hashes = self._hashes or [found for found, _ in inspect_images(self._images)]
+        return hashlib.sha256(json.dumps([self.ids, self.captions, hashes]).encode()).hexdigest()
 
 
-class _Column(Sequence[Image.Image]):
-    def __init__(self, table: Any, column: str) -> None:
-        self.table, self.column = table, column
+def open_training_set(settings: DataSettings, inspect: bool = True) -> TrainingSet:
+    """Open an imagefolder or a data set of the hub, all of its rows checked.
 
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, row: Any) -> Any:
-        return self.table[int(row)][self.column]
-
-
-def open_training_set(settings: DataSettings) -> TrainingSet:
-    """Open an imagefolder or a hub data set.
+    Args:
+        settings: where it is, and how it is read.
+        inspect: decode every image, which takes about a millisecond each; otherwise only captions are checked.
 
     Raises:
-        InputError: neither or both sources are named, or the data lack the columns, or cannot be read.
+        InputError: neither or both sources are named, or the data lack the columns, or cannot be read, or rows cannot
+            be used (the first are named) and are not to be skipped.
     """
     if (settings.dataset_name is None) == (settings.train_data_dir is None):
         raise InputError("name the training data by either --dataset_name or --train_data_dir")
-    return _open_dataset(settings)
-
-
-def _open_dataset(settings: DataSettings) -> TrainingSet:
-    import datasets  # takes seconds
-
-    where = settings.dataset_name or str(settings.train_data_dir)
-    try:
-        if settings.train_data_dir is not None:
-            table = datasets.load_dataset("imagefolder", data_dir=where, split="train")
-        else:
-            table = datasets.load_dataset(where, split="train")
-    except Exception as error:  # datasets raises many kinds
-        raise InputError(f"the training data {where!r} could not be read ({reason(error)})") from error
-    for column in (settings.image_column, settings.caption_column):
-        if column not in table.column_names:
-            raise InputError(f"{where!r} has no column {column!r}; its columns are {', '.join(table.column_names)}")
+    if settings.train_data_dir is not None:
+        rows = read_folder(settings.train_data_dir, settings.image_column, settings.caption_column)
+    else:
+        rows = read_table(str(settings.dataset_name), settings.image_column, settings.caption_column)
     if settings.max_train_samples is not None:
-        table = table.select(range(min(settings.max_train_samples, len(table))))
-    captions = [text if isinstance(text, str) else text[0] for text in table[settings.caption_column]]
-    return TrainingSet(_ids(table, settings.image_column), captions, _Column(table, settings.image_column))
+        rows = rows.select(range(min(settings.max_train_samples, len(rows))))
+    return _checked(rows, settings, inspect)
 
 
-def _ids(table: Any, image_column: str) -> list[str]:
-    import datasets
+def _checked(rows: Rows, settings: DataSettings, inspect: bool) -> TrainingSet:
+    """The rows as a training set, without the bad ones.
 
-    undecoded = table.cast_column(image_column, datasets.Image(decode=False))
-    paths = (row["path"] for row in undecoded[image_column])
-    return [os.path.basename(path) if path else str(row) for row, path in enumerate(paths)]
+    Raises:
+        InputError: some cannot be used, and are not to be skipped.
+    """
+    captions, faults = check_captions(rows)
+    found = inspect_images(rows.images) if inspect else []
+    faults = {row: fault for row, (_, fault) in enumerate(found) if fault} | faults
+    told = _told(rows, faults)
+    if faults and not settings.skip_bad:
+        raise InputError(f"{told}; mend them, or leave them out with --skip_bad")
+    good = [row for row in range(len(rows)) if row not in faults]
+    captions = [captions[row] for row in good]
+    rows = rows.select(good, *([f"left out, {told}"] if faults else []), *_blank(captions))
+    for note in rows.notes if inspect else ():
+        LOG.warning("%s", note)
+    return TrainingSet(rows, captions, [found[row][0] for row in good if found], settings.center_crop)
+
+
+def _told(rows: Rows, faults: dict[int, str]) -> str:
+    named = listed([f"{rows.names[row]} ({fault})" for row, fault in sorted(faults.items())])
+    return f"of {len(rows):,} training images {len(faults):,} cannot be used: {named}"
+
+
+def _blank(captions: list[str]) -> list[str]:
+    count = sum(not caption.strip() for caption in captions)
+    return [f"blank captions ({count:,}): these images count as trained on without a text"] if count else []

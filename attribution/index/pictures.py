@@ -46,33 +46,26 @@ class TrainingPictures:
     def picture(self, row: int) -> Image.Image:
         """The training image of a row, RGB: from where the training set was, if it is still there and still the same.
 
-        Otherwise it is the thumbnail, which is smaller where the image has more than THUMBNAIL_SIDE px a side.
+        Otherwise it is the thumbnail: the square that the model saw, at most THUMBNAIL_SIDE px of it.
         """
         with Image.open(self.thumbnail(row)) as small:
             shown = small.convert("RGB")
-        if max(shown.size) < THUMBNAIL_SIDE or self._training is None:
-            return shown  # a thumbnail that was not made smaller is the training image
-        try:
-            picture = self._training.image(row)
-        except InputError:
+        if self._training is None:
             return shown
-        return picture if small_copy(picture).tobytes() == shown.tobytes() else shown
+        try:
+            place = self._training.ids.index(self.ids[row])
+            same = self._training.square(place, shown.width).tobytes() == shown.tobytes()
+            return self._training.image(place) if same else shown
+        except (InputError, ValueError):
+            return shown
 
     @cached_property
     def _training(self) -> TrainingSet | None:
-        """The training set, where its folder is still there, with the same images; nothing is asked of a hub."""
+        """The training set, where its folder is still there; nothing is asked of a hub."""
         folder = self.data.train_data_dir or Path(str(self.data.dataset_name))
         if not folder.is_dir():
             return None
         try:
-            training = open_training_set(self.data)
+            return open_training_set(self.data, inspect=False)
         except InputError:
             return None
-        return training if training.ids == self.ids else None
-
-
-def small_copy(picture: Image.Image) -> Image.Image:
-    """A picture's thumbnail."""
-    small = picture.copy()
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    return small

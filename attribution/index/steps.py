@@ -20,12 +20,12 @@ from PIL import ImageOps
 from torch import Tensor
 
 from attribution.diffusion.noise import NoiseBank, NoiseSettings
-from attribution.diffusion.pictures import to_pixels, to_square
+from attribution.diffusion.pictures import to_pixels
 from attribution.diffusion.weights import checkpoint
 from attribution.errors import InputError
 from attribution.index.features import FEATURES, open_feature
 from attribution.index.manifest import FeatureRecord, FisherRecord, GradientRecord, located, portable
-from attribution.index.pictures import small_copy
+from attribution.index.pictures import THUMBNAIL_SIDE
 from attribution.index.stored import Sums, as_array, load_tensors
 from attribution.index.work import ExtendSettings, Source, Step, Work
 from attribution.unlearning.ekfac import add_moments, eigenvectors, rotate
@@ -59,7 +59,7 @@ def _captions(source: Source, _record: None) -> Work:
 def _thumbnails(source: Source, _record: None) -> Work:
     def small(row: int) -> bytes:
         packed = io.BytesIO()
-        small_copy(source.training.image(row)).save(packed, "PNG")
+        source.training.square(row, min(source.model.resolution, THUMBNAIL_SIDE)).save(packed, "PNG")
         return packed.getvalue()
 
     def thumbnails(rows: range) -> dict[str, bytes]:
@@ -69,10 +69,10 @@ def _thumbnails(source: Source, _record: None) -> Work:
 
 
 def _latents(source: Source, _record: None) -> Work:
-    model, training, crop = source.model, source.training, source.settings.data.center_crop
+    model, training = source.model, source.training
 
     def latents(rows: range) -> NDArray[np.floating]:
-        pixels = to_pixels([to_square(training.image(row), model.resolution, crop)[0] for row in rows])
+        pixels = to_pixels([training.square(row, model.resolution) for row in rows])
         both = torch.stack([model.encode_images(pixels), model.encode_images(pixels.flip(-1))], 1)
         return as_array(both, np.float16)
 
@@ -180,7 +180,7 @@ def _feature(name: str, source: Source, record: FeatureRecord) -> Work:
     def vectors(rows: range) -> NDArray[np.floating]:
         if FEATURES[name].of == "captions":
             return as_array(encode([training.captions[row] for row in rows])[:, None], np.float16)
-        pictures = [training.image(row) for row in rows]
+        pictures = [training.square(row, source.model.resolution) for row in rows]
         sides = (pictures, [ImageOps.mirror(picture) for picture in pictures])
         return as_array(torch.stack([encode(side) for side in sides[: source.views]], 1), np.float16)
 

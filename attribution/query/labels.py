@@ -4,7 +4,8 @@ import math
 import re
 from collections.abc import Sequence
 
-from attribution.diffusion.attention import words_of
+from attribution.diffusion.tokens import unreadable
+from attribution.diffusion.words import kind, words_of
 from attribution.errors import InputError
 
 MAX_LABELS = 50
@@ -26,7 +27,8 @@ def phrases(prompt: str) -> list[str]:
     ends with a medium or a background is left out.
     """
     named: list[str] = []
-    for part in re.split(r"[^\w\s'-]+", prompt.lower()):
+    told = "".join(letter if letter.isspace() or kind(letter) in "LMZFH" else "," for letter in prompt.lower())
+    for part in told.split(","):
         run: list[str] = []
         for word in [*part.split(), "and"]:
             if not BREAKS.fullmatch(word):
@@ -59,7 +61,7 @@ def check_labels(labels: Sequence[str]) -> list[str]:
     if not cleaned or len(cleaned) > MAX_LABELS:
         raise InputError(f"there are {len(cleaned)} labels to look for; {accepted}")
     for label in cleaned:
-        if not 0 < len(label) <= MAX_LABEL or not label.isprintable() or re.search(r"[.?]", label):
+        if not 0 < len(label) <= MAX_LABEL or unreadable(label) or re.search(r"[.?]", label):
             raise InputError(f"the label {label[:60]!r} cannot be looked for; {accepted}")
     return cleaned
 

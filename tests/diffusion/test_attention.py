@@ -10,8 +10,9 @@ from near import assert_close
 from PIL import Image
 
 from attribution.cli import main
-from attribution.diffusion.attention import inside, watched, word_map, word_tokens, words_of
+from attribution.diffusion.attention import inside, watched, word_map, word_tokens
 from attribution.diffusion.pictures import Frame, to_pixels
+from attribution.diffusion.words import words_of
 from attribution.errors import InputError, WeightsUnavailable
 from attribution.methods import attribute, fitting
 from attribution.methods.answer import AttributeSettings

@@ -4,7 +4,6 @@ import io
 import json
 import zlib
 
-import numpy as np
 import pytest
 from conftest import random_picture
 from PIL import Image
@@ -161,21 +160,3 @@ def test_the_first_of_several_captions_is_taken(tmp_path):
 def test_only_the_first_samples_are_taken(pictures):
     training = open_training_set(DataSettings(train_data_dir=pictures, max_train_samples=3))
     assert (len(training), training.ids) == (3, ["p0.png", "p1.png", "p2.png"])
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # `datasets` leaves its file open
-def test_a_training_image_that_cannot_be_used_is_named(tmp_path):
-    for name in ("a.png", "c.png"):
-        random_picture(0).save(tmp_path / name)
-    floats = np.full((32, 32), 128.0, np.float32)
-    floats[3, 4] = np.nan
-    Image.fromarray(floats).save(tmp_path / "b.tiff")
-    (tmp_path / "d.png").write_bytes((tmp_path / "a.png").read_bytes()[:-200])
-    rows = [{"file_name": name, "text": "a bus"} for name in ("a.png", "b.tiff", "c.png", "d.png")]
-    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    training = open_training_set(DataSettings(train_data_dir=tmp_path))
-    assert training.image(training.ids.index("a.png")).size == (32, 32)
-    with pytest.raises(InputError, match=r"the training image b.tiff cannot be used \(it has pixels that are not fin"):
-        training.image(training.ids.index("b.tiff"))
-    with pytest.raises(InputError, match=r"the training image d.png cannot be used"):
-        training.image(training.ids.index("d.png"))

@@ -188,7 +188,7 @@ def test_opening_reads_no_tensor(full_folder, model32, monkeypatch):
 
 @pytest.fixture
 def large_pictures(tmp_path):
-    """Eight pictures of 200 x 160 px, whose thumbnails are smaller."""
+    """Eight pictures of 200 x 160 px; the model sees the middle square of each at 32 px."""
     folder = tmp_path / "large"
     folder.mkdir()
     lines = []
@@ -208,11 +208,11 @@ def test_a_training_picture_is_the_image_itself_where_it_is_still_there(
     index = Index.open(folder)
     assert index.picture(3).tobytes() == random_picture(3, (200, 160)).tobytes()
     random_picture(50, (200, 160)).save(large_pictures / "p4.png")
-    assert Index.open(folder).picture(4).size == (128, 102)  # it is another picture now
+    assert Index.open(folder).picture(4).size == (32, 32)  # it is another picture now
     (large_pictures / "p5.png").write_bytes(b"")
-    assert Index.open(folder).picture(5).size == (128, 102)
+    assert Index.open(folder).picture(5).size == (32, 32)
     shutil.rmtree(large_pictures)
-    assert Index.open(folder).picture(3).size == (128, 102)
+    assert Index.open(folder).picture(3).size == (32, 32)
 
 
 # Precision and room
