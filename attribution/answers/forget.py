@@ -1,11 +1,13 @@
 """Generate again without it: the same prompt and seed, and two unrelated prompts, from the model that unlearned."""
 
-from collections.abc import Generator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from functools import partial
 from threading import Event
 
 import numpy as np
-from PIL import Image, ImageChops, ImageStat
+from PIL import Image
+from torch import Tensor
 
 from attribution.diffusion.pipeline import GenerateSettings, Model
 from attribution.diffusion.weights import unlearned
@@ -16,24 +18,59 @@ from attribution.methods.unlearning import likely_first, unlearn_query
 from attribution.query.encoded import Encoded, encode
 from attribution.query.query import Query
 from attribution.query.regions import check_query
+from attribution.unlearning.score import Floats
 from attribution.unlearning.step import UnlearnSettings
 
-STRENGTH = 10.0  # times the step that scores are measured with, which is too small to be seen in a picture
 CONTROLS = 2
+WEAKEST, STRONGEST = 0.25, 16.0  # times the step that scores are measured with
+VISIBLE = 0.1  # of the intensities' range: a mean change inside the region that is seen at a glance
 
 
 @dataclass(frozen=True)
 class Regenerated:
-    """A prompt's picture from the model as it is, and from the model that has unlearned the query."""
+    """A prompt's picture from the model as it is, and from the model that has unlearned the query.
+
+    Attributes:
+        prompt: of both.
+        before: from the model as it is.
+        after: from the model that has unlearned the query.
+        strength: of the step, in steps that scores are measured with.
+        inside: mean absolute difference inside the query's region, as a share of the intensities' range; of a control,
+            of the whole picture.
+    """
 
     prompt: str
     before: Image.Image
     after: Image.Image
+    strength: float
+    inside: float
 
     @property
     def change(self) -> float:
-        """Mean absolute difference of the intensities, as a share of their range: 0 is the same picture."""
-        return float(np.mean(ImageStat.Stat(ImageChops.difference(self.before, self.after)).mean)) / 255
+        """The same of the whole picture: 0 is the same picture."""
+        return change(self.before, self.after)
+
+
+def change(before: Image.Image, after: Image.Image, mask: Floats | None = None) -> float:
+    """Mean absolute difference of two pictures, as a share of the intensities' range.
+
+    Args:
+        before: RGB.
+        after: RGB, of the same size.
+        mask: (h, w) in [0, 1] of any size, which the mean is weighted by; None is the whole picture.
+    """
+    each = np.abs(np.asarray(before, np.float64) - np.asarray(after, np.float64)).mean(2) / 255
+    if mask is None:
+        return float(each.mean())
+    fitted = Image.fromarray(np.asarray(mask, np.float32)).resize(before.size, Image.Resampling.NEAREST)
+    return float(np.average(each, weights=np.asarray(fitted)))
+
+
+def strengths(asked: float | None) -> list[float]:
+    """Those to try, in order: the one that was asked for, or doubled from WEAKEST to STRONGEST."""
+    if asked is not None:
+        return [asked]
+    return [WEAKEST * 2**doubled for doubled in range(round(np.log2(STRONGEST / WEAKEST)) + 1)]
 
 
 def controls(prompt: str, captions: list[str]) -> list[str]:
@@ -53,7 +90,7 @@ def regenerate(
     query: Query,
     unlearn: UnlearnSettings | None = None,
     generate: GenerateSettings | None = None,
-    strength: float = STRENGTH,
+    strength: float | None = None,
     stop: Event | None = None,
 ) -> Generator[Progress | Regenerated, None, None]:
     """Yields Progress, then the query's prompt and each control's, before and after. Weights are restored.
@@ -64,7 +101,7 @@ def regenerate(
         query: a generated picture: it has a seed.
         unlearn: the step that scores are measured with.
         generate: how the picture was sampled.
-        strength: times that step; above 0.
+        strength: times that step, above 0; None takes the weakest of `strengths` that changes the region by VISIBLE.
         stop: set it to stop.
 
     Raises:
@@ -73,38 +110,83 @@ def regenerate(
     """
     if query.seed is None:
         raise InputError("an upload has no seed to generate it from again; accepted are generated pictures")
-    if not 0 < strength <= 1000:
+    if strength is not None and not 0 < strength <= 1000:
         raise InputError(f"a strength of {strength:g} is not possible; accepted are numbers above 0, up to 1000")
     check_query(query, model, index.center_crop)
-    unlearn, stop = unlearn or UnlearnSettings(), stop or Event()
-    stronger = replace(unlearn, step_size=strength * unlearn.alpha)
-    return _regenerate(model, index, encode(model, query, index.center_crop), stronger, generate, stop)
+    asked = encode(model, query, index.center_crop)
+    return _regenerate(model, index, asked, unlearn or UnlearnSettings(), generate, strength, stop or Event())
+
+
+class _Course:
+    """How far it is: denoising steps and gradients made, of all that it may take."""
+
+    def __init__(self, total: int) -> None:
+        self.done, self.total, self.clock = 0, total, Clock()
+
+    def at(self, stage: str, more: int) -> Progress:
+        """Progress after `more` of them."""
+        self.done += more
+        return Progress(stage, self.done, self.total, self.clock.total())
 
 
 def _regenerate(
-    model: Model, index: Index, asked: Encoded, unlearn: UnlearnSettings, generate: GenerateSettings | None, stop: Event
+    model: Model,
+    index: Index,
+    asked: Encoded,
+    unlearn: UnlearnSettings,
+    generate: GenerateSettings | None,
+    strength: float | None,
+    stop: Event,
 ) -> Generator[Progress | Regenerated, None, None]:
-    query = asked.query
-    seed, clock, prompts = query.seed or 0, Clock(), [query.prompt, *controls(query.prompt, index.captions)]
+    query, tried = asked.query, strengths(strength)
+    prompts = [query.prompt, *controls(query.prompt, index.captions)]
     steps = (generate or GenerateSettings()).steps
     gradients = unlearn.steps * unlearn.timesteps * unlearn.noises
-    done, total = 0, gradients + 2 * steps * len(prompts)
+    course = _Course(gradients + steps * (2 * len(prompts) - 1 + len(tried)))
 
     def draw(prompt: str) -> Image.Image:
-        return model.generate(prompt, seed, generate, on_step=lambda *_: check_stop(stop))
+        return model.generate(prompt, query.seed or 0, generate, on_step=lambda *_: check_stop(stop))
 
     before = []
     for prompt in prompts:
         before.append(draw(prompt))
-        done += steps
-        yield Progress("generating", done, total, clock.total())
+        yield course.at("generating", steps)
     with unlearned(model, unlearn.weights or index.weights) as weights:
-        for part in unlearn_query(model, index, asked, unlearn, weights):
+        start, before_it = {name: weight.clone() for name, weight in weights.items()}, 0
+        for done in unlearn_query(model, index, asked, unlearn, weights):
             check_stop(stop)
-            yield Progress("unlearning", done + part, total, clock.total())
-        done += gradients
-        for prompt, first in zip(prompts, before, strict=True):
+            yield course.at("unlearning", done - before_it)
+            before_it = done
+        step = {name: weight - start[name] for name, weight in weights.items()}
+        weakest = _weakest(weights, start, step, tried, asked, before[0], partial(draw, query.prompt))
+        trials = []
+        for trial in weakest:
+            trials.append(trial)
+            yield course.at("generating", steps)
+        yield course.at("generating", steps * (len(tried) - len(trials)))
+        yield trials[-1]
+        for prompt, first in zip(prompts[1:], before[1:], strict=True):
             after = draw(prompt)
-            done += steps
-            yield Progress("generating", done, total, clock.total())
-            yield Regenerated(prompt, first, after)
+            yield course.at("generating", steps)
+            yield Regenerated(prompt, first, after, trials[-1].strength, change(first, after))
+
+
+def _weakest(
+    weights: dict[str, Tensor],
+    start: dict[str, Tensor],
+    step: dict[str, Tensor],
+    tried: list[float],
+    asked: Encoded,
+    before: Image.Image,
+    draw: Callable[[], Image.Image],
+) -> Iterator[Regenerated]:
+    """The query's picture after ever stronger steps, until one changes its region by VISIBLE; the weights stay so."""
+    mask = None if asked.mask is None else asked.mask.cpu().numpy()
+    for strength in tried:
+        for name, weight in weights.items():
+            weight.copy_(start[name] + strength * step[name])
+        after = draw()
+        made = Regenerated(asked.query.prompt, before, after, strength, change(before, after, mask))
+        yield made
+        if made.inside >= VISIBLE:
+            return

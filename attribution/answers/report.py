@@ -7,13 +7,16 @@ import json
 import math
 import re
 import zipfile
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from PIL import Image
 
 from attribution.answers.html import page, to_png
+from attribution.answers.provenance import provenance
 from attribution.answers.verdict import verdict_of
 from attribution.diffusion.pictures import MAX_SIDE, decode_upload
 from attribution.diffusion.pipeline import GenerateSettings, Model
@@ -33,6 +36,11 @@ SHOWN = 1024  # px a side, at most, of the picture in the HTML
 Settings = TypeVar("Settings", AttributeSettings, UnlearnSettings, RaceSettings, GenerateSettings)
 
 
+def now() -> str:
+    """The date and time, to the second, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 @dataclass(frozen=True)
 class Run:
     """A question and its answers, the main one first; all are of one query and one index.
@@ -41,11 +49,13 @@ class Run:
         answers: by method.
         sampled: how the query's picture was generated, where that is not by the defaults.
         label: what the asker calls the region; "" where they do not.
+        date: when it was answered, in UTC; "" where an earlier version kept it.
     """
 
     answers: tuple[Attribution, ...]
     sampled: GenerateSettings | None = None
     label: str = ""
+    date: str = field(default_factory=now)
 
     @property
     def query(self) -> Query:
@@ -119,12 +129,15 @@ def _finite(bound: float) -> float | None:
 
 
 def run_json(run: Run, index: Index, model: Model) -> dict[str, Any]:
-    """A run: id, query and sampling, the timesteps of the noise bank, and each answer with the losses of its results.
+    """A run: id, date, query and sampling, what `provenance` tells, the bank's timesteps, and each answer.
 
-    `losses` is, by result, [before, after] for each timestep; `rows` all rows of the training set with a final score.
+    An answer has, beside what `to_json` gives, `losses`: by result, [before, after] for each timestep; `rows`: those of
+    the training set with a final score, best first; and `scores`: of the first of them.
     """
     return {
         "id": run.id,
+        "date": run.date,
+        **provenance(run.id, index),
         "query": query_json(run.query),
         "label": run.label,
         "sampled": run.sampled and asdict(run.sampled),
@@ -134,6 +147,7 @@ def run_json(run: Run, index: Index, model: Model) -> dict[str, Any]:
                 **{key: value for key, value in to_json(answer).items() if key != "query"},
                 "losses": [result.losses for result in answer.results],
                 "rows": answer.rows,
+                "scores": answer.scores,
                 "ranked": answer.ranked,
                 "typical": answer.typical,
                 "evidence": answer.evidence and asdict(answer.evidence),
@@ -144,22 +158,40 @@ def run_json(run: Run, index: Index, model: Model) -> dict[str, Any]:
     }
 
 
-def to_csv(run: Run) -> str:
-    """One line for each result of each method, under COLUMNS; spreadsheets take no cell of it for a formula."""
+def to_csv(run: Run, index: Index) -> str:
+    """One line for each training image with a final score that is kept, by method and rank, under COLUMNS.
+
+    The interval and whether it is the mirror are known of the first K. Spreadsheets take no cell for a formula.
+    """
     out = io.StringIO()
     table = csv.DictWriter(out, COLUMNS, extrasaction="ignore", lineterminator="\n")
     table.writeheader()
     for answer in run.answers:
-        for result in to_json(answer)["results"]:
-            caption = result["caption"]
+        for line in _lines(answer, index):
+            caption = line["caption"]
             guarded = f"'{caption}" if re.match(r"[=+\-@\t\r]", caption) else caption
-            table.writerow({**result, "method": answer.settings.method, "caption": guarded})
+            table.writerow({**line, "method": answer.settings.method, "caption": guarded})
     return out.getvalue()
+
+
+def _lines(answer: Attribution, index: Index) -> Iterator[dict[str, Any]]:
+    """The results, then what is kept of those after them."""
+    yield from to_json(answer)["results"]
+    shown = len(answer.results)
+    further = zip(answer.rows[shown:], answer.scores[shown:], strict=False)
+    for rank, (row, score) in enumerate(further, shown + 1):
+        yield {"rank": rank, "id": index.ids[row], "score": score, "caption": index.captions[row]}
 
 
 def write_json(attribution: Attribution, path: Path) -> None:
     """Write the JSON, whole or not at all."""
     write_whole(path, (json.dumps(to_json(attribution), indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def file_name(image_id: str) -> str:
+    """The name of a training image's thumbnail in a ZIP: its id, ending in .png, that stays inside the folder."""
+    inside = "/".join(part for part in re.split(r"[/\\]+", image_id) if part not in ("", ".", ".."))
+    return inside if inside.lower().endswith(".png") else f"{inside}.png"
 
 
 def write_zip(run: Run, index: Index, model: Model, path: Path, whole: bool = True) -> None:
@@ -180,10 +212,10 @@ def write_zip(run: Run, index: Index, model: Model, path: Path, whole: bool = Tr
     if whole:
         rows = dict.fromkeys(result.row for answer in run.answers for result in answer.results)
         thumbnails = {row: index.thumbnail(row).read_bytes() for row in rows}
-        entries[TABLE] = to_csv(run).encode()
+        entries[TABLE] = to_csv(run, index).encode()
         shown = _shown(run.query.image, picture)
-        entries[HTML] = page(run.id, run.label, run.answers, told["timesteps"], shown, thumbnails).encode()
-        entries |= {f"thumbnails/{row:08d}.png": content for row, content in thumbnails.items()}
+        entries[HTML] = page(told, run.answers, index, run.label, shown, thumbnails).encode()
+        entries |= {f"thumbnails/{file_name(index.ids[row])}": content for row, content in thumbnails.items()}
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in entries.items():
@@ -215,7 +247,8 @@ def read_zip(path: Path) -> Run:
         boxes = tuple(tuple(map(float, box)) for box in asked["boxes"])
         query = Query(asked["prompt"], image, asked["seed"], boxes, asked["word"])  # type: ignore[arg-type]
         sampled = _filled(GenerateSettings, told["sampled"]) if told.get("sampled") else None
-        run = Run(tuple(_answer(query, answer) for answer in told["answers"]), sampled, str(told.get("label", "")))
+        label, date = (str(told.get(key, "")) for key in ("label", "date"))
+        run = Run(tuple(_answer(query, answer) for answer in told["answers"]), sampled, label, date)
         if run.id != told["id"]:
             raise ValueError(f"its query and settings are not those of run {told['id']}")
         return run
@@ -259,6 +292,7 @@ def _answer(query: Query, told: dict[str, Any]) -> Attribution:
         told.get("ranked", len(told["rows"])),
         told["typical"],
         Evidence(**told["evidence"]) if told.get("evidence") else None,
+        tuple(told.get("scores", ())),
     )
 
 

@@ -18,6 +18,7 @@ from attribution.unlearning.score import Floats, ScoreKind, Scores
 from attribution.unlearning.step import UnlearnSettings
 
 TOP_K = 10
+MOST_SCORES = 200  # that an answer keeps, of its ranking's first
 MOST_RANKS = 5000  # of a method's ranking, that an answer keeps: what is further down tells nobody anything
 
 
@@ -111,6 +112,7 @@ class Attribution:
         typical: the median score of TYPICAL training images, the same ones for every query and however it is searched,
             on all noises; None where it does not unlearn.
         evidence: what the query itself tells of whether the model made it; None in runs that are older than that.
+        scores: of the first MOST_SCORES of `rows`; a run that an earlier version kept has none.
     """
 
     query: Query
@@ -124,6 +126,7 @@ class Attribution:
     ranked: int = 0
     typical: float | None = None
     evidence: Evidence | None = None
+    scores: tuple[float, ...] = ()
 
     def multiple(self, result: Result) -> float | None:
         """How many times the typical score a result's is: infinite where the typical one is none; None without one."""
@@ -228,4 +231,5 @@ def ranked(
     results = to_results(Standing(rows, scores.take(best[:MOST_RANKS]), 0, 0, True, True), index, settings.k)
     clock.lap("ranking")
     spent, made_with = (predictions, clock.laps), (index.id, model.sha256)
-    return Attribution(query, settings, results, *spent, *made_with, rows, len(index))
+    first = tuple(scores.value[best[:MOST_SCORES]].tolist())
+    return Attribution(query, settings, results, *spent, *made_with, rows, len(index), scores=first)

@@ -12,6 +12,7 @@ from attribution.diffusion.weights import unlearned
 from attribution.index.index import Index
 from attribution.methods.answer import (
     MOST_RANKS,
+    MOST_SCORES,
     Answer,
     AttributeSettings,
     Attribution,
@@ -54,7 +55,8 @@ def unlearning(model: Model, index: Index, asked: Encoded, settings: AttributeSe
     clock.lap("scoring")
     made_with, rows = (index.id, model.sha256), standing.rows
     ranks = (rows[:MOST_RANKS], len(rows))
-    yield Attribution(asked.query, settings, results, total, clock.laps, *made_with, *ranks, typical)
+    first = tuple(standing.scores.value[:MOST_SCORES].tolist())
+    yield Attribution(asked.query, settings, results, total, clock.laps, *made_with, *ranks, typical, scores=first)
 
 
 def typical_rows(images: int) -> list[int]:

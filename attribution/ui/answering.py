@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import gradio as gr
 
+from attribution.answers.ranking import Answers
 from attribution.answers.report import Run
 from attribution.diffusion.pipeline import GenerateSettings
 from attribution.errors import NotKept
@@ -53,7 +54,7 @@ class Answering:
 
     def __post_init__(self) -> None:
         methods = [each.method for each in self.settings]
-        self._states: list[answers.Answers] = [dict.fromkeys(methods, NOTHING) for _ in self.regions]
+        self._states: list[Answers] = [dict.fromkeys(methods, NOTHING) for _ in self.regions]
 
     def begun(self) -> Update:
         """Places for all that will come."""

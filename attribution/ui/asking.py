@@ -81,7 +81,9 @@ class Questions:
         html = answers.opened(row, run, self.studio.index, timesteps)
         return {self.on.row: row, self.on.opened: html, self.on.search: shown, self.on.close: shown}
 
-    def forgetting(self, picture: Picture | None, table: list[list[Any]], chosen: list[str]) -> Asked:
+    def forgetting(
+        self, picture: Picture | None, table: list[list[Any]], chosen: list[str], weakest: bool, strength: float
+    ) -> Asked:
         """Pictures before and after the first region was unlearned."""
         picture = there_is(picture)
         asked = read_regions(table, chosen)[0]
@@ -94,10 +96,11 @@ class Questions:
             if isinstance(step, Progress):
                 return {self.on.status: words.progress(step, asked.name, 1, 1)}
             made.append((step, data_uri(step.before), data_uri(step.after)))
-            return {self.on.forgotten: words.forgotten(made)}
+            return {self.on.forgotten: words.forgotten(made), self.on.strength: step.strength}
 
         def ended() -> Update:
             return {self.on.status: words.status("done", "Done", f"generated again without {asked.name}", 1)}
 
         stopped = {self.on.status: words.status("stopped", "Stopped.")}
-        return Asked(Job(forgetting, (query, picture.settings)), show, stopped, ended=ended)
+        job = Job(forgetting, (query, picture.settings, None if weakest else strength))
+        return Asked(job, show, stopped, ended=ended)

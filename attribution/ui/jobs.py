@@ -155,10 +155,15 @@ def attributing(
 
 
 def forgetting(
-    model: Model, index: Index, stop: Event, query: Query, settings: GenerateSettings | None
+    model: Model,
+    index: Index,
+    stop: Event,
+    query: Query,
+    settings: GenerateSettings | None,
+    strength: float | None = None,
 ) -> Generator[Progress | Regenerated, None, None]:
-    """Pictures before and after the query is unlearned."""
-    with closing(regenerate(model, index, query, generate=settings, stop=stop)) as steps:
+    """Pictures before and after the query is unlearned, by a step of some strength or the weakest that shows."""
+    with closing(regenerate(model, index, query, None, settings, strength, stop)) as steps:
         yield from steps
 
 

@@ -68,6 +68,12 @@ class KeptRuns:
             shown[on.chosen] = gr.CheckboxGroup([*telling(query.prompt)], value=chosen, visible=True)
         return {**shown, on.prompt: query.prompt, on.table: rows}
 
+    def first(self) -> Update:
+        """What is open at the start: the first of the examples."""
+        run = self.studio.shipped[0]
+        told = {self.on.note: words.generated_of(run), self.on.status: words.status("idle", "", words.BEGUN)}
+        return {**self.reopen(run.id, folded=True), **told}
+
     def reopen_linked(self, folded: bool, request: gr.Request) -> Update:
         """The runs that the page's address names."""
         asked = str(dict(request.query_params).get("run", ""))

@@ -6,16 +6,20 @@ from typing import Any
 import gradio as gr
 from gradio_image_annotation import image_annotator
 
+from attribution.answers.forget import STRONGEST, WEAKEST
+from attribution.answers.networks import detector_behind
+from attribution.answers.provenance import credits_of
 from attribution.diffusion.pipeline import GenerateSettings
 from attribution.methods.answer import AttributeSettings, default_top_k
 from attribution.ui import answers, words
+from attribution.ui.prompts import things
 from attribution.ui.regions import COLUMNS, EMPTY, MOST
-from attribution.ui.script import CARDS, EXAMPLES
+from attribution.ui.script import CARDS, CHIPS, EXAMPLES
 from attribution.ui.studio import Studio
 from attribution.ui.style import COLOURS
 
 EDGE = 8  # px, the least side of a drawn box on the screen
-QUICK = ("dino", "clip", "pixel")  # compared with at first
+QUICK = ("d-trak", "dino", "clip", "pixel")  # compared with at first
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Parts:
 
     prompt: gr.Textbox
     tokens: gr.HTML
+    chips: gr.HTML
     seed: gr.Number
     dice: gr.Button
     steps: gr.Slider
@@ -58,6 +63,9 @@ class Parts:
     opened: gr.HTML
     search: gr.Button
     close: gr.Button
+    check: gr.Accordion
+    strength: gr.Slider
+    weakest: gr.Checkbox
     forget: gr.Button
     forgotten: gr.HTML
     examples: gr.HTML
@@ -72,7 +80,7 @@ class Parts:
     @property
     def shown(self) -> list[Any]:
         """The picture and what is drawn on it."""
-        return [self.picture, self.annotator, self.frame, self.chosen, self.labels, self.note]
+        return [self.picture, self.annotator, self.frame, self.chosen, self.labels, self.note, self.check]
 
     @property
     def drawer(self) -> list[Any]:
@@ -91,10 +99,11 @@ def lay_asking(studio: Studio) -> dict[str, Any]:
     defaults = GenerateSettings()
     prompt = gr.Textbox(words.PROMPT, label="Prompt", lines=1, max_lines=5, elem_id="prompt")  # one: Enter submits
     tokens = gr.HTML(words.tokens(studio.model.tokens.count(words.PROMPT)), elem_id="tokens")
+    chips = gr.HTML(words.chips(things(studio.index.captions)), elem_id="chips", js_on_load=CHIPS)
     with gr.Row(equal_height=True, elem_id="seeding"):
-        seed = gr.Number(7, label="Seed", elem_id="seed", scale=3, min_width=80)
-        dice = gr.Button("Dice", elem_id="dice", scale=3, min_width=80)
-        generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=5, min_width=100)
+        seed = gr.Number(7, label="Seed", elem_id="seed", scale=5, min_width=80)
+        dice = gr.Button("Dice", elem_id="dice", scale=2, min_width=60)
+        generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=4, min_width=100)
     with gr.Accordion("Steps and guidance", open=False, elem_id="sampling"):
         steps = gr.Slider(1, 100, defaults.steps, step=1, label="Steps", elem_id="steps")
         guidance = gr.Slider(1, 20, defaults.guidance, step=0.5, label="Guidance", elem_id="guidance")
@@ -106,6 +115,7 @@ def lay_asking(studio: Studio) -> dict[str, Any]:
     return {
         "prompt": prompt,
         "tokens": tokens,
+        "chips": chips,
         "seed": seed,
         "dice": dice,
         "steps": steps,
@@ -139,12 +149,14 @@ def lay_marking(studio: Studio) -> dict[str, Any]:
     """Objects to find, and words."""
     gr.HTML(f"<h2>What matters?</h2>{words.note(words.REGIONS)}", elem_id="regions-note")
     with gr.Row(equal_height=True, elem_id="finding"):
-        labels = gr.Textbox(label="Objects", placeholder="guitar . frog", max_lines=1, elem_id="labels", scale=5)
-        threshold = gr.Slider(
-            0, 1, studio.threshold, step=0.01, label="Threshold", elem_id="threshold", scale=4, min_width=160
+        labels = gr.Textbox(
+            label="Objects to find", placeholder="guitar . frog", max_lines=1, elem_id="labels", scale=5, min_width=120
         )
         find = gr.Button("Find", elem_id="find", scale=2, min_width=80)
     found = gr.HTML(elem_id="found")
+    with gr.Accordion("How objects are found", open=False, elem_id="searching"):
+        threshold = gr.Slider(0, 1, studio.threshold, step=0.01, label="Threshold", elem_id="threshold")
+        gr.HTML(words.note(words.detecting(detector_behind(studio.index))))
     chosen = gr.CheckboxGroup([], label="Words of the prompt", visible=False, elem_id="words")
     maps = gr.HTML(elem_id="maps")
     return {
@@ -190,7 +202,7 @@ def lay_acting(studio: Studio) -> dict[str, Any]:
             value=[name for name in QUICK if name in usable],
             multiselect=True,
             label="Compare with",
-            info=words.COMPARED,
+            info=words.compared(usable, bool(credits_of(studio.index).about)),
             elem_id="compared",
         )
         with gr.Accordion("Settings", open=False, elem_id="settings"):
@@ -202,6 +214,8 @@ def lay_acting(studio: Studio) -> dict[str, Any]:
                 folded = gr.Checkbox(
                     True, label="Fold near-duplicates", info=words.FOLDED, elem_id="folded", min_width=120
                 )
+            if credits_of(studio.index).about:  # what a developer would add is told to those who serve their own
+                missing = dict.fromkeys(missing, words.NOT_HERE)
             gr.HTML(words.missing(missing), elem_id="missing")
     return {
         "attribute": attribute,
@@ -227,9 +241,12 @@ def lay_answering() -> dict[str, Any]:
         with gr.Row(elem_id="drawn"):
             search = gr.Button("Search from this image", size="sm", visible=False, elem_id="search")
             close = gr.Button("Close", size="sm", visible=False, elem_id="close")
-    with gr.Accordion("Generate again without it", open=False, elem_id="check"):
+    with gr.Accordion("Generate again without it", open=False, visible=False, elem_id="check") as check:
         gr.HTML(words.note(words.FORGET))
-        forget = gr.Button("Generate again without it", elem_id="forget")
+        with gr.Row(equal_height=True, elem_id="forgetting"):
+            weakest = gr.Checkbox(True, label=words.WEAKEST, elem_id="weakest", container=False)
+            strength = gr.Slider(WEAKEST, STRONGEST, 1, step=0.25, label=words.STRENGTH, elem_id="strength")
+            forget = gr.Button("Generate again without it", elem_id="forget")
         forgotten = gr.HTML(elem_id="forgotten")
     return {
         "runs": gr.State([]),
@@ -240,6 +257,9 @@ def lay_answering() -> dict[str, Any]:
         "opened": opened,
         "search": search,
         "close": close,
+        "check": check,
+        "strength": strength,
+        "weakest": weakest,
         "forget": forget,
         "forgotten": forgotten,
     }
@@ -247,8 +267,8 @@ def lay_answering() -> dict[str, Any]:
 
 def lay_finished(studio: Studio) -> dict[str, Any]:
     """Examples, and the visitor's own runs."""
-    shown = "".join(answers.example(run, studio.index) for run in studio.shipped)
-    examples = gr.HTML(words.examples(shown), elem_id="examples", js_on_load=EXAMPLES, visible=bool(shown))
+    shown = answers.examples(studio.shipped, studio.index)
+    examples = gr.HTML(shown, elem_id="examples", js_on_load=EXAMPLES, visible=bool(studio.shipped))
     history = gr.Dropdown([], value=None, label=words.HISTORY, elem_id="history", visible=False)
     mine = gr.BrowserState([], storage_key="attribution-runs", secret="attribution-runs")
     return {"examples": examples, "history": history, "mine": mine}

@@ -5,9 +5,11 @@ from typing import Any
 
 import gradio as gr
 
+from attribution.answers.provenance import credits_of
 from attribution.ui import layout, script, words
 from attribution.ui.api import add_api
 from attribution.ui.asking import Questions
+from attribution.ui.first import begin_with
 from attribution.ui.handlers import Handlers, Update
 from attribution.ui.kept import KeptRuns
 from attribution.ui.layout import Parts
@@ -34,13 +36,16 @@ def build_page(studio: Studio) -> gr.Blocks:
         _wire_answers(Questions(handlers), pictures, kept)
         _wire_kept(kept, Marks(handlers), page)
         page.unload(handlers.stop)
+    if studio.shipped:
+        begin_with(kept.first())
     page.queue(default_concurrency_limit=LINE, max_size=4 * LINE)
     return page
 
 
 def lay(studio: Studio) -> Parts:
     """The components of the page, where they are seen."""
-    gr.HTML(f"<h1>Which training images is this picture made of?</h1><p>{words.INTRO}</p>", elem_id="intro")
+    credits = credits_of(studio.index)
+    gr.HTML(words.introduction(credits), elem_id="intro")
     with gr.Row(elem_id="finished"):
         parts: dict[str, Any] = layout.lay_finished(studio)
     with gr.Row(elem_id="studio"):
@@ -48,12 +53,12 @@ def lay(studio: Studio) -> Parts:
             parts |= layout.lay_asking(studio)
         with gr.Column(elem_id="looking"):
             parts |= layout.lay_looking()
-            parts |= layout.lay_boxes()
         with gr.Column(elem_id="marking"):
             parts |= layout.lay_marking(studio)
+            parts |= layout.lay_boxes()
     parts |= layout.lay_acting(studio)
     parts |= layout.lay_answering()
-    gr.HTML(f"<p>{words.CREDITS}</p><p>{words.STORED}</p>", elem_id="credits")
+    gr.HTML(words.credited(credits), elem_id="credits")
     return Parts(**parts)
 
 
@@ -63,6 +68,7 @@ def _wire_picture(pictures: Pictures) -> None:
     on.prompt.change(pictures.tokens, on.prompt, on.tokens, **AT_ONCE)
     read = [on.chosen, on.labels]
     on.prompt.input(pictures.reworded, [on.prompt, on.picture], read, trigger_mode="always_last", **AT_ONCE)
+    on.chips.select(_prompting(pictures), None, on.prompt, **AT_ONCE)
     on.dice.click(throw_dice, None, on.seed, **AT_ONCE)
     asked = [on.prompt, on.seed, on.steps, on.guidance]
     pressed: list[Any] = [on.generate.click, on.seed.submit]
@@ -89,7 +95,7 @@ def _wire_picture(pictures: Pictures) -> None:
 def _wire_regions(marks: Marks) -> None:
     on, handlers = marks.on, marks.handlers
     both = [on.annotator, on.frame, on.table]
-    on.annotator.change(None, both, on.table, js=script.TABLE_FOLLOWS)  # in the browser alone
+    on.annotator.change(None, both, [on.table, on.annotator], js=script.TABLE_FOLLOWS)  # in the browser alone
     on.annotator.change(None, [on.annotator, on.frame, on.chosen], [on.annotator, on.marked], js=script.REFUSE)
     on.table.input(None, both, on.annotator, js=script.BOXES_FOLLOW)
     for told in (on.table.input, on.chosen.input):
@@ -110,7 +116,7 @@ def _wire_regions(marks: Marks) -> None:
 
 def _wire_answers(questions: Questions, pictures: Pictures, kept: KeptRuns) -> None:
     on, handlers = questions.on, questions.handlers
-    coloured = on.attribute.click(None, [on.annotator, on.frame, on.table], on.annotator, js=script.RECOLOUR)
+    coloured = on.attribute.click(None, on.annotator, None, js=script.COLOUR_TABS)
     answered = coloured.then(handlers.starting, None, on.acts, **AT_ONCE).then(
         handlers.following(questions.attribution, questions.refused),
         [on.prompt, on.picture, on.table, on.chosen, on.top_k, on.exhaustive, on.compared, on.folded],
@@ -119,11 +125,12 @@ def _wire_answers(questions: Questions, pictures: Pictures, kept: KeptRuns) -> N
     )
     forgot = on.forget.click(handlers.starting, None, on.acts, **AT_ONCE).then(
         handlers.following(questions.forgetting, questions.refused),
-        [on.picture, on.table, on.chosen],
-        [on.status, on.forgotten, on.stop],
+        [on.picture, on.table, on.chosen, on.weakest, on.strength],
+        [on.status, on.forgotten, on.strength, on.stop],
         **QUIET,
     )
     _follow_address(answered, on)
+    on.strength.input(None, None, on.weakest, js="() => false")  # whoever chooses one wants that one
     answered.success(kept.remember, [on.runs, on.mine], [on.mine, on.history], **AT_ONCE)
     for run in (answered, forgot):
         _free_after(run, handlers)
@@ -152,6 +159,15 @@ def _wire_kept(kept: KeptRuns, marks: Marks, page: gr.Blocks) -> None:
     for picked in (chosen, example):
         _follow_address(picked, on)
         picked.success(None, None, None, js=script.TO_ANSWERS)
+    for reopened in (loaded, chosen, example):
+        reopened.success(None, on.annotator, None, js=script.COLOUR_TABS)
+
+
+def _prompting(pictures: Pictures) -> Callable[..., str]:
+    def prompting(event: gr.EventData) -> str:  # Gradio reads the event's annotation
+        return pictures.prompt_about(event)
+
+    return prompting
 
 
 def _reopening(kept: KeptRuns) -> Callable[..., Update]:

@@ -14,6 +14,7 @@ from attribution.query.labels import phrases, telling
 from attribution.ui import words
 from attribution.ui.handlers import PROGRESS, UNCHANGED, Asked, Handlers, Update, Updates, refusal, sentence, whole
 from attribution.ui.jobs import Job, generating
+from attribution.ui.prompts import prompt_with
 from attribution.ui.regions import EMPTY, seen_part, shown_copy
 from attribution.ui.studio import Picture, Waiting
 from attribution.ui.zero import on_zero_gpu
@@ -69,6 +70,11 @@ class Pictures:
         caption = index.captions[row]
         return {**self.taken(picture, words.searched(index.ids[row]), caption), self.on.prompt: caption}
 
+    def prompt_about(self, event: gr.EventData) -> str:
+        """A prompt about the word that was clicked, or any."""
+        word = event._data.get("word") if isinstance(event._data, dict) else None
+        return prompt_with(str(word or ""), self.studio.index.captions, random.Random())
+
     def tokens(self, prompt: str) -> str:
         """Say how much of the prompt the model reads."""
         try:
@@ -93,6 +99,7 @@ class Pictures:
             self.on.picture: picture,
             self.on.annotator: {"image": copy, "boxes": []},
             self.on.frame: {**frame, **seen_part(picture.image, self.studio.model, self.studio.index.center_crop)},
+            self.on.check: gr.Accordion(visible=picture.seed is not None),
             **self.read(picture.prompt or prompt),
         }
 

@@ -15,10 +15,13 @@ const mark = (event) => {
   if (row !== undefined) cards(row).forEach((card) => card.classList.add("marked"));
 };
 element.addEventListener("click", (event) => {
+  const copy = event.target.closest?.("[data-copy]");
+  if (copy) window.copyLink(copy);
   const row = rowOf(event);
   if (row === undefined) return;
   document.querySelectorAll(".card.chosen").forEach((card) => card.classList.remove("chosen"));
   cards(row).forEach((card) => card.classList.add("chosen"));
+  window.opening = event.target.closest(".card");
   trigger("select", {row: Number(row)});
 });
 element.addEventListener("mouseover", mark);
@@ -30,9 +33,24 @@ element.addEventListener("click", (event) => {
   if (run) trigger("select", {run});
 });
 """
+CHIPS = """
+element.addEventListener("click", (event) => {
+  const word = event.target.closest?.("[data-word]")?.dataset.word;
+  if (word !== undefined) trigger("select", {word});
+});
+"""
 SMOOTH = "behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth'"
-# Waits until there is something to read: a page without answers is too short to scroll that far.
+# The height that the answers had is kept while others take their place, so that nothing jumps. Waits until there is
+# something to read: a page without answers is too short to scroll that far.
 TO_ANSWERS = f"""async () => {{
+  const answers = document.querySelector("#answers");
+  const works = () => document.querySelector("#run-status .status:is([data-state=waiting], [data-state=running])");
+  if (answers) answers.style.minHeight = answers.offsetHeight + "px";
+  const settle = setInterval(() => {{
+    if (works()) return;
+    clearInterval(settle);
+    if (answers) answers.style.minHeight = "";
+  }}, 1500);
   for (let i = 0; i < 100 && !document.querySelector(".asked, .status[data-state=error]"); i++)
     await new Promise((resolve) => setTimeout(resolve, 50));
   document.querySelector("#acts").scrollIntoView({{block: "start", {SMOOTH}}});
@@ -53,56 +71,85 @@ const sidesOf = (row) => row.slice(1).map((side) => (side === "" || side === nul
 const isBox = ([x0, y0, x1, y1]) =>
   0 <= x0 && x0 < x1 && x1 <= frame.width && 0 <= y0 && y0 < y1 && y1 <= frame.height;
 const asItIs = {{__type__: "update"}};
+const partsOf = (colour) => Array.isArray(colour) ? colour.map(Number) : /^#/.test(colour)
+  ? [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16)) : (String(colour).match(/\\d+/g) ?? []).map(Number);
+const placeOf = (colour) => colours.findIndex((each) => each.join() === partsOf(colour).slice(0, 3).join());
+// By box, the place of its colour: a box keeps its own, the older before the newer, which the annotator puts first.
+const placesOf = (boxes) => {{
+  const places = boxes.map(() => -1);
+  for (let at = boxes.length - 1; at >= 0; at--) {{
+    const place = placeOf(boxes[at].color);
+    if (!places.includes(place)) places[at] = place;
+  }}
+  return places.map((place, at) => {{
+    if (place < 0) places[at] = Math.max(0, colours.findIndex((_, free) => !places.includes(free)));
+    return places[at];
+  }});
+}};
+const coloured = (boxes) => placesOf(boxes).map((place, at) => ({{...boxes[at], color: `rgb(${{colours[place]}})`}}));
 """
 
-# (annotator, frame, table) -> table. A row that says where a box is already stays as it was typed. With a new picture,
-# or without boxes, the annotator is made ready to draw one. After the boxes an empty row is there to type in, up to
-# MOST rows. A table that says it all already is left alone: a new one takes away the cell that is being typed in.
+# (annotator, frame, table) -> table, annotator. A box keeps its colour, a new one has one of its own as soon as it is
+# drawn: a new value ends what is being drawn. A row that says where a box is already stays as it was typed. With a new
+# picture, or without boxes, the annotator is made ready to draw one. After the boxes an empty row is there to type in,
+# up to MOST rows. A table that says it all already is left alone: a new one takes away the cell that is being typed in.
 TABLE_FOLLOWS = f"""(drawn, frame, table) => {{
   {_VALID}
-  if (!drawn || !frame) return asItIs;
+  if (!drawn || !frame) return [asItIs, asItIs];
   const boxes = drawn.boxes ?? [];
   const picture = drawn.image?.url ?? drawn.image?.path;
   if (!boxes.length || picture !== window.shownPicture)
     document.querySelector('#picture [aria-label="Create box"]')?.click();
   window.shownPicture = picture;
   const typed = rows.filter((row) => !isBox(sidesOf(row)));
-  const kept = rows.filter((row) => isBox(sidesOf(row)));
+  const boxed = rows.filter((row) => isBox(sidesOf(row)));
   const shown = boxes.map((box, number) => {{
     const scale = frame.factor * (box.scaleFactor || 1);
     const sides = [box.xmin, box.ymin, box.xmax, box.ymax].map((side) => side / scale);
-    const same = kept.find((row) => sidesOf(row).every((side, i) => Math.abs(side - sides[i]) < 0.5));
+    const same = boxed.find((row) => sidesOf(row).every((side, i) => Math.abs(side - sides[i]) < 0.5));
     if (same) return same;
     const [x0, y0, x1, y1] = sides.map(Math.round);
-    const label = box.label || kept[number]?.[0] || "";
+    const label = box.label || (boxes.length === boxed.length && boxed[number][0]) || "";
     return [label, Math.max(0, x0), Math.max(0, y0), Math.min(frame.width, x1), Math.min(frame.height, y1)];
   }});
-  const told = [...shown.filter((row) => isBox(sidesOf(row))), ...typed];
-  const spare = told.length < {MOST} && (boxes.length || !told.length) ? {json.dumps(EMPTY)} : [];
-  const data = [...told, ...spare];
-  return JSON.stringify(data) === JSON.stringify(table.data) ? asItIs : {{...table, data}};
+  const filled = [...shown.filter((row) => isBox(sidesOf(row))), ...typed];
+  const spare = filled.length < {MOST} && (boxes.length || !filled.length) ? {json.dumps(EMPTY)} : [];
+  const data = [...filled, ...spare];
+  const told = JSON.stringify(data) === JSON.stringify(table.data);
+  const kept = window.drawing || placesOf(boxes).every((place, number) => place === placeOf(boxes[number].color));
+  return [told ? asItIs : {{...table, data}}, kept ? asItIs : {{...drawn, boxes: coloured(boxes)}}];
 }}"""
 
 # (annotator, frame, table) -> annotator, left alone where it shows these boxes already: of a new value it tells, and
-# the table that follows it would lose what is being typed meanwhile.
-_BOXES = f"""(drawn, frame, table, always) => {{
+# the table that follows it would lose what is being typed meanwhile. A box has the colour that it had.
+BOXES_FOLLOW = f"""(drawn, frame, table) => {{
   {_VALID}
   if (!drawn || !frame) return asItIs;
-  const boxes = rows.filter((row) => isBox(sidesOf(row))).map((row, number) => {{
-    const [xmin, ymin, xmax, ymax] = sidesOf(row).map((side) => side * frame.factor);
-    return {{xmin, ymin, xmax, ymax, label: row[0] || "", color: colours[number % colours.length]}};
-  }});
   const shown = drawn.boxes ?? [];
-  const same = !always && boxes.length === shown.length && boxes.every((box, number) => {{
-    const {{scaleFactor: scale = 1, ...now}} = shown[number];
-    const near = (side) => Math.abs(now[side] / (scale || 1) - box[side]) < frame.factor / 2;
-    return ["xmin", "ymin", "xmax", "ymax"].every(near);
+  const near = (sides, box) => ["xmin", "ymin", "xmax", "ymax"].every(
+    (side, at) => Math.abs(sides[at] - box[side] / (box.scaleFactor || 1)) < frame.factor / 2
+  );
+  const given = rows.filter((row) => isBox(sidesOf(row)));
+  const boxes = given.map((row, number) => {{
+    const sides = sidesOf(row).map((side) => side * frame.factor), [xmin, ymin, xmax, ymax] = sides;
+    const before = shown.find((box) => near(sides, box)) ?? (shown.length === given.length ? shown[number] : null);
+    return {{xmin, ymin, xmax, ymax, label: row[0] || "", color: before?.color ?? ""}};
   }});
-  return same ? asItIs : {{...drawn, boxes}};
+  const same = boxes.length === shown.length && boxes.every(
+    ({{xmin, ymin, xmax, ymax}}, number) => near([xmin, ymin, xmax, ymax], shown[number])
+  );
+  return same ? asItIs : {{...drawn, boxes: coloured(boxes)}};
 }}"""
 
-BOXES_FOLLOW = f"(drawn, frame, table) => ({_BOXES})(drawn, frame, table, false)"
-RECOLOUR = f"(drawn, frame, table) => ({_BOXES})(drawn, frame, table, true)"  # by the order of the table
+# (annotator): the tabs of the answers take the colours of their boxes, in the order of the table; words have the rest.
+COLOUR_TABS = f"""(drawn) => {{
+  const table = null;
+  {_VALID}
+  const places = placesOf(drawn?.boxes ?? []);
+  const all = [...places, ...colours.keys()].filter((place, at, each) => each.indexOf(place) === at);
+  all.forEach((place, at) =>
+    document.documentElement.style.setProperty(`--region-${{at}}`, `rgb(${{colours[place]}})`));
+}}"""
 
 # At the start: the annotator zooms with the wheel where a person wants to scroll the page; the wheel is kept from it
 # unless Control is held.
@@ -112,6 +159,30 @@ START = """() => {
   const hold = (event) => (window.pointerHeld = event.type === "pointerdown");
   for (const kind of ["pointerdown", "pointerup", "pointercancel"]) document.addEventListener(kind, hold, true);
   window.addEventListener("popstate", () => location.reload());
+  window.copyLink = async (button) => {
+    const run = button.dataset.copy, shown = new URLSearchParams(location.search).get("run") ?? "";
+    const link = shown.includes(run) ? location.href : new URL(`?run=${run}`, location.href).href;
+    try {
+      await navigator.clipboard.writeText(link);
+      button.textContent = "Copied";
+    } catch {  // a page that is not served over HTTPS may not write there: then the link is shown, to be copied by hand
+      button.textContent = link;
+    }
+    setTimeout(() => { button.textContent = "Copy link"; }, 4000);
+  };
+  document.addEventListener("keydown", (event) => {
+    if (!document.querySelector(".opened") || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target.closest("input, textarea, select, [role=gridcell], [role=tab], [role=slider]")) return;
+    if (event.key === "Escape") document.querySelector("#close")?.click();
+    const step = {ArrowRight: 1, ArrowLeft: -1}[event.key];
+    const ranking = window.opening?.closest(".ranking");
+    if (!step || !ranking) return;
+    const cards = [...ranking.querySelectorAll(".card[data-row]")];
+    const next = cards[cards.findIndex((card) => card.dataset.row === window.opening.dataset.row) + step];
+    if (!next) return;
+    event.preventDefault();
+    next.querySelector("button").click();
+  });
 }"""
 
 # (annotator, frame, table) -> annotator, table

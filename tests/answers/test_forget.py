@@ -5,13 +5,24 @@ from threading import Event
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from attribution.answers.forget import Regenerated, controls, regenerate
+from attribution.answers.forget import (
+    STRONGEST,
+    VISIBLE,
+    WEAKEST,
+    Regenerated,
+    change,
+    controls,
+    regenerate,
+    strengths,
+)
 from attribution.diffusion.pipeline import GenerateSettings
 from attribution.errors import InputError, Stopped
 from attribution.methods.answer import Progress
 from attribution.query.query import Query
 from attribution.scenes.world import open_world
+from attribution.unlearning.step import UnlearnSettings
 
 FEW = GenerateSettings(steps=3)
 
@@ -74,11 +85,59 @@ def test_an_upload_cannot_be_generated_again(model32, index32, generated):
         regenerate(model32, index32, replace(generated, seed=None))
 
 
-def test_on_the_embedded_model_the_picture_goes_and_a_control_stays():
+def test_the_weakest_step_that_shows_is_taken(model32, index32, generated, monkeypatch):
+    tried = []
+
+    def seen(before, after, mask=None):
+        tried.append(pixels(after))
+        return VISIBLE if len(tried) == 3 else VISIBLE / 2
+
+    monkeypatch.setattr("attribution.answers.forget.change", seen)
+    steps = list(regenerate(model32, index32, generated, generate=FEW))
+    first, *others = (step for step in steps if isinstance(step, Regenerated))
+    assert first.strength == WEAKEST * 4
+    assert first.inside == VISIBLE
+    assert {each.strength for each in others} == {first.strength}
+    assert np.array_equal(tried[2], pixels(first.after))
+    assert len(tried) == 3 + len(others)
+    *_, last = (step for step in steps if isinstance(step, Progress))
+    assert last.evaluations == last.total
+
+
+def test_the_search_ends_at_the_strongest(model32, index32, generated, monkeypatch):
+    monkeypatch.setattr("attribution.answers.forget.change", lambda *_: 0.0)
+    first, *_ = (s for s in regenerate(model32, index32, generated, generate=FEW) if isinstance(s, Regenerated))
+    assert first.strength == STRONGEST
+    assert strengths(None) == [0.25, 0.5, 1, 2, 4, 8, 16]
+    assert strengths(3.0) == [3.0]
+
+
+def test_a_step_of_some_strength_is_that_many_times_the_step(model32, index32, generated):
+    """One step of twice the size is the step of size one, twice as long."""
+    double = UnlearnSettings(step_size=2 * UnlearnSettings().alpha)
+    twice, larger = (
+        next(s for s in regenerate(model32, index32, generated, *how) if isinstance(s, Regenerated))
+        for how in ((None, FEW, 60.0), (double, FEW, 30.0))
+    )
+    assert np.abs(pixels(twice.after) - pixels(larger.after)).max() <= 1
+    assert twice.inside == twice.change == change(twice.before, twice.after) > 0
+
+
+def test_a_change_is_weighted_by_the_region():
+    black, white = (Image.new("RGB", (4, 4), colour) for colour in ("black", "white"))
+    half = black.copy()
+    half.paste(white.crop((0, 0, 2, 4)), (0, 0))
+    assert change(black, half) == 0.5
+    assert change(black, half, np.array([[1.0, 0.0]])) == 1.0
+    assert change(black, half, np.array([[0.0, 1.0]])) == 0.0
+    assert change(black, half, np.array([[0.75, 0.25]])) == pytest.approx(0.75)
+
+
+def test_on_the_embedded_model_the_region_changes_and_the_controls_stay():
     model, index = open_world()
     prompt = "a flat drawing of a red apple and a motorcycle on a blue background"
-    query = Query(prompt, model.generate(prompt, 7), 7)
-    made = [step for step in regenerate(model, index, query) if isinstance(step, Regenerated)]
-    changes = [float(np.abs(pixels(each.after) - pixels(each.before)).mean()) for each in made]
-    assert changes[0] > 10  # of 255
-    assert min(changes[1:]) < changes[0] / 2
+    query = Query(prompt, model.generate(prompt, 7), 7, ((9.0, 37.3, 39.1, 57.9),))
+    this, *others = (step for step in regenerate(model, index, query) if isinstance(step, Regenerated))
+    assert VISIBLE <= this.inside < 0.3
+    assert this.strength <= 4
+    assert max(each.change for each in others) < 0.03

@@ -15,7 +15,9 @@ from conftest import random_picture
 from PIL import Image
 
 from attribution.answers.compare import agreement, finders, fold, rank_of
-from attribution.answers.html import loss_plot, to_png
+from attribution.answers.html import to_png
+from attribution.answers.plot import loss_marks
+from attribution.answers.ranking import MINUS, TIMES, places, rankings
 from attribution.answers.replay import Replayed, replay
 from attribution.answers.report import (
     HTML,
@@ -25,6 +27,7 @@ from attribution.answers.report import (
     SHOWN,
     TABLE,
     Run,
+    file_name,
     read_zip,
     run_json,
     to_csv,
@@ -34,10 +37,11 @@ from attribution.answers.report import (
 from attribution.cli import main
 from attribution.diffusion.pictures import MAX_SIDE
 from attribution.diffusion.pipeline import GenerateSettings
-from attribution.errors import InputError
+from attribution.errors import IndexMismatch, InputError
 from attribution.methods import attribute
-from attribution.methods.answer import AttributeSettings
+from attribution.methods.answer import AttributeSettings, Progress
 from attribution.query.query import Query
+from attribution.version import VERSION
 
 BOX = ((4.0, 4.0, 20.0, 24.0),)
 
@@ -135,37 +139,135 @@ def test_near_duplicates_and_mirrors_are_folded(run, full_index):
 # Files
 
 
-def test_a_table_has_a_line_for_each_result(run):
-    table = list(csv.DictReader(io.StringIO(to_csv(run))))
-    expected = [(answer.settings.method, result) for answer in run.answers for result in answer.results]
-    assert len(table) == len(expected) == 12
-    for line, (method, result) in zip(table, expected, strict=True):
-        assert (line["method"], int(line["rank"]), line["id"]) == (method, result.rank, result.id)
-        assert float(line["score"]) == result.score
-        assert line["caption"] == result.caption
+def test_a_table_has_a_line_for_each_image_with_a_final_score(run, full_index):
+    table = list(csv.DictReader(io.StringIO(to_csv(run, full_index))))
+    assert len(table) == sum(len(answer.rows) for answer in run.answers) > sum(len(x.results) for x in run.answers)
+    for answer in run.answers:
+        lines = [line for line in table if line["method"] == answer.settings.method]
+        assert [line["id"] for line in lines] == [full_index.ids[row] for row in answer.rows]
+        assert [line["caption"] for line in lines] == [full_index.captions[row] for row in answer.rows]
+        assert [int(line["rank"]) for line in lines] == list(range(1, len(lines) + 1))
+        assert [float(line["score"]) for line in lines] == list(answer.scores)
+        assert sorted(answer.scores, reverse=True) == list(answer.scores)
+        for line, result in zip(lines, answer.results, strict=False):
+            assert float(line["score"]) == result.score
+            assert line["flip"] == str(result.flip)
+
+
+def test_a_run_that_an_earlier_version_kept_has_its_results_in_the_table(run, full_index):
+    older = Run(tuple(replace(answer, scores=()) for answer in run.answers))
+    table = list(csv.DictReader(io.StringIO(to_csv(older, full_index))))
+    assert [line["id"] for line in table] == [result.id for answer in run.answers for result in answer.results]
 
 
 @pytest.mark.parametrize("caption", ["=1+1", "+1", "-1", "@x", "\t=1", 'quotes " and, commas\nlines'])
-def test_no_cell_of_a_table_is_a_formula(run, caption):
+def test_no_cell_of_a_table_is_a_formula(run, full_index, caption):
     answer = run.answers[0]
-    changed = replace(answer, results=(replace(answer.results[0], caption=caption),))
-    (line,) = csv.DictReader(io.StringIO(to_csv(Run((changed,)))))
+    changed = replace(answer, results=(replace(answer.results[0], caption=caption),), scores=())
+    (line,) = csv.DictReader(io.StringIO(to_csv(Run((changed,)), full_index)))
     assert not line["caption"].startswith(("=", "+", "-", "@", "\t"))
     assert line["caption"].removeprefix("'") == caption
+
+
+@pytest.mark.parametrize(
+    ("image_id", "name"),
+    [
+        ("00012.png", "00012.png"),
+        ("birds/red.PNG", "birds/red.PNG"),
+        ("birds/red.jpg", "birds/red.jpg.png"),
+        ("../../up.png", "up.png"),
+        ("/etc\\passwd", "etc/passwd.png"),
+    ],
+)
+def test_a_thumbnail_is_called_by_its_id_inside_its_folder(image_id, name):
+    assert file_name(image_id) == name
+
+
+def test_files_say_where_they_come_from(run, packed, full_index, plain_copy, model32, tmp_path):
+    with zipfile.ZipFile(packed) as archive:
+        told, html = json.loads(archive.read(RUN)), archive.read(HTML).decode()
+    assert told["date"] == run.date
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", run.date)
+    assert (told["version"], told["link"], told["licences"]) == (VERSION, f"?run={run.id}", [])
+    assert {"grade", "sentence"} <= told["answers"][0]["verdict"].keys()
+    for words in (run.date, VERSION, "Not graded"):
+        assert words in html
+    credits = {"name": "A & B", "address": "https://a.b", "licence": "CC BY 4.0", "text": "https://c.d"}
+    (plain_copy / "credits.json").write_text(json.dumps({"about": "{count} <i>birds</i>", "pictures": [credits]}))
+    index = replace(full_index, path=plain_copy)
+    write_zip(run, index, model32, tmp_path / "credited.zip")
+    with zipfile.ZipFile(tmp_path / "credited.zip") as archive:
+        told, html = json.loads(archive.read(RUN)), archive.read(HTML).decode()
+    assert told["licences"] == ["A & B (CC BY 4.0, https://a.b)"]
+    assert "A &amp; B (CC BY 4.0, https://a.b)" in html
+    assert "8 &lt;i&gt;birds&lt;/i&gt;" in html
+    (plain_copy / "credits.json").write_text('{"about": "x", "pictures": [{}]}')
+    with pytest.raises(IndexMismatch, match=r"credits\.json is damaged"):
+        write_zip(run, index, model32, tmp_path / "credited.zip")
+
+
+# Scores in words
+
+
+def shown(answer, index, **changes):
+    """The cards of one method's ranking."""
+    (ranking,) = rankings({answer.settings.method: replace(answer, **changes)}, index, 4, folded=False)
+    return ranking
+
+
+def scored(answer, *scores):
+    """An answer's results with other scores, each from half to twice of it."""
+    results = zip(answer.results, scores, strict=False)
+    return tuple(replace(each, score=score, low=score / 2, high=score * 2) for each, score in results)
+
+
+def test_scores_are_multiples_of_the_typical_images(run, full_index):
+    answer = run.answers[0]
+    results = scored(answer, 4.0, 1.0, 0.004, -0.2)
+    ranking = shown(answer, full_index, results=results, typical=0.02)
+    assert [card.score.rstrip(TIMES) for card in ranking.cards] == ["200", "50.0", "0.2", f"{MINUS}10.0"]
+    assert ranking.cards[1].interval == f"25.0 to 100{TIMES}"
+    assert [card.weak for card in ranking.cards] == [False, False, False, True]
+    assert "ten times as much" in ranking.unit
+    assert "score +1.0000 (50.0" in ranking.cards[1].told
+
+
+@pytest.mark.parametrize("typical", [None, 0.0, -0.1])
+def test_scores_without_a_typical_one_stay_as_they_are(run, full_index, typical):
+    answer = run.answers[0]
+    ranking = shown(answer, full_index, results=scored(answer, 0.5, 0.25), typical=typical)
+    assert [card.score for card in ranking.cards] == ["0.5000", "0.2500"]
+    assert ranking.unit == ""
+
+
+def test_scores_are_not_told_before_they_are_settled(run, full_index):
+    answer = run.answers[0]
+    progress = Progress("scoring", 1, 2, 0.1, tuple(replace(each, low=-np.inf, high=np.inf) for each in answer.results))
+    (ranking,) = rankings({"unlearning": progress}, full_index, 6, folded=False)
+    assert {(card.score, card.interval) for card in ranking.cards} == {("", "settling")}
+    assert ranking.empty == 2
+
+
+def test_equal_scores_share_a_place(run):
+    results = scored(run.answers[0], 0.5, 0.25, 0.25, 0.1)
+    assert places(results) == ["1", "=2", "=2", "4"]
+    assert places(scored(run.answers[0], 0.3, 0.3, 0.3, 0.3)) == ["=1"] * 4
+    assert places(results[:1]) == ["1"]
+    assert places(()) == []
 
 
 def test_a_zip_has_everything(run, packed, full_index, model32):
     with zipfile.ZipFile(packed) as archive:
         names = set(archive.namelist())
         rows = {result.row for answer in run.answers for result in answer.results}
-        assert names == {RUN, PICTURE, TABLE, HTML, *(f"thumbnails/{row:08d}.png" for row in rows)}
+        assert names == {RUN, PICTURE, TABLE, HTML, *(f"thumbnails/{full_index.ids[row]}" for row in rows)}
         told = json.loads(archive.read(RUN))
         assert told == json.loads(json.dumps(run_json(run, full_index, model32)))
         assert [answer["results"] for answer in told["answers"]] == [to_json(each)["results"] for each in run.answers]
         picture = Image.open(io.BytesIO(archive.read(PICTURE)))
         assert np.array_equal(np.asarray(picture), np.asarray(run.query.image))
         for row in rows:
-            assert archive.read(f"thumbnails/{row:08d}.png") == full_index.thumbnail(row).read_bytes()
+            assert archive.read(f"thumbnails/{full_index.ids[row]}") == full_index.thumbnail(row).read_bytes()
     assert [path.name for path in packed.parent.iterdir()] == ["run.zip"]
 
 
@@ -205,15 +307,11 @@ def test_the_page_needs_nothing_else_and_shows_every_result(run, packed, full_in
 
 
 def test_the_plot_of_losses_averages_the_noises_of_a_timestep():
-    plot = loss_plot([(1.0, 2.0), (3.0, 4.0), (0.5, 0.25)], [900, 900, 100])
-    assert re.findall(r"<title>(.*?)</title>", plot) == [
-        "timestep 100: 0.5000 before, 0.2500 after, -0.2500",
-        "timestep 900: 2.0000 before, 3.0000 after, +1.0000",
-    ]
-    bars = [tuple(map(float, bar)) for bar in re.findall(r"<rect [^>]*y='([\d.]+)'[^>]*height='([\d.]+)'", plot)]
-    assert bars[0][1] == bars[1][1] / 4
-    assert bars[0][0] == bars[1][0] + bars[1][1]  # the one falls from the line that the other stands on
-    assert loss_plot([(0.0, 0.0)], [5]).count("<circle") == 2
+    plot = loss_marks([(1.0, 2.0), (3.0, 4.0), (0.5, 0.25)], [900, 900, 100])
+    assert [(mark.t, mark.before, mark.after) for mark in plot.marks] == [(100, 0.5, 0.25), (900, 2.0, 3.0)]
+    assert [mark.bar for mark in plot.marks] == [-7.0, 28.0]  # the one falls from the line that the other stands on
+    assert (plot.most, plot.largest) == (3.0, 1.0)
+    assert loss_marks([(0.0, 0.0)], [5]).most == 1.0
 
 
 # Ids, replays, the folder of runs

@@ -4,20 +4,22 @@ import json
 import re
 from base64 import b64decode
 from dataclasses import replace
-from html import escape
 from io import BytesIO
 
 import pytest
 from conftest import random_picture
+from markupsafe import escape
 from PIL import Image
 
 from attribution.answers.calibration import FORMAT_VERSION
+from attribution.answers.networks import detector_behind, network_behind
 from attribution.answers.report import Run
 from attribution.answers.verdict import verdict_of
 from attribution.methods.answer import Progress
 from attribution.query.evidence import Evidence
 from attribution.query.query import Query
-from attribution.ui.answers import example, opened, panel
+from attribution.scenes.world import open_world
+from attribution.ui.answers import examples, opened, panel
 
 ASKED = ("a <i>region</i>", Query("a <b>red</b> bird", random_picture(99), None, ((4.0, 4.0, 20.0, 12.0),)))
 
@@ -34,6 +36,7 @@ def test_a_panel_shows_every_ranking_in_its_order(answers, full_index):
         for result in answer.results:
             assert f"score {result.score:+.4f}" in html
     assert "data-run='0123456789ab'" in html
+    assert "data-copy='0123456789ab'" in html
 
 
 def test_a_panel_has_its_places_before_there_is_an_answer(answers, full_index):
@@ -55,7 +58,7 @@ def test_a_panel_shows_what_was_asked(answers, full_index):
 def test_images_that_several_methods_have_carry_the_same_badge(answers, full_index):
     html = panel(*ASKED, answers, full_index, 4, folded=False)
     letters = {}
-    for row, inside in re.findall(r"<li class='card' data-row='(\d+)'>(.*?)</li>", html, re.DOTALL):
+    for row, inside in re.findall(r"<li class='card[^']*' data-row='(\d+)'>(.*?)</li>", html, re.DOTALL):
         badge = re.search(r"class='badge'[^>]*>(\w)<", inside)
         letters.setdefault(int(row), set()).add(badge.group(1) if badge else None)
     methods = {row: sum(row in cards(html, method) for method in answers) for row in letters}
@@ -89,14 +92,14 @@ def graded(answer, index, path, words):
 def test_a_panel_has_the_verdict(answers, full_index, plain_copy, words, grade):
     answer, index = graded(answers["unlearning"], full_index, plain_copy, words)
     html = panel(*ASKED, {**answers, "unlearning": answer}, index, 4, False)
-    assert f"<strong>{grade}.</strong> {escape(verdict_of(answer, index).sentence)}</p>" in html
-    assert ("class='floor none'" in html) == (words < 0)
+    told = f"<strong>{grade}</strong> {escape(verdict_of(answer, index).sentence)}</p>"
+    assert f"<p class='verdict' data-grade='{grade.lower()}'>{told}" in html
 
 
 def test_a_calibration_that_is_damaged_is_told_and_the_answer_shown(answers, full_index, plain_copy):
     (plain_copy / "floor.json").write_text("{")
     html = panel(*ASKED, answers, replace(full_index, path=plain_copy), 4, False)
-    assert "<strong>Not graded.</strong>" in html
+    assert "<strong>Not graded</strong>" in html
     assert "measure it anew" in html
     assert len(cards(html, "unlearning")) == 4
 
@@ -128,6 +131,25 @@ def test_an_image_that_is_opened_before_the_end_has_no_ranks_yet(answers, full_i
 def test_an_example_tells_its_question_and_its_grade(answers, full_index, plain_copy):
     for words, grade in ((0.4, "clear source"), (-0.6, "no source found")):
         answer, index = graded(answers["unlearning"], full_index, plain_copy, words)
-        html = example(Run((answer,)), index)
+        html = examples([Run((answer,))], index)
         assert f"data-run='{Run((answer,)).id}'" in html
-        assert f"· {grade}</b>a &lt;b&gt;red&lt;/b&gt; bird" in html
+        assert f"· {grade}</b><i>a &lt;b&gt;red&lt;/b&gt; bird</i>" in html
+
+
+def test_what_is_not_above_zero_is_dimmed_and_equals_are_marked(answers, full_index):
+    given = zip(answers["clip"].results, (0.9, 0.4, 0.4, -0.1), strict=True)
+    results = tuple(replace(each, score=score, low=score, high=score) for each, score in given)
+    html = panel(*ASKED, {"clip": replace(answers["clip"], results=results)}, full_index, 4, False)
+    assert re.findall(r"<li class='card( weak)?'", html) == ["", "", "", " weak"]
+    assert re.findall(r"class='rank'[^>]*>([^<]*)<", html) == ["1", "=2", "=2", "4"]
+
+
+def test_a_panel_says_which_network_is_a_miniature(answers, full_index):
+    assert "miniature" not in panel(*ASKED, answers, full_index, 4, False)
+    index = open_world()[1]
+    assert "CLIP is a miniature of 1.5 million parameters" in network_behind(index, "clip")
+    assert network_behind(index, "clip") == network_behind(index, "clip-abc")
+    assert "DINO is a miniature of 0.5 million parameters" in network_behind(index, "dino")
+    assert "GroundingDINO is a miniature of 3.3 million parameters" in detector_behind(index)
+    assert not any(network_behind(index, method) for method in ("unlearning", "pixel", "dinov2"))
+    assert detector_behind(full_index) == ""

@@ -1,0 +1,78 @@
+"""What a run says of itself wherever it goes: what its verdict stands on, whose pictures it shows, the version."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from attribution.answers.calibration import SHARES, read_calibration
+from attribution.errors import IndexMismatch
+from attribution.index.index import Index
+from attribution.version import VERSION
+
+CREDITS = "credits.json"  # in an index's folder
+
+
+@dataclass(frozen=True)
+class Credit:
+    """Whose pictures a training set shows: name and address, licence and the address of its text."""
+
+    name: str
+    address: str
+    licence: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Credits:
+    """What a training set is, in a few words ("" where nobody says), and whose pictures are in it."""
+
+    about: str = ""
+    pictures: tuple[Credit, ...] = ()
+
+
+def credits_of(index: Index) -> Credits:
+    """What the index's folder says in CREDITS; nothing where that is not there.
+
+    Raises:
+        IndexMismatch: the file is damaged.
+    """
+    path = index.path / CREDITS
+    if not path.is_file():
+        return Credits()
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        about = str(told["about"]).replace("{count}", f"{len(index):,}")
+        return Credits(about, tuple(Credit(**each) for each in told["pictures"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IndexMismatch(f"{path} is damaged; delete it, or write it anew") from error
+
+
+def calibrated(index: Index) -> dict[str, Any] | None:
+    """What verdicts stand on: when, and on how many unrelated questions of each kind; and each grade's limits.
+
+    None where the index is not calibrated, or its calibration cannot be read.
+    """
+    try:
+        known = read_calibration(index)
+    except IndexMismatch:
+        return None
+    if known is None:
+        return None
+    return {
+        "date": known.date,
+        "unrelated": {kind: known.count(kind) for kind in known.strengths},
+        "limits": {kind: {grade: known.limit(kind, grade) for grade in SHARES} for kind in known.strengths},
+    }
+
+
+def provenance(run_id: str, index: Index) -> dict[str, Any]:
+    """Link, version, calibration, training set and licences of a run; the link is relative to a page of this index."""
+    credits = credits_of(index)
+    return {
+        "link": f"?run={run_id}",
+        "version": VERSION,
+        "floor": calibrated(index),
+        "licences": [f"{each.name} ({each.licence}, {each.address})" for each in credits.pictures],
+        "source": credits.about or index.manifest.source,
+        "count": len(index),
+    }

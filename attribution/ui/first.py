@@ -1,0 +1,33 @@
+"""What the page shows before anybody has done anything, as the values that its components begin with."""
+
+from gradio.blocks import Block
+from gradio.components import Component, State
+from gradio.processing_utils import move_files_to_cache
+from pydantic import BaseModel
+
+from attribution.ui.handlers import Update
+
+
+def begin_with(update: Update) -> None:
+    """Let components begin with what a handler would change them to, so that no visitor waits for it.
+
+    Args:
+        update: what a handler gives; made outside of the page's layout, which would take its components in.
+    """
+    for component, change in update.items():
+        if isinstance(change, Block):
+            for name in change._constructor_args[0]:
+                setattr(component, name, getattr(change, name))
+        else:
+            component.value = change if isinstance(component, State) else as_sent(component, change)
+
+
+def as_sent(component: Component, value: object) -> object:
+    """A value as the page's configuration has it; files of it are never deleted, as those of visitors are."""
+    told = component.postprocess(value)  # type: ignore[no-untyped-call]
+    if isinstance(told, BaseModel):
+        told = told.model_dump()
+    sent = move_files_to_cache(told, component, postprocess=True, keep_in_cache=True)
+    if isinstance(sent, dict) and isinstance(image := sent.get("image"), dict):
+        component.keep_in_cache.add(image["path"])
+    return sent

@@ -1,0 +1,3 @@
+"""The version of this program, which what it writes is marked with."""
+
+VERSION = "0.1.0"
