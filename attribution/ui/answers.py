@@ -52,7 +52,18 @@ def panel(
     verdict = verdict_of(first, index) if isinstance(first, Attribution) else None
     main, *others = rankings(answers, index, top_k, folded)
     agreed = (agreements(answers), alone(answers))
-    return render("answers.html", "panel", THUMBNAILS.format(index=index.id), name, picture_of(query), verdict, main, others, *agreed, run_id)
+    return render(
+        "answers.html",
+        "panel",
+        THUMBNAILS.format(index=index.id),
+        name,
+        picture_of(query),
+        verdict,
+        main,
+        others,
+        *agreed,
+        run_id,
+    )
 
 
 def picture_of(query: Query) -> Framed:

@@ -116,7 +116,7 @@ TABLE_FOLLOWS = f"""(drawn, frame, table) => {{
   const spare = filled.length < {MOST} && (boxes.length || !filled.length) ? {json.dumps(EMPTY)} : [];
   const data = [...filled, ...spare];
   const told = JSON.stringify(data) === JSON.stringify(table.data);
-  const kept = window.drawing || placesOf(boxes).every((place, number) => place === placeOf(boxes[number].color));
+  const kept = window.pointerHeld || placesOf(boxes).every((place, number) => place === placeOf(boxes[number].color));
   return [told ? asItIs : {{...table, data}}, kept ? asItIs : {{...drawn, boxes: coloured(boxes)}}];
 }}"""
 
