@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from attribution import files
 from attribution.diffusion.pipeline import Model
 from attribution.errors import IndexMismatch
 from attribution.index.data import DataSettings, open_training_set
@@ -66,7 +67,7 @@ def test_without_a_cache_that_can_be_written_the_world_is_temporary(tmp_path, mo
     monkeypatch.setenv("ATTRIBUTION_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     kept = []
-    monkeypatch.setattr(world.atexit, "register", lambda *what, **_: kept.append(what))
+    monkeypatch.setattr(files.atexit, "register", lambda *what, **_: kept.append(what))
     folder = composed(COUNT)
     assert tmp_path in folder.parents
     assert len(list((folder / THUMBNAILS).iterdir())) == COUNT
