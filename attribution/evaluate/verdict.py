@@ -51,8 +51,9 @@ def measure(
     done = sum(row["maker"] != OBJECT for row in held)
     for step in unrelated(model, index, settings.unrelated, settings.seed, more, done):
         yield _add(out, {"seed": settings.seed, "maker": step.maker, "evidence": asdict(step.evidence)})
-    for number, query in enumerate(_objects(model, settings)):
-        if number >= len(held) - done:
+    known = len(held) - done
+    for number, query in enumerate(_objects(model, settings) if known < settings.objects else ()):
+        if number >= known:
             row = {"seed": settings.seed, "maker": OBJECT, "prompt": query.prompt}
             yield _add(out, row | _measured(model, index, query, number < settings.answered))
 
