@@ -1,24 +1,25 @@
 """What is known of how strong the evidence of unrelated pictures is: FLOOR in an index's folder, and its grades.
 
-A grade's limit is a quantile of the strengths (`Evidence.strength`) of questions that have no answer, and never below
-0, where a prompt explains nothing. `floor.py` measures them.
+A limit is a quantile of the strengths (`Evidence.strength`) of questions that have no answer, which `floor.py`
+measures, and never below 0: where a prompt explains nothing, no source is found.
 """
 
 import json
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from attribution.errors import IndexMismatch
 from attribution.index.index import FLOOR, Index
 from attribution.query.evidence import Kind
 
 Grade = Literal["clear source", "likely source", "uncertain", "no source found"]
+GRADES: tuple[Grade, ...] = get_args(Grade)
 FORMAT_VERSION = 2
 ENOUGH = 100  # questions of a kind; fewer grade nothing
-# The share of unrelated questions that may be above each grade's limit, the best grade first
-SHARES: dict[Grade, float] = {"clear source": 0.0, "likely source": 0.02, "uncertain": 0.2}
-SOURCES: tuple[Grade, ...] = ("clear source", "likely source")  # grades above "uncertain"
+# The share of unrelated questions that may be above a grade's limit, of the grades above "uncertain", the best first
+SHARES: dict[Grade, float] = {"clear source": 0.0, "likely source": 0.02}
+SOURCES = tuple(SHARES)
 ANEW = "measure it anew: python -m attribution floor"
 
 
@@ -42,14 +43,14 @@ class Calibration:
 
     def limit(self, kind: Kind, grade: Grade) -> float:
         """What a strength must be above to have a grade; every strength has the last one."""
-        if grade not in SHARES:
-            return -math.inf
-        strengths = self.strengths[kind]
-        return max(0.0 if grade in SOURCES else -1.0, strengths[int(SHARES[grade] * len(strengths))])
+        if grade in SHARES:
+            strengths = self.strengths[kind]
+            return max(0.0, strengths[int(SHARES[grade] * len(strengths))])
+        return 0.0 if grade == "uncertain" else -math.inf
 
     def grade(self, kind: Kind, strength: float) -> Grade:
         """The best grade whose limit a strength is above."""
-        return next((grade for grade in SHARES if strength > self.limit(kind, grade)), "no source found")
+        return next(grade for grade in GRADES if strength > self.limit(kind, grade))
 
     def alarms(self, kind: Kind, grade: Grade) -> int:
         """How many unrelated questions have a grade or a better one."""

@@ -48,7 +48,7 @@ def answer(model32, index32):
 
 @pytest.mark.parametrize(
     ("strength", "grade", "alarms"),
-    [(0.5, "clear source", 0), (0.198, "likely source", 4), (0.195, "uncertain", 40), (0.159, "no source found", 200)],
+    [(0.5, "clear source", 0), (0.198, "likely source", 4), (0.195, "uncertain", 199), (0.0, "no source found", 200)],
 )
 def test_a_grade_is_a_quantile_of_unrelated_questions(calibrated, answer, strength, grade, alarms):
     verdict = verdict_of(replace(answer, evidence=replace(BOX, words=strength)), calibrated)

@@ -88,7 +88,7 @@ def graded(answer, index, path, words):
     return graded, replace(index, path=path)
 
 
-@pytest.mark.parametrize(("words", "grade"), [(0.4, "Clear source"), (-0.2, "Uncertain"), (-0.6, "No source found")])
+@pytest.mark.parametrize(("words", "grade"), [(0.4, "Clear source"), (-0.2, "No source found")])
 def test_a_panel_has_the_verdict(answers, full_index, plain_copy, words, grade):
     answer, index = graded(answers["unlearning"], full_index, plain_copy, words)
     html = panel(*ASKED, {**answers, "unlearning": answer}, index, 4, False)
