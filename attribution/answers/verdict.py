@@ -71,8 +71,9 @@ def graded(method: str) -> bool:
 
 def _graded(answer: Attribution, evidence: Evidence, known: Calibration) -> Verdict:
     kind, count = evidence.kind, known.count(evidence.kind)
-    grade, why = known.grade(kind, evidence.strength), _lowered(answer)
-    if grade in SOURCES and why:
+    grade = known.grade(kind, evidence.strength)
+    why = _lowered(answer) if grade in SOURCES else ""
+    if why:
         grade = "uncertain"
     alarms = known.alarms(kind, grade)
     if evidence.empty:
