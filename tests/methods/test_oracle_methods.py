@@ -35,10 +35,10 @@ SHAPE, LENGTH = (4, 8, 8), 1000  # of latents, and of the schedule
 KEPT = GradientSettings(dimension=2100, seed=23, damping=0.05, whitening=0.3, journey=0.4, journey_noises=3)
 UNLEARN = UnlearnSettings(step_size=0.3, damping=0.1, timesteps=2, noises=1, seed=8, batch=4)
 ALL_GRADIENTS = ("loss", "d-trak", "influence")
-PROMPT = "a red bird and a blue key"
+PROMPT = "a red kite and a blue key"  # the kite has several tokens
 BOX = ((5.0, 3.0, 19.5, 30.0),)  # px; cells have 4
-BOXES = ((2.0, 2.0, 12.0, 14.0), (8.0, 17.0, 31.0, 32.0))
-REGIONS = {"whole": {}, "box": {"boxes": BOX}, "boxes": {"boxes": BOXES}, "word": {"word": "bird"}}
+BOXES = ((2.0, 2.0, 19.0, 14.0), (8.0, 9.0, 31.0, 32.0))  # they share some cells
+REGIONS = {"whole": {}, "box": {"boxes": BOX}, "boxes": {"boxes": BOXES}, "word": {"word": "kite"}}
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def mask_of(truth, region):
         return None
     if region == "word":
         noises = oracle.draw(2, 8, 2, SHAPE, LENGTH, 0.3, 0.9)
-        return oracle.attended(truth.pipe, oracle.see(truth.pipe, asked(region).image), PROMPT, "bird", noises)
+        return oracle.attended(truth.pipe, oracle.see(truth.pipe, asked(region).image), PROMPT, "kite", noises)
     return oracle.area(REGIONS[region]["boxes"], 8, 4)
 
 
