@@ -1,6 +1,7 @@
 """Halving against the exhaustive way, and losses that depend on the image alone."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -207,28 +208,25 @@ def test_standings_within_a_round_are_the_best_of_those_measured_so_far(chunk, l
     rng, settings = np.random.default_rng(3), RaceSettings(keep=0.6, first_columns=2, growth=2.0, survivors=24)
     base, after = np.zeros((40, 2, 5)), rng.integers(0, 4, (40, 2, 5)) / 4.0
     order, rounds = [int(row) for row in rng.permutation(40)], schedule(40, 5, settings)
-    standings, place = race(table_measure(after, chunk), base, rounds, order, leaders=leaders), 0
+    standings = race(table_measure(after, chunk), base, rounds, order, leaders=leaders)
     rows, before = order, None
     for number, this in enumerate(rounds):
         at = np.ix_(range(40), this.views, this.columns)
         scores = (after[at] - base[at]).mean(-1).max(-1)
-        rows, parts = rows[: this.images], len(list(race_module._missing(rounds[number - 1] if number else None, this)))
+        rows, shown = rows[: this.images], before
+        parts = list(race_module._missing(rounds[number - 1] if number else None, this))
         chunks = [rows[start : start + chunk] for start in range(0, len(rows), chunk)]
-        shown = None
-        for part in range(parts):
+        for part, (_, columns) in enumerate(parts):
             measured = []
-            for some in chunks:
-                measured += some
-                standing = next(standings) if part == parts - 1 or before is not None else None
-                if standing is None:
-                    continue
-                best = sorted(measured, key=lambda row: (-scores[row], row))[:leaders]
-                if part == parts - 1 and (len(best) == leaders or (shown is None and before is None)):
-                    shown = best
-                expected = shown if shown is not None else before
-                assert list(standing.rows)[:leaders] == expected[:leaders], (number, place)
-                assert not standing.ended
-                place += 1
+            for some, column in product(chunks, columns):
+                if (part, column) == (len(parts) - 1, columns[-1]):  # with the last noise, a chunk is measured
+                    measured += some
+                    best = sorted(measured, key=lambda row: (-scores[row], row))[:leaders]
+                    shown = best if shown is None or len(best) == leaders else shown
+                if shown is not None:
+                    standing = next(standings)
+                    assert list(standing.rows)[:leaders] == shown[:leaders]
+                    assert not standing.ended
         ended = next(standings)
         rows = sorted(rows, key=lambda row: (-scores[row], row))
         assert list(ended.rows) == rows
