@@ -1,6 +1,7 @@
 """Handlers of the picture: generated, uploaded, or taken from the training set."""
 
 import random
+from html import escape
 from pathlib import Path
 
 import gradio as gr
@@ -12,7 +13,7 @@ from attribution.diffusion.tokens import check_prompt
 from attribution.errors import AttributionError, InputError
 from attribution.query.labels import phrases, telling
 from attribution.ui import words
-from attribution.ui.handlers import PROGRESS, UNCHANGED, Asked, Handlers, Update, Updates, refusal, sentence, whole
+from attribution.ui.handlers import PROGRESS, UNCHANGED, Asked, Handlers, Update, sentence, whole
 from attribution.ui.jobs import Job, generating
 from attribution.ui.prompts import prompt_with
 from attribution.ui.regions import EMPTY, seen_part, shown_copy
@@ -49,16 +50,16 @@ class Pictures:
             raise InputError("the prompt is of the picture that is here; press Attribute, or Generate for a new one")
         return self.generation(prompt, seed, steps, guidance)
 
-    def upload(self, path: str, request: gr.Request) -> Updates:
+    def upload(self, path: str, request: gr.Request) -> Update:
         """Take a file as the picture; the prompt before was another picture's."""
         try:
             picture = Picture(open_upload(Path(path)))
-            note = words.uploaded(picture, Path(path).name, self.studio.index.center_crop)
-            self.handlers.end(request)
-            yield {**self.taken(picture, note + words.note(words.ASK_PROMPT, "warning")), self.on.prompt: ""}
         except AttributionError as error:
-            yield self.refused(sentence(error))
-            raise refusal(error) from error
+            gr.Warning(escape(sentence(error)), duration=10)
+            return self.refused(sentence(error))
+        note = words.uploaded(picture, Path(path).name, self.studio.index.center_crop)
+        self.handlers.end(request)
+        return {**self.taken(picture, note + words.note(words.ASK_PROMPT, "warning")), self.on.prompt: ""}
 
     def search_from(self, row: int | None, request: gr.Request) -> Update:
         """Take an opened training image as the picture, with its caption as the prompt."""

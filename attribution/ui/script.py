@@ -197,9 +197,10 @@ REFUSE = """async (drawn, frame, chosen) => {
   do await new Promise((resolve) => setTimeout(resolve, 100)); while (window.pointerHeld);  // it is told of each move
   if (!drawn?.boxes || !frame?.seen || window.latestDrawn !== mine) return [asItIs, asItIs];
   const [left, top, right, bottom] = frame.seen;
+  const sidesOf = (box) =>
+    [box.xmin, box.ymin, box.xmax, box.ymax].map((side) => side / frame.factor / (box.scaleFactor || 1));
   const refused = (box) => {
-    const scale = frame.factor * (box.scaleFactor || 1);
-    const [x0, y0, x1, y1] = [box.xmin, box.ymin, box.xmax, box.ymax].map((side) => side / scale);
+    const [x0, y0, x1, y1] = sidesOf(box);
     if (Math.min(x1 - x0, y1 - y0) < frame.least - 0.5)
       return `That box was too small: ${Math.ceil(frame.least)} px a side or more are accepted.`;
     if (x1 <= left || x0 >= right || y1 <= top || y0 >= bottom)
@@ -213,8 +214,9 @@ REFUSE = """async (drawn, frame, chosen) => {
     said ||= `Up to ${frame.most} boxes and words can be asked about together: that box was one too many.`;
     good.splice(0, good.length - room);
   }
-  if (said) window.refusedAt = Date.now();
-  else if (Date.now() - (window.refusedAt ?? 0) < 2000) return [asItIs, asItIs];  // the news that it was taken away
+  const placed = (boxes) => JSON.stringify(boxes.map(sidesOf).map((sides) => sides.map(Math.round)).sort());
+  if (!said && placed(drawn.boxes) === window.leftOver) return [asItIs, asItIs];  // the news that it was taken away
+  window.leftOver = said ? placed(good) : null;
   return [said ? {...drawn, boxes: good} : asItIs, said ? `<p class="note error" role="alert">${said}</p>` : ""];
 }"""
 

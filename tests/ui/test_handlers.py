@@ -175,7 +175,7 @@ def test_one_link_opens_all_regions_of_an_answer(kept, studio, answers):
 def test_an_upload_asks_for_its_prompt_and_reads_its_words(handlers, tmp_path):
     pictures, on = Pictures(handlers), handlers.on
     random_picture(3).save(tmp_path / "mine.png")
-    (update,) = pictures.upload(str(tmp_path / "mine.png"), REQUEST)
+    update = pictures.upload(str(tmp_path / "mine.png"), REQUEST)
     assert update[on.prompt] == ""
     assert "Write above what it shows" in update[on.note]
     assert not update[on.chosen].visible

@@ -24,6 +24,7 @@ def test_the_address_follows_the_run_and_reload_and_back_keep_the_work(page: Pag
     link, shown = page.url, rows_of(page)
     assert len(link.partition("run=")[2].split(",")) == 2  # one link for both regions
     page.reload()
+    expect(page.locator(".kept:visible")).to_be_visible()
     expect(page.locator("#run-status")).to_contain_text("“motorcycle”")
     tabs = [tab.inner_text() for tab in page.get_by_role("tab").all() if tab.is_visible()]
     assert tabs == ["1 · the word “apple”", "2 · the word “motorcycle”"]
