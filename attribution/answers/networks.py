@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from attribution.index.features import FEATURES
 from attribution.index.index import Index
 
+SMALL = 20e6  # parameters; the published networks have more
 NAMES = {"clip": "CLIP", "clip-text": "CLIP", "dino": "DINO", "dinov2": "DINOv2"}  # of features of their own
 
 
@@ -36,8 +37,8 @@ def miniature(name: str, folder: Path | None) -> str:
     count = 0 if folder is None else parameters_of(folder)
     if not count:
         return ""
-    size = f"{count / 1e6:.1f} million parameters"
-    return f"This {name} is a miniature of {size}, trained for this page, not the published one."
+    kind = "a miniature" if count < SMALL else "another network"
+    return f"This {name} is {kind} of {count / 1e6:.1f} million parameters, not the published one."
 
 
 def beside(index: Index, weights: str) -> Path | None:

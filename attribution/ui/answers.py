@@ -51,19 +51,8 @@ def panel(
     first = next(iter(answers.values()))
     verdict = verdict_of(first, index) if isinstance(first, Attribution) else None
     main, *others = rankings(answers, index, top_k, folded)
-    agreed = (agreements(answers), alone(answers))
-    return render(
-        "answers.html",
-        "panel",
-        THUMBNAILS.format(index=index.id),
-        name,
-        picture_of(query),
-        verdict,
-        main,
-        others,
-        *agreed,
-        run_id,
-    )
+    folder, agreed = THUMBNAILS.format(index=index.id), (agreements(answers), alone(answers))
+    return render("answers.html", "panel", folder, name, picture_of(query), verdict, main, others, *agreed, run_id)
 
 
 def picture_of(query: Query) -> Framed:

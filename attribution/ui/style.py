@@ -56,7 +56,7 @@ CSS = """
 .missing { list-style: none; padding: 0; overflow-wrap: anywhere; }
 .missing .off { opacity: .6; font-weight: 600; margin-right: .25rem; }
 #picture-note { min-height: 1.2rem; }
-:is(#found, #maps):not(:has(p, img)) { display: none; }
+:is(#found, #maps, #marked):not(:has(p, img)) { display: none; }
 .query { position: relative; }
 .query img { display: block; width: 100%; margin: 0; image-rendering: pixelated; border-radius: var(--radius-sm); }
 .query svg { position: absolute; inset: 0; width: 100%; height: 100%; }
@@ -91,7 +91,10 @@ CSS = """
 #looking { grid-area: looking; min-width: 0 !important; }
 #seeding { align-items: end; flex-wrap: nowrap; gap: .5rem; }
 #seeding button { min-height: 2.6rem; white-space: nowrap; padding: 0 .5rem; }
-#seeding input { padding-inline: .5rem; appearance: textfield; -moz-appearance: textfield; }
+#seed { flex: 1 1 8.75rem !important; min-width: 8.75rem !important; padding-inline: .5rem !important; }
+#dice { flex: 0 1 3.5rem !important; min-width: 3.25rem !important; }
+#generate { flex: 1 1 6.5rem !important; min-width: 6rem !important; }
+#seeding input { padding-inline: .4rem; appearance: textfield; -moz-appearance: textfield; }
 #seeding input::-webkit-inner-spin-button { display: none; }
 #seeding #dice, #uploading button { font-weight: 500; font-size: .9375rem; }
 #uploading { align-items: center; flex-wrap: nowrap; }

@@ -145,7 +145,7 @@ def test_what_is_not_above_zero_is_dimmed_and_equals_are_marked(answers, full_in
 
 
 def test_a_panel_says_which_network_is_a_miniature(answers, full_index):
-    assert "miniature" not in panel(*ASKED, answers, full_index, 4, False)
+    assert "This CLIP is a miniature of 0.0 million" in panel(*ASKED, answers, full_index, 4, False)
     index = open_world()[1]
     assert "CLIP is a miniature of 1.5 million parameters" in network_behind(index, "clip")
     assert network_behind(index, "clip") == network_behind(index, "clip-abc")

@@ -1,10 +1,13 @@
 """What can be done with an answer on the page: examples, the visitor's own runs, marked and opened images."""
 
+import io
 import json
+import re
 import zipfile
 
 import pytest
 from browser import await_state, corners, draw, early_ranking, generate, index_folder, rows_of
+from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
 
@@ -41,9 +44,32 @@ def test_an_example_opens_at_once(page: Page, kind: str) -> None:
     assert corners(page) == run["query"]["boxes"]
     expect(page.locator("#prompt textarea")).to_have_value(run["query"]["prompt"])
     grade = {"A box": "Clear source", "The word": "Uncertain", "An upload": "No source found"}[kind]
-    expect(page.locator(".floor strong")).to_have_text(f"{grade}.")
+    expect(page.locator(".verdict strong")).to_have_text(grade)
     expect(page.locator("#maps img")).to_have_count(1 if kind == "The word" else 0)
     expect(page.locator("#acts")).to_be_in_viewport()
+
+
+def test_the_first_view_is_alive(page: Page) -> None:
+    """A finished example is open, what the model is stands in one line, and Attribute is in sight."""
+    page.set_viewport_size({"width": 1280, "height": 800})
+    expect(page.locator(".kept:visible")).to_have_attribute("data-run", next(iter(examples_in_order())))
+    assert len(rows_of(page)) > 5
+    expect(page.locator("#intro .about")).to_contain_text("4,096 emoji scenes")
+    expect(page.locator("#picture canvas")).to_be_visible()
+    expect(page.locator("#attribute")).to_be_in_viewport(ratio=1)
+    assert "?run=" not in page.url
+    for chip in ("frog", "Random prompt"):
+        before = page.locator("#prompt textarea").input_value()
+        page.locator("#chips").get_by_role("button", name=chip).click()
+        expect(page.locator("#prompt textarea")).not_to_have_value(before)
+    page.locator("#chips").get_by_role("button", name="frog").click()
+    expect(page.locator("#prompt textarea")).to_have_value(re.compile("frog"))
+
+
+def examples_in_order() -> list[str]:
+    """Ids of the examples, boxes first, as the page shows them."""
+    held = examples()
+    return sorted(held, key=lambda each: (not held[each]["query"]["boxes"], held[each]["query"]["word"] is None, each))
 
 
 def test_an_example_is_drawn_on(page: Page) -> None:
@@ -106,6 +132,51 @@ def test_an_opened_image_closes_and_gives_the_focus_back(page: Page) -> None:
     expect(page.locator(".opened")).to_have_count(0)
     expect(card).to_be_focused()
     expect(page.locator(".card.chosen")).to_have_count(0)
+
+
+def test_an_opened_image_is_left_by_escape_and_its_neighbours_are_an_arrow_away(page: Page) -> None:
+    shown = rows_of(page)
+    page.locator(".large:visible .card[data-row] button").nth(1).click()
+    for key, row in (
+        ("ArrowRight", shown[2]),
+        ("ArrowLeft", shown[1]),
+        ("ArrowLeft", shown[0]),
+        ("ArrowLeft", shown[0]),
+    ):
+        page.locator(".opened").focus()
+        page.keyboard.press(key)
+        expect(page.locator(".opened")).to_contain_text(f"row {row} of")
+    page.keyboard.press("Escape")
+    expect(page.locator(".opened")).to_have_count(0)
+
+
+def test_a_link_is_copied(page: Page) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    run = page.locator(".kept:visible").get_attribute("data-run")
+    page.get_by_role("button", name="Copy link").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()").endswith(f"/?run={run}")
+
+
+def test_a_seed_of_ten_digits_is_shown_whole(page: Page) -> None:
+    for width in (390, 820, 1280, 1920):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.fill("#seed input", "2147483647")
+        assert page.evaluate(
+            "(() => { const i = document.querySelector('#seed input'); return i.scrollWidth <= i.clientWidth; })()"
+        ), width
+
+
+def test_boxes_have_colours_of_their_own_and_keep_them(page: Page) -> None:
+    colours = "document.querySelectorAll('#boxes .virtual-row').length"
+    draw(page, 0.6, 0.1, 0.9, 0.4)
+    page.wait_for_function(f"{colours} === 3")
+    draw(page, 0.1, 0.1, 0.3, 0.3)
+    page.wait_for_function(f"{colours} === 4")
+    page.wait_for_timeout(1000)
+    drawn = page.locator("#picture canvas").screenshot()
+    seen = {colour for _, colour in Image.open(io.BytesIO(drawn)).convert("RGB").getcolors(2**24)}
+    assert {(0xC2, 0x41, 0x0C), (0x1D, 0x4E, 0xD8), (0x15, 0x80, 0x3D)} <= seen
 
 
 def test_while_a_run_is_under_way_images_open_and_stop_stays_in_sight(page: Page) -> None:
