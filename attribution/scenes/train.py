@@ -313,9 +313,9 @@ def finished_autoencoder(args: TrainArgs) -> AutoencoderKL:
     if not path.exists():
         vae.load_state_dict(_part(torch.load(args.work / CHECKPOINTS["autoencoder"], weights_only=True)["ema"], "vae."))
         args.work.mkdir(parents=True, exist_ok=True)
-        kept = normalised(vae, to_unit(load_pixels("train", args.world))).half().state_dict()
-        save_file({name: value.contiguous() for name, value in kept.items()}, path)
-    vae.load_state_dict(load_file(path))
+        finished = normalised(vae, to_unit(load_pixels("train", args.world))).half().state_dict()
+        save_file({name: value.contiguous() for name, value in finished.items()}, path)
+    vae.float().load_state_dict(load_file(path))
     return vae.requires_grad_(False).eval()
 
 
