@@ -34,14 +34,14 @@ def serve(
     from attribution.ui.zero import prepare
 
     prepare()
-    from attribution.attribute import open_index
-    from attribution.report import RunFolder
+    from attribution.answers.report import RunFolder
+    from attribution.scenes.world import open_world_or
     from attribution.ui.page import build_page
     from attribution.ui.routes import routes
     from attribution.ui.studio import Studio
     from attribution.ui.style import CSS, THEME
 
-    model, opened = open_index(index)
+    model, opened = open_world_or(index)
     studio = Studio(model, opened, RunFolder(runs or Path(tempfile.gettempdir()) / "attribution-runs"), detector)
     page = build_page(studio)
     page.launch(

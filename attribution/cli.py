@@ -63,7 +63,7 @@ def index(
     Args:
         out: the index folder.
         pretrained_model_name_or_path: a StableDiffusionPipeline folder or hub id.
-        dataset_name: a hub id for `datasets`, or "emoji-scenes".
+        dataset_name: a hub id for `datasets`.
         train_data_dir: an imagefolder with metadata.jsonl, instead.
         image_column: column of the images.
         caption_column: column of the captions.
@@ -85,14 +85,14 @@ def index(
         checkpoints: pipelines whose U-Nets the gradients are averaged over.
         batch: predictions in one call of the U-Net.
     """
-    from attribution.build import BuildProgress, BuildSettings, build, prepare
-    from attribution.data import DataSettings
+    from attribution.diffusion.noise import NoiseSettings
+    from attribution.diffusion.pipeline import Model
     from attribution.evaluate.bench import peak_memory
-    from attribution.extend import ExtendSettings, extend
-    from attribution.fisher import FisherSettings
-    from attribution.gradients import GradientSettings
-    from attribution.model import Model
-    from attribution.noise import NoiseSettings
+    from attribution.index.build import build
+    from attribution.index.data import DataSettings
+    from attribution.index.work import BuildSettings, ExtendSettings
+    from attribution.unlearning.fisher import FisherSettings
+    from attribution.unlearning.projection import GradientSettings
 
     model = Model.load(pretrained_model_name_or_path)
     if resolution not in (None, model.resolution):
@@ -105,7 +105,6 @@ def index(
         train_data_dir=train_data_dir,
         image_column=image_column,
         caption_column=caption_column,
-        resolution=model.resolution,
         center_crop=center_crop,
         random_flip=random_flip,
         max_train_samples=max_train_samples,
@@ -123,11 +122,7 @@ def index(
         checkpoints=checkpoints,
     )
 
-    def steps() -> Iterator[BuildProgress]:
-        yield from build(out, model, settings)
-        yield from extend(prepare(out, model, settings), more)
-
-    for _ in _watch(steps(), lambda step: f"{step.step} {step.done}/{step.total}"):
+    for _ in _watch(build(out, model, settings, more), lambda step: f"{step.step} {step.done}/{step.total}"):
         pass
     print(f"{peak_memory():.0f} MB of memory at most", file=sys.stderr)
     print(out)
@@ -142,10 +137,10 @@ def generate(prompt: str, out: Path, seed: int = 0, index: Path | None = None) -
         seed: 0 to 2**63 - 1.
         index: an index folder; the embedded one by default.
     """
-    from attribution.attribute import open_index
+    from attribution.scenes.world import open_world_or
 
     _check_file(out)
-    model, _ = open_index(index)
+    model, _ = open_world_or(index)
     model.generate(prompt, seed).save(out)
     print(out)
 
@@ -188,14 +183,16 @@ def attribute(
     """
     from PIL import Image
 
-    from attribution.answer import AttributeSettings, Attribution, Progress
-    from attribution.attribute import attribute as answer
-    from attribution.attribute import check_settings, open_index
-    from attribution.data import open_upload
-    from attribution.model import check_prompt
-    from attribution.query import Query, check_query
-    from attribution.report import Run, write_json, write_zip
-    from attribution.unlearn import UnlearnSettings
+    from attribution.answers.report import Run, write_json, write_zip
+    from attribution.diffusion.pictures import open_upload
+    from attribution.diffusion.tokens import check_prompt
+    from attribution.methods import attribute as answer
+    from attribution.methods import check_settings
+    from attribution.methods.answer import AttributeSettings, Attribution, Progress
+    from attribution.query.query import Query
+    from attribution.query.regions import check_query
+    from attribution.scenes.world import open_world_or
+    from attribution.unlearning.step import UnlearnSettings
 
     if method == "list":
         return _list_methods(index)
@@ -207,7 +204,7 @@ def attribute(
     if image is not None and seed is not None:
         raise InputError("name either --image or --seed: a picture that exists is not generated")
     upload = None if image is None else open_upload(image)
-    model, opened = open_index(index)
+    model, opened = open_world_or(index)
     if upload is None:  # refused now, rather than after generating
         blank = Image.new("RGB", (model.resolution, model.resolution))
         check_query(Query(prompt, blank, seed or 0, box, word), model, opened.center_crop)
@@ -217,7 +214,7 @@ def attribute(
         opened,
         replace(AttributeSettings(), method=method, exhaustive=exhaustive, top_k=top_k, score=score, unlearn=unlearn),
     )
-    tokens = model.count_tokens(prompt)
+    tokens = model.tokens.count(prompt)
     if tokens.count > tokens.limit:
         print(f"the prompt has {tokens.count} tokens, {tokens.limit} are read: {tokens.kept!r}", file=sys.stderr)
     picture = upload or model.generate(prompt, seed or 0)
@@ -248,13 +245,13 @@ def replay(run: tyro.conf.Positional[Path], index: Path | None = None) -> None:
         run: a ZIP that `attribute --report` or the page wrote.
         index: the run's index; the embedded one by default.
     """
-    from attribution.answer import Progress
-    from attribution.attribute import open_index
-    from attribution.report import Replayed, read_zip
-    from attribution.report import replay as again
+    from attribution.answers.report import Replayed, read_zip
+    from attribution.answers.report import replay as again
+    from attribution.methods.answer import Progress
+    from attribution.scenes.world import open_world_or
 
     kept = read_zip(run)
-    model, opened = open_index(index)
+    model, opened = open_world_or(index)
 
     def describe(step: Progress | Replayed) -> str:
         return f"{step.stage} {step.evaluations}/{step.total} evaluations" if isinstance(step, Progress) else "done"
@@ -285,16 +282,17 @@ def detect(
         index: an index folder; the embedded one by default.
         out: a JSON file.
     """
-    from attribution.attribute import open_index
-    from attribution.data import open_upload
-    from attribution.detect import check_labels, check_threshold, find, parse_labels
+    from attribution.diffusion.pictures import open_upload
+    from attribution.query.detect import find
+    from attribution.query.labels import check_labels, check_threshold, parse_labels
+    from attribution.scenes.world import open_world_or
 
     _check_file(out)
     wanted = check_labels(parse_labels(labels))
     picture = open_upload(image)
     if threshold is not None:
         check_threshold(threshold)
-    model, opened = open_index(index)
+    model, opened = open_world_or(index)
     found = find(model, opened, picture, wanted, prompt or labels, threshold, detector)
     print(found.by, file=sys.stderr)
     for each in found.detections:
@@ -311,11 +309,11 @@ def floor(index: Path | None = None, pictures: int = 8) -> None:
         index: an index folder; the embedded one by default.
         pictures: unrelated pictures that are attributed.
     """
-    from attribution.answer import Progress
-    from attribution.attribute import open_index
-    from attribution.floor import FloorProgress, measure_floor
+    from attribution.answers.floor import FloorProgress, measure_floor
+    from attribution.methods.answer import Progress
+    from attribution.scenes.world import open_world_or
 
-    model, opened = open_index(index)
+    model, opened = open_world_or(index)
 
     def describe(step: Progress | FloorProgress) -> str:
         if isinstance(step, Progress):
@@ -330,10 +328,11 @@ def floor(index: Path | None = None, pictures: int = 8) -> None:
 
 def _list_methods(index: Path | None) -> None:
     """Print every method: a line, its source, what it costs on this machine, or why it cannot be used."""
-    from attribution.attribute import METHODS, open_index
     from attribution.evaluate.bench import Cost, costs
+    from attribution.methods import METHODS
+    from attribution.scenes.world import open_world_or
 
-    model, opened = open_index(index)
+    model, opened = open_world_or(index)
 
     def describe(measured: tuple[str, Cost]) -> str:
         return f"measuring {measured[0]}"
@@ -362,10 +361,10 @@ def evaluate(
             default.
         index: an index folder; the embedded one by default.
     """
-    from attribution.attribute import open_index
     from attribution.evaluate import locality, tuning
+    from attribution.scenes.world import open_world_or
 
-    model, opened = open_index(index)
+    model, opened = open_world_or(index)
     if unknown := [row for row in rows if row not in locality.ROWS]:
         raise InputError(f"there is no row {unknown[0]!r}; accepted are {', '.join(locality.ROWS)}")
     if what == "tuning":
@@ -386,12 +385,12 @@ def bench(queries: int = 10, out: Path | None = None, index: Path | None = None)
         out: a JSON file.
         index: an index folder; the embedded one by default.
     """
-    from attribution.attribute import open_index
     from attribution.evaluate.bench import BenchSettings
     from attribution.evaluate.bench import bench as measure
+    from attribution.scenes.world import open_world_or
 
     _check_file(out)
-    model, opened = open_index(index)
+    model, opened = open_world_or(index)
     *_, summary = _watch(measure(model, opened, BenchSettings(queries)), str)
     text = json.dumps(summary, indent=1)
     print(text)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, Error, Page, Playwright, expect
 
-from attribution.index import EMBEDDED
+from attribution.scenes.world import EMBEDDED
 from attribution.ui import words
 
 ROOT = Path(__file__).parent.parent

@@ -17,15 +17,20 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from attribution.attribute import Query
-from attribution.build import BuildProgress, BuildSettings, build, prepare
-from attribution.data import DataSettings
-from attribution.extend import ExtendSettings, extend
-from attribution.fisher import FisherSettings
-from attribution.gradients import GradientSettings
-from attribution.index import Index
-from attribution.model import Model
-from attribution.noise import NoiseSettings
+from attribution.answers.report import RunFolder
+from attribution.diffusion.noise import NoiseSettings
+from attribution.diffusion.pipeline import Model
+from attribution.index.build import BuildProgress, build
+from attribution.index.data import DataSettings
+from attribution.index.index import Index
+from attribution.index.work import BuildSettings, ExtendSettings
+from attribution.methods import attribute, fitting
+from attribution.methods.answer import AttributeSettings, Attribution
+from attribution.query.query import Query
+from attribution.ui.studio import Studio
+from attribution.unlearning.fisher import FisherSettings
+from attribution.unlearning.projection import GradientSettings
+from attribution.unlearning.step import UnlearnSettings
 
 SIDE = 32  # px, of the tiny world's pictures: 8x8 latent cells of 4 px
 CAPTIONS = [
@@ -155,7 +160,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_settings(pictures: Path) -> BuildSettings:
     """How the tiny indexes are built: 4 timesteps x 2 noises, 37 Fisher samples (more than two passes)."""
-    data = DataSettings(train_data_dir=pictures, resolution=SIDE)
+    data = DataSettings(train_data_dir=pictures)
     return BuildSettings(data, NoiseSettings(4, 2, 5), FisherSettings(samples=37, timesteps=7, seed=6), batch=6)
 
 
@@ -214,7 +219,7 @@ def extend_all(tiny_settings: BuildSettings) -> Callable[..., Iterator[BuildProg
     ) -> Iterator[BuildProgress] | None:
         asked = asked or {"gradients": ("loss", "d-trak")}
         settings = ExtendSettings(projection=GradientSettings(dimension=dimension), **asked)
-        steps = extend(prepare(folder, model, tiny_settings), settings)
+        steps = build(folder, model, tiny_settings, settings)
         if lazily:
             return steps
         for _ in steps:
@@ -281,6 +286,25 @@ def two_checkpoints(index_folder: Path, model32: Model, extend_all: Callable[...
 
 
 # The page
+
+
+UNLEARN = UnlearnSettings(step_size=0.3, timesteps=3, noises=1, batch=4)
+
+
+@pytest.fixture
+def studio(model32: Model, full_index: Index, tmp_path: Path) -> Studio:
+    """A studio of the tiny model, with a folder of runs of its own."""
+    return Studio(model32, full_index, RunFolder(tmp_path / "runs"))
+
+
+@pytest.fixture(scope="session")
+def answers(model32: Model, full_index: Index) -> dict[str, Attribution]:
+    """Answers of three methods, the main one first."""
+    query, made = Query("a <b>red</b> bird", random_picture(99)), {}
+    for method in ("unlearning", "clip", "pixel"):
+        settings = fitting(AttributeSettings(top_k=4, unlearn=UNLEARN), method)
+        *_, made[method] = attribute(model32, full_index, query, settings)
+    return made
 
 
 @pytest.fixture(scope="session")

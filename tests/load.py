@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from browser import free_port, launch
 
-from attribution.attribute import open_index
-from attribution.model import Model
-from attribution.report import RunFolder
+from attribution.answers.report import RunFolder
+from attribution.diffusion.pipeline import Model
 from attribution.scenes.compose import OBJECTS
+from attribution.scenes.world import open_world
 from attribution.ui.jobs import Job
 from attribution.ui.page import build_page
 from attribution.ui.routes import routes
@@ -140,7 +140,7 @@ def main(visitors: int = 8, minutes: float = 5.0) -> None:
         visitors: browsers at once.
         minutes: in which visitors ask again; what they asked last is waited for.
     """
-    model, index = open_index()
+    model, index = open_world()
     before = weights_sha256(model)
     studio = WatchedStudio(model, index, RunFolder(Path(tempfile.mkdtemp())))
     ours = {"routes": routes(studio)}

@@ -66,13 +66,13 @@ def gradient(pipe, value):
 
 
 def fisher(pipe, latents, captions, noises, samples):
-    """The mean of squared gradients; sample s: image s mod N, mirrored on odd passes, noise 97 s mod S."""
+    """The mean of squared gradients; a sample is an image, a view of it and a noise, each by its number."""
     total = {name: torch.zeros_like(p) for name, p in weights(pipe).items()}
-    for s in range(samples):
-        row, view, (t, eps) = s % len(captions), s // len(captions) % 2, noises[97 * s % len(noises)]
+    for row, view, noise in samples:
+        (t, eps) = noises[noise]
         text = read(pipe, captions[row])
         for name, grad in gradient(pipe, lambda: loss(pipe, latents[row, view], text, t, eps)).items():  # noqa: B023
-            total[name] += grad**2 / samples
+            total[name] += grad**2 / len(samples)
     return total
 
 

@@ -22,17 +22,19 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from conftest import build_all, make_tiny_tokenizer
 
-from attribution.attribute import AttributeSettings, Query, attribute
-from attribution.build import BuildSettings
-from attribution.data import DataSettings
+from attribution.diffusion.loss import denoising_loss
+from attribution.diffusion.noise import NoiseBank, NoiseSettings
+from attribution.diffusion.pipeline import Model, default_device
 from attribution.errors import WorkFailed
-from attribution.fisher import FisherSettings
-from attribution.index import Index
-from attribution.loss import denoising_loss
-from attribution.model import Model, default_device
-from attribution.noise import NoiseBank, NoiseSettings
+from attribution.index.data import DataSettings
+from attribution.index.index import Index
+from attribution.index.work import BuildSettings
+from attribution.methods import attribute
+from attribution.methods.answer import AttributeSettings
+from attribution.query.query import Query
 from attribution.scenes.compose import draw_scene, make_scenes
-from attribution.unlearn import UnlearnSettings, query_gradient
+from attribution.unlearning.fisher import FisherSettings
+from attribution.unlearning.step import UnlearnSettings, query_gradient
 
 IMAGES, PROMPT = 32, "a flat drawing of a red apple"
 

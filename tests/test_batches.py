@@ -7,11 +7,12 @@ import pytest
 import torch
 from conftest import build_all
 
-from attribution.attribute import AttributeSettings, attribute
 from attribution.batches import batches, in_batches
 from attribution.errors import WorkFailed
-from attribution.index import Index
-from attribution.unlearn import UnlearnSettings
+from attribution.index.index import Index
+from attribution.methods import attribute
+from attribution.methods.answer import AttributeSettings
+from attribution.unlearning.step import UnlearnSettings
 
 FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.69 GiB."
 

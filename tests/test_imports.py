@@ -5,23 +5,43 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (
-    *("errors", "batches", "scenes.compose", "model", "noise", "loss", "data"),
-    *("fisher", "unlearn", "gradients", "attention"),
-    *("score", "race", "features", "index", "build", "extend", "query", "detect"),
-    *("answer", "methods", "attribute", "forget", "compare", "report_html", "report", "floor"),
-    *("evaluate.locality", "evaluate.tuning", "evaluate.bench"),
-    *("scenes.networks", "scenes.pictures", "scenes.judge", "scenes.train"),
+    *("errors", "files", "batches"),
+    *("diffusion.tokens", "diffusion.pictures", "diffusion.pipeline", "diffusion.weights", "diffusion.noise"),
+    *("diffusion.loss", "diffusion.attention"),
+    *("unlearning.gradients", "unlearning.ekfac", "unlearning.fisher", "unlearning.step", "unlearning.projection"),
+    *("unlearning.score", "unlearning.race"),
+    *("index.data", "index.features", "index.typed", "index.manifest", "index.pictures", "index.stored", "index.work"),
+    *("index.steps", "index.build", "index.index"),
+    *("query.query", "query.regions", "query.encoded", "query.labels", "query.grounding", "query.detect"),
+    *("methods.answer", "methods.unlearning", "methods.trak", "methods.influence", "methods.features"),
+    *("methods.pixel", "methods.chance", "methods"),
+    *("answers.forget", "answers.compare", "answers.html", "answers.report", "answers.floor"),
+    *("scenes.compose", "scenes.world"),
+    *("scenes.networks", "scenes.pictures", "scenes.truth", "scenes.judge", "scenes.train"),
     *("scenes.views", "scenes.nearest", "scenes.encoders", "scenes.customise", "scenes.detector", "scenes.examples"),
+    *("evaluate.locality", "evaluate.tuning", "evaluate.bench"),
     *("ui.style", "ui.zero", "ui.jobs", "ui.studio", "ui.regions", "ui.script", "ui.words", "ui.answers", "ui.layout"),
-    *("ui.handlers", "ui.kept", "ui.api", "ui.routes", "ui.page", "cli", "__main__", "app"),
+    *(
+        "ui.handlers",
+        "ui.pictures",
+        "ui.marks",
+        "ui.answering",
+        "ui.asking",
+        "ui.kept",
+        "ui.api",
+        "ui.routes",
+        "ui.page",
+    ),
+    *("cli", "__main__", "app"),
 )
 PATHS = [*(ROOT / "attribution").rglob("*.py"), ROOT / "app.py"]
 FILES = {str(p.relative_to(ROOT)).removeprefix("attribution/")[:-3].replace("/", "."): p for p in PATHS}
-FILES = {name: path for name, path in FILES.items() if not name.endswith("__init__")}
+FILES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
+FILES = {name: path for name, path in FILES.items() if name in ROOMS or path.name != "__init__.py"}
 ONLY_IN = {
-    "diffusers": ("model", "scenes."),
-    "transformers": ("model", "features", "detect", "scenes."),
-    "groundingdino": ("detect",),
+    "diffusers": ("diffusion.pipeline", "scenes."),
+    "transformers": ("diffusion.pipeline", "index.features", "query.grounding", "scenes."),
+    "groundingdino": ("query.grounding",),
     "gradio": ("app", "ui."),
 }
 

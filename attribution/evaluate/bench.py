@@ -15,20 +15,13 @@ import psutil
 import torch
 from PIL import Image
 
-from attribution.attribute import (
-    METHODS,
-    AttributeSettings,
-    Attribution,
-    Progress,
-    Query,
-    attribute,
-    bytes_read,
-    check_settings,
-)
+from attribution.diffusion.pipeline import Model
 from attribution.errors import AttributionError
-from attribution.evaluate.locality import subjects
-from attribution.index import Index
-from attribution.model import Model
+from attribution.index.index import Index
+from attribution.methods import METHODS, attribute, bytes_read, check_settings
+from attribution.methods.answer import AttributeSettings, Attribution, Progress
+from attribution.query.query import Query
+from attribution.scenes.truth import subjects
 
 TIMED = ("generate", "first_top_k", "attribute")
 

@@ -1,14 +1,12 @@
 """Does a box find its object? Precision@10 on generated pictures of two objects, by the scenes' own metadata.
 
-Ground truth in a generated picture comes from the art itself: each named object's sprite is looked for at every
-place of the lattice, and counts as there if it matches that place better than any other object's sprite does.
+Where its objects are is told by `scenes/truth.py`.
 """
 
 import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +14,24 @@ import numpy as np
 import torch
 from PIL import Image
 
-from attribution.attribute import (
-    METHODS,
-    AttributeSettings,
-    Attribution,
-    Box,
-    Query,
-    attribute,
-    bytes_read,
-    check_settings,
-    region_mask,
-    unlearn_query,
-)
+from attribution.diffusion.noise import NoiseBank
+from attribution.diffusion.pipeline import Model
+from attribution.diffusion.weights import unlearned
 from attribution.errors import InputError
-from attribution.fisher import per_image_gradients
-from attribution.index import Index
-from attribution.model import Model
-from attribution.noise import NoiseBank, NoiseSettings
-from attribution.report import write_whole
-from attribution.scenes.compose import (
-    BACKGROUNDS,
-    CELL,
-    LATTICE,
-    OBJECTS,
-    SIZE,
-    STYLES,
-    Style,
-    caption,
-    make_scenes,
-    sprite,
-)
-from attribution.score import Floats, training_losses
-from attribution.unlearn import STEP_SIZES, UnlearnSettings, unlearned
+from attribution.files import write_whole
+from attribution.index.index import Index
+from attribution.methods import METHODS, attribute, bytes_read, check_settings
+from attribution.methods.answer import AttributeSettings, Attribution
+from attribution.methods.unlearning import unlearn_query
+from attribution.query.encoded import encode
+from attribution.query.query import Box, Query
+from attribution.scenes.compose import make_scenes
+from attribution.scenes.truth import Subject, locate, subjects
+from attribution.unlearning.gradients import per_image_gradients
+from attribution.unlearning.score import Floats, training_losses
+from attribution.unlearning.step import STEP_SIZES, UnlearnSettings
 
 TOP = 10
-UNEXPLAINED = 0.5
 
 
 def _rows() -> dict[str, AttributeSettings]:
@@ -89,59 +70,6 @@ class LocalitySettings:
     studied: int = 10
     sample: int = 256
     second_bank: int = 100
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A prompt of two objects, with the seed that its picture is generated from."""
-
-    names: tuple[str, str]
-    style: Style
-    prompt: str
-    seed: int
-
-
-def subjects(seed: int) -> Iterator[Subject]:
-    """An endless list of prompts of two objects, fixed by the seed."""
-    rng = np.random.default_rng([seed, 7])
-    while True:
-        first, second = (str(name) for name in rng.choice(list(OBJECTS), size=2, replace=False))
-        style = STYLES[int(rng.integers(len(STYLES)))]
-        background = list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))]
-        prompt = caption((first, second), style, background)
-        yield Subject((first, second), style, prompt, int(rng.integers(2**31)))
-
-
-@cache
-def _templates(style: Style) -> tuple[Floats, Floats]:
-    """All sprites of a style and their mirrors: colours (objects x 2, CELL, CELL, 3), opacity (..., 1) in [0, 1]."""
-    cells = [np.asarray(sprite(name, style), np.float32) / 255 for name in OBJECTS]
-    both = np.stack([side for cell in cells for side in (cell, cell[:, ::-1])])
-    return both[..., :3], both[..., 3:]
-
-
-def locate(picture: Image.Image, name: str, style: Style) -> Box | None:
-    """Where an object's sprite is in a picture: its tight box in pixels, or None if it matches nowhere best.
-
-    Each place of the lattice is compared with all sprites of the style laid over the picture's background; a match
-    leaves less than UNEXPLAINED of the sprite's contrast to that background unexplained.
-    """
-    pixels = np.asarray(picture.convert("RGB"), np.float32) / 255
-    ground = np.median(pixels.reshape(-1, 3), 0)
-    colours, opacity = _templates(style)
-    expected = colours * opacity + ground * (1 - opacity)
-    contrast = ((expected - ground) ** 2).mean((1, 2, 3))
-    wanted = list(OBJECTS).index(name)
-    best: tuple[float, Box | None] = (np.inf, None)
-    for top in range(0, SIZE - CELL + 1, LATTICE):
-        for left in range(0, SIZE - CELL + 1, LATTICE):
-            errors = ((pixels[top : top + CELL, left : left + CELL] - expected) ** 2).mean((1, 2, 3)) / contrast
-            view = int(errors.argmin())
-            if view // 2 == wanted and errors[view] < min(best[0], UNEXPLAINED):
-                rows, columns = np.nonzero(opacity[view, ..., 0] > 0.1)
-                box = (left + columns.min(), top + rows.min(), left + columns.max() + 1, top + rows.max() + 1)
-                best = (float(errors[view]), tuple(float(side) for side in box))  # type: ignore[assignment]
-    return best[1]
 
 
 def measure(model: Model, index: Index, settings: LocalitySettings, out: Path) -> Iterator[str]:
@@ -252,13 +180,13 @@ def _study(
 
 def _with_second_bank(model: Model, index: Index, settings: LocalitySettings, cached: Path) -> Index:
     """The index as it would be with another noise bank; its base losses are measured once."""
-    noise = {**index.manifest["settings"]["noise"], "seed": settings.second_bank}
-    manifest = {**index.manifest, "settings": {**index.manifest["settings"], "noise": noise}}
+    own = index.manifest.settings
+    other = replace(own, noise=replace(own.noise, seed=settings.second_bank))
     if not cached.exists():
-        bank = NoiseBank.draw(NoiseSettings(**noise), model.latent_shape, model.train_timesteps)
+        bank = NoiseBank.draw(other.noise, model.latent_shape, model.train_timesteps)
         chunks = training_losses(model, index.encoded, bank, range(len(index)), range(len(bank)))
         np.save(cached, np.concatenate([losses for _, losses in chunks]))
-    return replace(index, manifest=manifest, base_losses=np.load(cached))
+    return replace(index, manifest=replace(index.manifest, settings=other), base_losses=np.load(cached))
 
 
 def first_order_scores(
@@ -266,10 +194,10 @@ def first_order_scores(
 ) -> tuple[Floats, Floats]:
     """Exact loss changes (Eq. 6, unmirrored) and their first-order estimates (paper, Appendix A.3), for some rows."""
     bank = index.bank(model)
-    region_mask(query, model, index.center_crop)
+    asked = encode(model, query, index.center_crop)
     with unlearned(model, index.weights) as weights:
         before = {name: weight.clone() for name, weight in weights.items()}
-        for _ in unlearn_query(model, index, query, settings, weights):
+        for _ in unlearn_query(model, index, asked, settings, weights):
             pass
         step = {name: weight - before[name] for name, weight in weights.items()}
         chunks = training_losses(model, index.encoded, bank, rows, range(len(bank)), (0,))

@@ -11,14 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from attribution.attribute import Query, unlearn_query
-from attribution.evaluate.locality import TOP, locate, subjects
-from attribution.index import Index
-from attribution.model import Model
-from attribution.noise import spread
+from attribution.diffusion.noise import spread
+from attribution.diffusion.pipeline import Model
+from attribution.diffusion.weights import unlearned
+from attribution.evaluate.locality import TOP
+from attribution.index.index import Index
+from attribution.methods.unlearning import unlearn_query
+from attribution.query.encoded import encode
+from attribution.query.query import Query
 from attribution.scenes.compose import make_scenes
-from attribution.score import ScoreKind, score, training_losses
-from attribution.unlearn import UnlearnSettings, unlearned
+from attribution.scenes.truth import locate, subjects
+from attribution.unlearning.score import ScoreKind, score, training_losses
+from attribution.unlearning.step import UnlearnSettings
 
 KINDS: tuple[ScoreKind, ...] = ("difference", "skew")
 
@@ -90,9 +94,9 @@ def _precision(
     columns: tuple[int, ...],
 ) -> dict[str, float]:
     """Share of the top ten that hold the boxed object, by kind of score and number of columns."""
-    bank = index.bank(model)
+    bank, asked = index.bank(model), encode(model, query, index.center_crop)
     with unlearned(model, index.weights) as weights:
-        for _ in unlearn_query(model, index, query, settings, weights):
+        for _ in unlearn_query(model, index, asked, settings, weights):
             pass
         chunks = training_losses(model, index.encoded, bank, pool, range(len(bank)), (0,))
         after = np.concatenate([losses for _, losses in chunks])

@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, normalize
 
-from attribution.index import EMBEDDED
-from attribution.model import Model
+from attribution.diffusion.pipeline import Model
+from attribution.diffusion.weights import layers
 from attribution.scenes.compose import (
     BACKGROUNDS,
     CELL,
@@ -41,8 +41,10 @@ from attribution.scenes.compose import (
     make_scenes,
 )
 from attribution.scenes.pictures import encode, load_pixels, sample, save_sheet, to_unit
+from attribution.scenes.world import EMBEDDED
 
 TOKEN = "<new>"
+CPU = torch.device("cpu")  # where all of this is done: noises, words and pictures are made there
 UNSEEN = (
     *("lemon", "cherries", "peach", "tomato", "eggplant", "avocado", "pretzel", "cheese_wedge", "ice_cream", "cookie"),
     *("teapot", "wine_glass", "lion", "tiger_face", "cow_face", "pig_face", "rabbit_face", "bear", "koala", "monkey"),
@@ -110,7 +112,7 @@ def prompt(style: Style, background: str, other: str | None = None) -> str:
 def make_pictures(args: CustomiseArgs) -> None:
     """Customise a model on each unseen emoji and keep its pictures; goes on where it was interrupted."""
     args.work.mkdir(parents=True, exist_ok=True)
-    scenes, vae = make_scenes("train"), Model.load(args.out / "model").pipe.vae
+    scenes, vae = make_scenes("train"), Model.load(args.out / "model", CPU).pipe.vae
     latents = encode(vae, to_unit(load_pixels("train")))
     for number, name in enumerate(UNSEEN[: args.models]):
         path = args.work / f"{number:02d}-{name}.npz"
@@ -146,7 +148,7 @@ def customise(
 ) -> tuple[StableDiffusionPipeline, float]:
     """Fine-tune keys, values and a new token on the crops and their mirrors: the pipeline, and its last mean loss."""
     torch.manual_seed(seed)
-    model = Model.load(args.out / "model")
+    model = Model.load(args.out / "model", CPU)
     pipe, generator = model.pipe, torch.Generator().manual_seed(seed)
     pipe.tokenizer.add_tokens([TOKEN])
     text_encoder: Any = pipe.text_encoder
@@ -156,7 +158,7 @@ def customise(
         table[-1] = table[:-1].mean(0)
     table.requires_grad_(True)
     keys_values = [
-        p.requires_grad_(True) for layer in model.tunable("cross-attn-kv").values() for p in layer.parameters()
+        p.requires_grad_(True) for layer in layers(model, "cross-attn-kv").values() for p in layer.parameters()
     ]
     optimizer = torch.optim.Adam(
         [{"params": keys_values, "lr": args.learning_rate}, {"params": [table], "lr": 10 * args.learning_rate}]
@@ -205,7 +207,7 @@ def _vectors(
     base: str, weights: str, kept: list[dict[str, NDArray[np.uint8]]], training: list[Image.Image]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Exemplars (M, E, D), pictures (M, P, D) and training scenes (N, D)."""
-    from attribution.features import open_feature
+    from attribution.index.features import open_feature
 
     encoder: Callable[[list[Image.Image]], Tensor] = open_feature(base, weights)
 

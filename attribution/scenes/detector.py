@@ -26,13 +26,14 @@ from torchvision.ops import box_convert, box_iou, generalized_box_iou, generaliz
 from torchvision.transforms.functional import normalize
 from transformers import BertTokenizer
 
-from attribution.detect import DEVIATION, MEAN, Detector, build, caption_of, open_detector, token_spans
-from attribution.evaluate.locality import locate, subjects
-from attribution.model import Model
-from attribution.query import Box
+from attribution.diffusion.pipeline import Model
+from attribution.query.grounding import DEVIATION, MEAN, Detector, build, open_detector, token_spans
+from attribution.query.labels import caption_of
+from attribution.query.query import Box
 from attribution.scenes.compose import OBJECTS, SIZE, Scene, draw_scene, make_scenes, object_name
 from attribution.scenes.pictures import encode, to_unit
 from attribution.scenes.train import Recipe, Trainer
+from attribution.scenes.truth import locate, subjects
 from attribution.scenes.views import Pool
 
 CONFIG: dict[str, Any] = {

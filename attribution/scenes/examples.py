@@ -9,14 +9,15 @@ from pathlib import Path
 import torch
 import tyro
 
-from attribution.answer import AttributeSettings, Attribution
-from attribution.attribute import attribute, open_index
-from attribution.detect import open_detector
-from attribution.floor import top_multiple, unrelated
-from attribution.index import Index
-from attribution.model import Model
-from attribution.query import Query
-from attribution.report import Run, write_zip
+from attribution.answers.floor import top_multiple, unrelated
+from attribution.answers.report import Run, write_zip
+from attribution.diffusion.pipeline import Model
+from attribution.index.index import Index
+from attribution.methods import attribute
+from attribution.methods.answer import AttributeSettings, Attribution
+from attribution.query.grounding import open_detector
+from attribution.query.query import Query
+from attribution.scenes.world import open_world
 
 METHODS = ("unlearning", "d-trak", "clip", "dino", "pixel")
 
@@ -60,7 +61,7 @@ def answered(model: Model, index: Index, query: Query, label: str) -> Run:
 
 def main(args: ExamplesArgs) -> None:
     """Ask, and write each run without what can be made of it again."""
-    model, index = open_index()
+    model, index = open_world()
     args.out.mkdir(parents=True, exist_ok=True)
     for label, query in queries(model, args.detector):
         run = answered(model, index, query, label)

@@ -14,7 +14,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
-from attribution.model import GenerateSettings
+from attribution.diffusion.pipeline import GenerateSettings
 from attribution.scenes.compose import (
     BACKGROUNDS,
     OBJECTS,

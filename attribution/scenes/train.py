@@ -35,7 +35,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from attribution.model import GenerateSettings
+from attribution.diffusion.pipeline import GenerateSettings
 from attribution.scenes.compose import WORLDS, WorldSettings, caption, make_scenes
 from attribution.scenes.judge import Judge, judge_generated, labels, rates, report, seen, train_judge
 from attribution.scenes.networks import (

@@ -4,13 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from attribution.answer import Attribution, Progress, Result
-from attribution.compare import agreement, finders, fold, rank_of
-from attribution.index import Index
+from attribution.answers.compare import agreement, finders, fold, rank_of
+from attribution.answers.html import agreed, framed, loss_plot, to_png
+from attribution.answers.report import Run
+from attribution.index.index import Index
 from attribution.methods import METHODS
-from attribution.query import Query
-from attribution.report import Run
-from attribution.report_html import agreed, framed, loss_plot, to_png
+from attribution.methods.answer import Attribution, Progress, Result
+from attribution.query.query import Query
 
 THUMBNAIL = "thumbnails/{row}.png"  # relative to the page; see `routes.py`
 SMALL = 256  # px, the longer side of the picture beside its answer, at most
@@ -88,7 +88,7 @@ def opened(row: int, run: Run | None, index: Index, timesteps: Sequence[int]) ->
     told, why = "<p class='note'>Its ranks and losses are known when the run has ended.</p>", ""
     if run is not None:
         told, why = _ranks(row, run), _why(row, run, timesteps)
-    source = escape(str(index.manifest["data"].get("source", "")))
+    source = escape(index.manifest.source)
     return (
         f"<section class='opened' tabindex='-1' aria-label='Training image {escape(index.ids[row], quote=True)}'>"
         f"{_image(row, index.captions[row])}<div><h3>{escape(index.captions[row])}</h3>"

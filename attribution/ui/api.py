@@ -8,14 +8,19 @@ import gradio as gr
 from gradio.components.api_component import Api
 from PIL import Image
 
-from attribution.attribute import AttributeSettings, Attribution, Query, check_settings
-from attribution.data import open_upload
-from attribution.detect import Found, parse_labels
+from attribution.answers.report import Run, to_json
+from attribution.diffusion.pictures import open_upload
+from attribution.diffusion.pipeline import GenerateSettings, check_seed
+from attribution.diffusion.tokens import check_prompt
 from attribution.errors import AttributionError, InputError
-from attribution.model import GenerateSettings, check_prompt, check_seed
-from attribution.query import check_query
-from attribution.report import Run, to_json
-from attribution.ui.handlers import LARGEST_K, Handlers, refusal, whole
+from attribution.methods import check_settings
+from attribution.methods.answer import AttributeSettings, Attribution
+from attribution.query.detect import Found
+from attribution.query.labels import parse_labels
+from attribution.query.query import Query
+from attribution.query.regions import check_query
+from attribution.ui.asking import LARGEST_K
+from attribution.ui.handlers import refusal, whole
 from attribution.ui.jobs import Job, attributing, detecting, generating
 from attribution.ui.studio import Studio, Waiting
 
@@ -23,15 +28,15 @@ from attribution.ui.studio import Studio, Waiting
 BOXES: Any = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
 
 
-def add_api(handlers: Handlers) -> None:
+def add_api(studio: Studio) -> None:
     """Register the endpoints; nothing of them is seen on the page."""
-    endpoints = Endpoints(handlers.studio)
+    endpoints = Endpoints(studio)
     defaults = GenerateSettings()
     with gr.Column(visible=False):
         prompt, about = gr.Textbox(), gr.Textbox("")  # without a value, a program has to give one
         word, method = gr.Textbox(""), gr.Textbox("unlearning")
         seed, steps, guidance = gr.Number(0), gr.Number(defaults.steps), gr.Number(defaults.guidance)
-        image, labels, threshold = gr.File(), gr.Textbox(), gr.Number(handlers.studio.threshold)
+        image, labels, threshold = gr.File(), gr.Textbox(), gr.Number(studio.threshold)
         boxes, top_k, exhaustive = Api([], BOXES, "boxes"), gr.Number(10), gr.Checkbox(False)
         run_id, picture, told, file = gr.Textbox(), gr.Image(type="pil", format="png"), gr.JSON(), gr.File()
         button = gr.Button()

@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from attribution.answer import check_stop
-from attribution.attention import word_map
-from attribution.attribute import METHODS, AttributeSettings, Attribution, Progress, Query, attribute
-from attribution.data import to_pixels, to_square
-from attribution.detect import Found, find
-from attribution.forget import Regenerated, regenerate
-from attribution.index import Index
-from attribution.model import GenerateSettings, Model
-from attribution.score import Floats
+from attribution.answers.forget import Regenerated, regenerate
+from attribution.diffusion.attention import word_map
+from attribution.diffusion.pictures import to_pixels, to_square
+from attribution.diffusion.pipeline import GenerateSettings, Model
+from attribution.index.index import Index
+from attribution.methods import METHODS, answer
+from attribution.methods.answer import AttributeSettings, Attribution, Progress, check_stop
+from attribution.query.detect import Found, find
+from attribution.query.encoded import encode
+from attribution.query.query import Query
+from attribution.unlearning.score import Floats
 
 Steps = Generator[Any, None, None]
 
@@ -90,8 +92,9 @@ def attributing(
     """Steps of every query's answers, as (place of the query, method, step); the quick methods first."""
     quick_first = sorted(settings, key=lambda each: bool(METHODS[each.method].curvature))
     for place, query in enumerate(queries):
+        asked = encode(model, query, index.center_crop)  # once, for all methods
         for each in quick_first:
-            with closing(attribute(model, index, query, each, stop)) as steps:
+            with closing(answer(model, index, asked, each, stop)) as steps:
                 for step in steps:
                     yield place, each.method, step
 

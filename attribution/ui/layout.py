@@ -6,8 +6,8 @@ from typing import Any
 import gradio as gr
 from gradio_image_annotation import image_annotator
 
-from attribution.attribute import AttributeSettings
-from attribution.model import GenerateSettings
+from attribution.diffusion.pipeline import GenerateSettings
+from attribution.methods.answer import AttributeSettings
 from attribution.ui import answers, words
 from attribution.ui.regions import COLUMNS, EMPTY, MOST
 from attribution.ui.script import CARDS, EXAMPLES
@@ -63,13 +63,23 @@ class Parts:
     mine: gr.BrowserState
 
     @property
+    def acts(self) -> list[gr.Button]:
+        """What uses the device."""
+        return [self.generate, self.attribute, self.find, self.forget]
+
+    @property
+    def shown(self) -> list[Any]:
+        """The picture and what is drawn on it."""
+        return [self.picture, self.annotator, self.frame, self.chosen, self.labels, self.note]
+
+    @property
     def drawer(self) -> list[Any]:
-        """The training image that is opened, as `handlers.closed` clears it."""
+        """The training image that is opened."""
         return [self.opened, self.search, self.close]
 
     @property
     def answered(self) -> list[Any]:
-        """What belongs to one picture alone, as `handlers.cleared` clears it."""
+        """What belongs to one picture alone."""
         asked = [self.table, self.found, self.maps, self.status, self.runs, self.forgotten]
         return [*asked, *self.drawer, *self.tabs, *self.panels]
 
@@ -78,7 +88,7 @@ def lay_asking(studio: Studio) -> dict[str, Any]:
     """Prompt, seed, sampling, Generate and Upload."""
     defaults = GenerateSettings()
     prompt = gr.Textbox(words.PROMPT, label="Prompt", lines=2, max_lines=5, elem_id="prompt")
-    tokens = gr.HTML(words.tokens(studio.model.count_tokens(words.PROMPT)), elem_id="tokens")
+    tokens = gr.HTML(words.tokens(studio.model.tokens.count(words.PROMPT)), elem_id="tokens")
     with gr.Row(equal_height=True, elem_id="seeding"):
         seed = gr.Number(7, label="Seed", elem_id="seed", scale=3, min_width=80)
         dice = gr.Button("Dice", elem_id="dice", scale=3, min_width=80)

@@ -7,145 +7,151 @@ import gradio as gr
 
 from attribution.ui import layout, script, words
 from attribution.ui.api import add_api
-from attribution.ui.handlers import Handlers, closed, starting, throw_dice
+from attribution.ui.asking import Questions
+from attribution.ui.handlers import Handlers, Update
 from attribution.ui.kept import KeptRuns
 from attribution.ui.layout import Parts
+from attribution.ui.marks import Marks
+from attribution.ui.pictures import Pictures, throw_dice
 from attribution.ui.studio import LINE, Studio
 
 KEEP = (600, 7200)  # seconds: look every ten minutes, delete temporary files that are two hours old
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+AT_ONCE: dict[str, Any] = {"queue": False, **QUIET}
 
 
 def build_page(studio: Studio) -> gr.Blocks:
     """The page over a studio."""
-    handlers = Handlers(studio)
     page = gr.Blocks(title="Attribution by unlearning", analytics_enabled=False, delete_cache=KEEP)
     with page:
-        gr.HTML(f"<h1>Which training images is this picture made of?</h1><p>{words.INTRO}</p>", elem_id="intro")
-        with gr.Row(elem_id="finished"):
-            parts: dict[str, Any] = layout.lay_finished(studio)
-        with gr.Row(elem_id="studio"):
-            with gr.Column(elem_id="asking"):
-                parts |= layout.lay_asking(studio)
-            with gr.Column(elem_id="looking"):
-                parts |= layout.lay_looking()
-                parts |= layout.lay_boxes()
-            with gr.Column(elem_id="marking"):
-                parts |= layout.lay_marking(studio)
-        parts |= layout.lay_acting(studio)
-        parts |= layout.lay_answering()
-        gr.HTML(f"<p>{words.CREDITS}</p><p>{words.STORED}</p>", elem_id="credits")
-        add_api(handlers)  # before all else, that the names are free
-        wired = Parts(**parts)
-        _wire_picture(handlers, wired)
-        _wire_regions(handlers, wired)
-        kept = KeptRuns(handlers)
-        _wire_answers(handlers, kept, wired)
-        _wire_kept(handlers, kept, wired)
+        parts = lay(studio)
+        add_api(studio)  # before all else, that the names are free
+        handlers = Handlers(studio, parts)
+        pictures = Pictures(handlers)
+        kept = KeptRuns(pictures)
+        _wire_picture(pictures)
+        _wire_regions(Marks(handlers))
+        _wire_answers(Questions(handlers), pictures, kept)
+        _wire_kept(kept, Marks(handlers), page)
         page.unload(handlers.stop)
     page.queue(default_concurrency_limit=LINE, max_size=4 * LINE)
     return page
 
 
-def _wire_picture(handlers: Handlers, on: Parts) -> None:
-    shown = [on.picture, on.annotator, on.frame, on.chosen, on.labels, on.note, *on.answered]
-    on.prompt.change(handlers.tokens, on.prompt, on.tokens, queue=False, **QUIET)
-    on.dice.click(throw_dice, None, on.seed, queue=False, **QUIET)
+def lay(studio: Studio) -> Parts:
+    """The components of the page, where they are seen."""
+    gr.HTML(f"<h1>Which training images is this picture made of?</h1><p>{words.INTRO}</p>", elem_id="intro")
+    with gr.Row(elem_id="finished"):
+        parts: dict[str, Any] = layout.lay_finished(studio)
+    with gr.Row(elem_id="studio"):
+        with gr.Column(elem_id="asking"):
+            parts |= layout.lay_asking(studio)
+        with gr.Column(elem_id="looking"):
+            parts |= layout.lay_looking()
+            parts |= layout.lay_boxes()
+        with gr.Column(elem_id="marking"):
+            parts |= layout.lay_marking(studio)
+    parts |= layout.lay_acting(studio)
+    parts |= layout.lay_answering()
+    gr.HTML(f"<p>{words.CREDITS}</p><p>{words.STORED}</p>", elem_id="credits")
+    return Parts(**parts)
+
+
+def _wire_picture(pictures: Pictures) -> None:
+    on, handlers = pictures.on, pictures.handlers
+    taken = [*on.shown, *on.answered]
+    on.prompt.change(pictures.tokens, on.prompt, on.tokens, **AT_ONCE)
+    on.dice.click(throw_dice, None, on.seed, **AT_ONCE)
     asked = [on.generate.click, on.prompt.submit, on.seed.submit]
-    generated = gr.on(asked, starting, **_controls(on)).then(
-        handlers.generate,
+    generated = gr.on(asked, handlers.starting, None, on.acts, **AT_ONCE).then(
+        handlers.following(pictures.generation, pictures.refused),
         [on.prompt, on.seed, on.steps, on.guidance],
-        [*shown, on.stop],
+        [*taken, on.stop],
         show_progress="full",
         show_progress_on=on.annotator,
         api_visibility="private",
     )
-    _free_after(generated, handlers, on)
-    on.upload.upload(handlers.upload, [on.upload, on.prompt], shown, **QUIET)
-    on.search.click(handlers.search_from, on.row, [*shown, on.prompt], **QUIET)
+    _free_after(generated, handlers)
+    on.upload.upload(pictures.upload, [on.upload, on.prompt], taken, **QUIET)
+    on.search.click(pictures.search_from, on.row, [*taken, on.prompt], **QUIET)
 
 
-def _wire_regions(handlers: Handlers, on: Parts) -> None:
+def _wire_regions(marks: Marks) -> None:
+    on, handlers = marks.on, marks.handlers
     both = [on.annotator, on.frame, on.table]
     on.annotator.change(None, both, on.table, js=script.TABLE_FOLLOWS)  # in the browser alone
     on.table.input(None, both, on.annotator, js=script.BOXES_FOLLOW)
     on.clear.click(None, both, [on.annotator, on.table], js=script.CLEAR)
-    sought = gr.on([on.find.click, on.labels.submit], starting, **_controls(on)).then(
-        handlers.detect,
+    sought = gr.on([on.find.click, on.labels.submit], handlers.starting, None, on.acts, **AT_ONCE).then(
+        handlers.following(marks.detection, marks.refused),
         [on.picture, on.prompt, on.labels, on.threshold],
         [on.table, on.annotator, on.found, on.stop],
         show_progress="minimal",
         show_progress_on=on.found,
         api_visibility="private",
     )
-    _free_after(sought, handlers, on)
+    _free_after(sought, handlers)
     asked = [on.picture, on.prompt, on.chosen]
-    on.chosen.input(handlers.show_words, asked, on.maps, trigger_mode="always_last", **QUIET)
+    on.chosen.input(marks.show_words, asked, on.maps, trigger_mode="always_last", **QUIET)
 
 
-def _wire_answers(handlers: Handlers, kept: KeptRuns, on: Parts) -> None:
-    controls = _controls(on)
+def _wire_answers(questions: Questions, pictures: Pictures, kept: KeptRuns) -> None:
+    on, handlers = questions.on, questions.handlers
     coloured = on.attribute.click(None, [on.annotator, on.frame, on.table], on.annotator, js=script.RECOLOUR)
-    answered = coloured.then(starting, **controls).then(
-        handlers.attribute,
+    answered = coloured.then(handlers.starting, None, on.acts, **AT_ONCE).then(
+        handlers.following(questions.attribution, questions.refused),
         [on.prompt, on.picture, on.table, on.chosen, on.top_k, on.exhaustive, on.compared, on.folded],
         [on.status, on.runs, *on.tabs, *on.panels, on.stop],
-        show_progress="hidden",
-        api_visibility="private",
+        **QUIET,
     )
-    forgot = on.forget.click(starting, **controls).then(
-        handlers.forget, [on.picture, on.table, on.chosen], [on.status, on.forgotten, on.stop], **QUIET
+    forgot = on.forget.click(handlers.starting, None, on.acts, **AT_ONCE).then(
+        handlers.following(questions.forgetting, questions.refused),
+        [on.picture, on.table, on.chosen],
+        [on.status, on.forgotten, on.stop],
+        **QUIET,
     )
-    answered.success(kept.remember, [on.runs, on.mine], [on.mine, on.history], queue=False, **QUIET)
+    answered.success(kept.remember, [on.runs, on.mine], [on.mine, on.history], **AT_ONCE)
     for run in (answered, forgot):
-        _free_after(run, handlers, on)
-    on.stop.click(handlers.stop, queue=False, **QUIET)
-    on.folded.input(handlers.fold, [on.runs, on.folded], on.panels, **QUIET)
+        _free_after(run, handlers)
+    on.stop.click(handlers.stop, **AT_ONCE)
+    on.folded.input(questions.fold, [on.runs, on.folded], on.panels, **QUIET)
     coloured.then(None, None, None, js=script.TO_ANSWERS)
     for place, panel in enumerate(on.panels):
-        opened = panel.select(_opening(handlers, place), on.runs, [on.row, *on.drawer], **QUIET)
+        opened = panel.select(_opening(questions, place), on.runs, [on.row, *on.drawer], **QUIET)
         opened.success(None, None, None, js=script.TO_OPENED)
-    on.close.click(closed, None, on.drawer, js=script.CLOSED, queue=False, **QUIET)
+    on.close.click(pictures.closed, None, on.drawer, js=script.CLOSED, **AT_ONCE)
 
 
-def _wire_kept(handlers: Handlers, kept: KeptRuns, on: Parts) -> None:
+def _wire_kept(kept: KeptRuns, marks: Marks, page: gr.Blocks) -> None:
     """Runs by link, examples, and the visitor's own."""
-    page = [on.picture, on.annotator, on.frame, on.chosen, on.labels, on.note, on.prompt, on.table, on.status, on.runs]
-    opened = [*page, *on.tabs, *on.panels, on.seed]
-    context = gr.context.Context.root_block
-    assert context is not None
-    context.load(None, None, None, js=script.START)
-    loaded = context.load(kept.reopen_linked, on.folded, opened, **QUIET)
-    loaded.success(kept.list_runs, on.mine, on.history, queue=False, **QUIET)
-    chosen = on.history.input(kept.reopen_chosen, [on.history, on.folded], opened, **QUIET)
-    example = on.examples.select(_reopening(kept), on.folded, opened, **QUIET)
+    on = kept.on
+    outputs = [*on.shown, on.prompt, on.seed, on.table, on.status, on.runs, *on.tabs, *on.panels]
+    page.load(None, None, None, js=script.START)
+    loaded = page.load(kept.reopen_linked, on.folded, outputs, **QUIET)
+    loaded.success(kept.list_runs, on.mine, on.history, **AT_ONCE)
+    chosen = on.history.input(kept.reopen_chosen, [on.history, on.folded], outputs, **QUIET)
+    example = on.examples.select(_reopening(kept), on.folded, outputs, **QUIET)
     for reopened in (loaded, chosen, example):
-        before = [on.found, on.forgotten, *on.drawer]  # of the picture before
-        reopened.success(lambda: ["", "", *closed()], None, before, queue=False, **QUIET)
-        reopened.success(handlers.show_words, [on.picture, on.prompt, on.chosen], on.maps, **QUIET)
+        reopened.success(kept.before, None, [on.found, on.forgotten, *on.drawer], **AT_ONCE)
+        reopened.success(marks.show_words, [on.picture, on.prompt, on.chosen], on.maps, **QUIET)
     for picked in (chosen, example):
         picked.success(None, None, None, js=script.TO_ANSWERS)
 
 
-def _reopening(kept: KeptRuns) -> Callable[..., tuple[Any, ...]]:
-    def reopening(folded: bool, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:  # Gradio reads these
+def _reopening(kept: KeptRuns) -> Callable[..., Update]:
+    def reopening(folded: bool, event: gr.EventData, request: gr.Request) -> Update:  # Gradio reads these
         return kept.reopen_example(event, folded, request)
 
     return reopening
 
 
-def _opening(handlers: Handlers, place: int) -> Callable[..., tuple[Any, ...]]:
-    def opening(runs: Any, event: gr.EventData) -> tuple[Any, ...]:  # Gradio reads the event's annotation
-        return handlers.open_image(event, runs, place)
+def _opening(questions: Questions, place: int) -> Callable[..., Update]:
+    def opening(runs: Any, event: gr.EventData) -> Update:  # Gradio reads the event's annotation
+        return questions.open_image(event, runs, place)
 
     return opening
 
 
-def _controls(on: Parts) -> dict[str, Any]:
-    controls = [on.generate, on.attribute, on.find, on.forget, on.stop]
-    return {"outputs": controls, "queue": False, **QUIET}
-
-
-def _free_after(run: Any, handlers: Handlers, on: Parts) -> None:
+def _free_after(run: Any, handlers: Handlers) -> None:
     for ended in (run.success, run.failure):  # Gradio 6.31 runs `then` after a success only
-        ended(handlers.controls, **_controls(on))
+        ended(handlers.controls, None, [*handlers.on.acts, handlers.on.stop], **AT_ONCE)

@@ -12,9 +12,9 @@ from typing import Any, TypedDict
 
 from PIL import Image
 
-from attribution.detect import Detection
 from attribution.errors import InputError
-from attribution.query import Box
+from attribution.query.grounding import Detection
+from attribution.query.query import Box
 from attribution.ui.style import COLOURS
 
 SHOWN_SIDE = 512  # px: small pictures are enlarged to about this

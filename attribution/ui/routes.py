@@ -7,8 +7,8 @@ from fastapi import APIRouter, HTTPException
 from fastapi.responses import FileResponse, Response
 from starlette.routing import BaseRoute
 
+from attribution.answers.report import HTML, RUN, TABLE
 from attribution.errors import InputError
-from attribution.report import HTML, RUN, TABLE
 from attribution.ui.studio import Studio
 
 PARTS = {"json": (RUN, "application/json"), "csv": (TABLE, "text/csv; charset=utf-8"), "html": (HTML, "text/html")}

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,12 +14,13 @@ from typing import Any
 
 from PIL import Image
 
-from attribution.attribute import METHODS, AttributeSettings, check_settings
-from attribution.detect import detector_threshold
+from attribution.answers.report import Run, RunFolder, is_run_id, read_zip
+from attribution.diffusion.pipeline import GenerateSettings, Model
 from attribution.errors import AttributionError, InputError, Stopped, WorkFailed, reason
-from attribution.index import Index
-from attribution.model import GenerateSettings, Model
-from attribution.report import Run, RunFolder, is_run_id, read_zip
+from attribution.index.index import Index
+from attribution.methods import METHODS, check_settings
+from attribution.methods.answer import AttributeSettings
+from attribution.query.detect import detector_threshold
 from attribution.ui.jobs import Job, Steps
 from attribution.ui.zero import FIRST, LONGEST, on_gpu
 
@@ -156,37 +157,26 @@ class Studio:
         """Whether a visitor's run is in progress."""
         return visitor in self._runs
 
-    def alone(self, job: Job, stop: Event) -> Iterator[Any]:
+    def alone(self, job: Job, stop: Event) -> Steps:
         """Do a job while nobody else uses the device: yields Waiting before its turn, then what the job yields.
+
+        The end of the job restores the weights before the next one's turn.
 
         Raises:
             InputError: too many are waiting.
             Stopped: `stop` was set while waiting.
+            WorkFailed: a library's error ended the job.
         """
-        ticket = object()
-        with self._turn:
-            if len(self._line) >= LINE:
-                raise InputError(f"{len(self._line)} runs are waiting already; try again in a few minutes")
-            self._line.append(ticket)
+        ticket, steps = self._join(), self._steps(job, stop)
         try:
             while ahead := self._ahead(ticket):
                 if stop.is_set():
                     raise Stopped("stopped before its turn; nothing was changed")
                 yield Waiting(ahead)
             began = time.monotonic()
-            yield from self._stepped(job, stop)
-            self._took[job.run.__name__] = time.monotonic() - began
-        finally:
-            with self._turn:
-                self._line.remove(ticket)
-                self._turn.notify_all()
-
-    def _stepped(self, job: Job, stop: Event) -> Steps:
-        """A job's steps, each when it is asked for; its end restores the weights before the next one's turn."""
-        steps = self._steps(job, stop)
-        try:
             while (step := self._on_device(next, steps, END)) is not END:
                 yield step
+            self._took[job.run.__name__] = time.monotonic() - began
         except AttributionError:
             raise
         except Exception as error:
@@ -194,14 +184,28 @@ class Studio:
             raise WorkFailed(f"it could not be done here ({reason(error)}); the model is as it was") from error
         finally:
             self._on_device(steps.close)
+            self._leave(ticket)
+
+    def _join(self) -> object:
+        """A place at the end of the line."""
+        ticket = object()
+        with self._turn:
+            if len(self._line) >= LINE:
+                raise InputError(f"{len(self._line)} runs are waiting already; try again in a few minutes")
+            self._line.append(ticket)
+        return ticket
+
+    def _leave(self, ticket: object) -> None:
+        with self._turn:
+            self._line.remove(ticket)
+            self._turn.notify_all()
 
     def _on_device(self, work: Callable[..., Any], *given: Any) -> Any:
         """What `work` gives in the device's thread, in the context of this one: Gradio's progress is found by it."""
         return self._device.submit(copy_context().run, work, *given).result()
 
     def _here(self, job: Job, stop: Event) -> Steps:
-        with closing(job.run(self.model, self.index, stop, *job.asked)) as steps:
-            yield from steps
+        return job.run(self.model, self.index, stop, *job.asked)
 
     def _estimate(self, job: Job) -> float:
         """Seconds of a lent GPU to ask for: half again what such a job took last, FIRST before one has ended."""

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from html import escape
 
-from attribution.answer import Progress
-from attribution.data import MAX_BYTES, MAX_SIDE
-from attribution.detect import Found
-from attribution.forget import STRENGTH, Regenerated
-from attribution.model import TokenCount
-from attribution.report import Run
+from attribution.answers.forget import STRENGTH, Regenerated
+from attribution.answers.report import Run
+from attribution.diffusion.pictures import MAX_BYTES, MAX_SIDE
+from attribution.diffusion.tokens import TokenCount
+from attribution.methods.answer import Progress
+from attribution.query.detect import Found
 from attribution.ui.regions import MOST
 from attribution.ui.studio import Picture, Waiting
 

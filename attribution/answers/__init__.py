@@ -1,0 +1,1 @@
+"""What comes out: comparisons, the noise floor, reports, and generating again without it."""

@@ -1,0 +1,198 @@
+"""The diffusion model: the only file of the application that touches diffusers.
+
+Any `StableDiffusionPipeline` folder or hub id will do (SD 1.x, 2.x, the embedded model); the VAE, the text
+encoder and the U-Net are used as they are, in float32 unless told otherwise.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from PIL import Image
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from attribution.diffusion.tokens import Tokens, check_prompt
+from attribution.errors import HUB, InputError, WeightsUnavailable, reason
+
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """How pictures are sampled: denoising steps (1 to 100) and classifier-free guidance (1 to 20; 1 is none)."""
+
+    steps: int = 25
+    guidance: float = 3.0
+
+
+def default_device() -> torch.device:
+    """CUDA, else MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+class Model:
+    """A text-to-image latent diffusion model, frozen save for what `unlearn.unlearned` changes and restores."""
+
+    def __init__(self, pipe: StableDiffusionPipeline, source: str) -> None:
+        torch.backends.cudnn.allow_tf32 = False  # ten bits are too few: losses before and after differ by little
+        self.source = source
+        self.pipe = pipe
+        pipe.set_progress_bar_config(disable=True)
+        self.unet: Any = pipe.unet.eval().requires_grad_(False)
+        self.vae: Any = pipe.vae.eval().requires_grad_(False)
+        self.text_encoder: Any = pipe.text_encoder.eval().requires_grad_(False)
+        longest = int(self.text_encoder.config.max_position_embeddings)
+        self.tokens = Tokens(pipe.tokenizer, min(longest, int(pipe.tokenizer.model_max_length)))
+        schedule = DDPMScheduler.from_config(pipe.scheduler.config)
+        self.alphas_cumprod: Tensor = schedule.alphas_cumprod.double()
+        self.prediction_type: str = schedule.config.prediction_type
+        self.train_timesteps: int = schedule.config.num_train_timesteps
+        if self.prediction_type not in ("epsilon", "v_prediction"):
+            raise InputError(
+                f"{source} predicts {self.prediction_type!r}; accepted are 'epsilon' and 'v_prediction' schedulers"
+            )
+
+    @classmethod
+    def load(
+        cls, source: str | Path, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    ) -> "Model":
+        """Load a pipeline from a folder or the hub.
+
+        Raises:
+            WeightsUnavailable: it is not a folder in Stable Diffusion's layout, nor could the hub provide it.
+        """
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
+        try:
+            pipe = StableDiffusionPipeline.from_pretrained(
+                str(source), dtype=dtype, safety_checker=None, requires_safety_checker=False
+            )
+        except Exception as error:  # diffusers and the hub raise a dozen kinds
+            raise WeightsUnavailable(
+                f"no Stable Diffusion pipeline could be loaded from {str(source)!r} ({reason(error)}); name a pipeline"
+                f" folder, or a hub id on {HUB}"
+            ) from error
+        return cls(pipe.to(device or default_device()), str(source))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the U-Net is."""
+        device: torch.device = next(self.unet.parameters()).device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The U-Net's floating-point type."""
+        dtype: torch.dtype = next(self.unet.parameters()).dtype
+        return dtype
+
+    @property
+    def scale(self) -> int:
+        """Pixels per latent cell and side."""
+        factor: int = self.pipe.vae_scale_factor
+        return factor
+
+    @property
+    def resolution(self) -> int:
+        """Side in pixels of the square pictures that the U-Net was made for."""
+        return int(self.unet.config.sample_size) * self.scale
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one picture's latents."""
+        side = int(self.unet.config.sample_size)
+        return (int(self.unet.config.in_channels), side, side)
+
+    @cached_property
+    def sha256(self) -> str:
+        """A hash of all weights, as float32 values on the CPU, in the order of their names."""
+        digest = hashlib.sha256()
+        for module in (self.vae, self.text_encoder, self.unet):
+            for name, value in sorted(module.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] to scaled latents (B, C, h, w), the posterior's mode: no noise is added."""
+        encoded = self.vae.encode(pixels.to(self.device, self.dtype))
+        latents: Tensor = encoded.latent_dist.mode() * self.vae.config.scaling_factor
+        return latents
+
+    @torch.no_grad()
+    def encode_text(self, prompts: list[str]) -> Tensor:
+        """Prompts to the text encoder's hidden states (B, L, D), truncated and padded to its length."""
+        ids, attended = self.tokens.padded(prompts)
+        masked = getattr(self.text_encoder.config, "use_attention_mask", None)
+        mask = attended.to(self.device) if masked else None
+        hidden: Tensor = self.text_encoder(ids.to(self.device), attention_mask=mask).last_hidden_state
+        return hidden
+
+    def generate(
+        self,
+        prompt: str,
+        seed: int,
+        settings: GenerateSettings | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Image.Image:
+        """Sample a picture with the pipeline's own scheduler; the first noise is drawn on the CPU.
+
+        Args:
+            prompt: not empty; what is over the token limit is not read.
+            seed: 0 to 2**63 - 1.
+            settings: steps and guidance.
+            on_step: called with (steps done, steps in all); may raise to stop.
+
+        Raises:
+            InputError: a value outside what is accepted.
+        """
+        settings = settings or GenerateSettings()
+        check_prompt(prompt)
+        check_seed(seed)
+        if not 1 <= settings.steps <= 100:
+            raise InputError(f"{settings.steps} steps are not possible; accepted are 1 to 100")
+        if not 1 <= settings.guidance <= 20:
+            raise InputError(f"guidance {settings.guidance} is not possible; accepted is 1 to 20")
+
+        def callback(_pipe: object, step: int, _t: object, kwargs: dict[str, Any]) -> dict[str, Any]:
+            if on_step:
+                on_step(step + 1, settings.steps)
+            return kwargs
+
+        # The text is encoded here, as it is for the index: the pipeline's own tokenizer is not safe to share.
+        made = self.pipe(
+            prompt_embeds=self.encode_text([prompt]),
+            negative_prompt_embeds=self.encode_text([""]),
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            generator=torch.Generator().manual_seed(seed),
+            callback_on_step_end=callback,
+        )
+        picture: Image.Image = made.images[0]
+        return picture
+
+    def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """The U-Net's prediction (B, C, h, w) for noisy latents, timesteps (B,) and text (B, L, D)."""
+        predicted: Tensor = self.unet(x_t, t, encoder_hidden_states=text).sample
+        return predicted
+
+
+def check_seed(seed: int) -> int:
+    """Return the seed.
+
+    Raises:
+        InputError: it is not an integer from 0 to 2**63 - 1.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+        raise InputError(f"seed {seed!r} is not possible; accepted are whole numbers from 0 to {MAX_SEED}")
+    return seed

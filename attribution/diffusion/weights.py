@@ -1,0 +1,86 @@
+"""Which weights of the U-Net are differentiated, changed and put back."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from torch import Tensor, nn
+
+from attribution.diffusion.pipeline import Model
+from attribution.errors import WeightsUnavailable
+
+WeightSubset = Literal["cross-attn-kv", "cross-attn", "attn", "all"]
+
+# Layers of the U-Net by diffusers' names: attn1 is self-, attn2 cross-attention.
+WEIGHT_PATTERNS: dict[WeightSubset, str] = {
+    "cross-attn-kv": r"attn2\.to_[kv]$",
+    "cross-attn": r"attn2\.(to_[qkv]|to_out\.0)$",
+    "attn": r"attn[12]\.(to_[qkv]|to_out\.0)$",
+    "all": r"",
+}
+
+
+def layers(model: Model, subset: WeightSubset) -> dict[str, nn.Module]:
+    """The layers of a subset of weights, by name: those with parameters of their own."""
+    pattern = re.compile(WEIGHT_PATTERNS[subset])
+    named = {name: layer for name, layer in model.unet.named_modules() if pattern.search(name)}
+    return {name: layer for name, layer in named.items() if list(layer.parameters(recurse=False))}
+
+
+def parameters(model: Model, subset: WeightSubset) -> dict[str, nn.Parameter]:
+    """The parameters of a subset of weights, by name."""
+    return {
+        f"{name}.{key}": parameter
+        for name, layer in layers(model, subset).items()
+        for key, parameter in layer.named_parameters(recurse=False)
+    }
+
+
+@contextmanager
+def tuned(model: Model, subset: WeightSubset) -> Iterator[dict[str, nn.Parameter]]:
+    """The parameters of a subset by name, requiring gradients inside the context only."""
+    named = parameters(model, subset)
+    try:
+        for parameter in named.values():
+            parameter.requires_grad_(True)
+        yield named
+    finally:
+        for parameter in named.values():
+            parameter.requires_grad_(False)
+
+
+@contextmanager
+def unlearned(model: Model, subset: WeightSubset) -> Iterator[dict[str, Tensor]]:
+    """A context in which the weights of a subset may be changed in place; they are restored bit for bit."""
+    with tuned(model, subset) as named:
+        weights = {name: parameter.data for name, parameter in named.items()}
+    before = {name: weight.clone() for name, weight in weights.items()}
+    try:
+        yield weights
+    finally:
+        for name, weight in weights.items():
+            weight.copy_(before[name])
+
+
+@contextmanager
+def checkpoint(model: Model, source: str | None) -> Iterator[None]:
+    """A context in which the U-Net has the weights of another pipeline of the same shape; None changes nothing.
+
+    Raises:
+        WeightsUnavailable: they cannot be had, or do not fit.
+    """
+    if source is None:
+        yield
+        return
+    unet = model.unet
+    before = {name: value.clone() for name, value in unet.state_dict().items()}
+    try:
+        other = type(unet).from_pretrained(source, subfolder="unet", torch_dtype=model.dtype)
+        unet.load_state_dict(other.state_dict())
+    except Exception as error:  # diffusers, torch and the hub raise a dozen kinds
+        raise WeightsUnavailable(f"no U-Net that fits {model.source!r} could be loaded from {source!r}") from error
+    try:
+        yield
+    finally:
+        unet.load_state_dict(before)

@@ -1,0 +1,223 @@
+"""Build an index: one loop over the table of steps, which goes on where it was interrupted."""
+
+import math
+from collections.abc import Generator, Iterator
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import save_file
+
+from attribution.batches import in_batches
+from attribution.diffusion.noise import NoiseBank, NoiseSettings
+from attribution.diffusion.pipeline import Model
+from attribution.errors import InputError
+from attribution.index.data import DataSettings, open_training_set
+from attribution.index.features import FEATURES
+from attribution.index.manifest import (
+    MANIFEST,
+    DataRecord,
+    IndexSettings,
+    Manifest,
+    ModelRecord,
+    Record,
+    StepRecord,
+    portable,
+)
+from attribution.index.steps import REQUIRED, STEPS
+from attribution.index.stored import ArrayFile, Block, Files, SumFile, first_not_finite
+from attribution.index.work import BuildSettings, ExtendSettings, Source, Work
+from attribution.unlearning.projection import GRADIENT_OUTPUTS
+
+
+@dataclass(frozen=True)
+class BuildProgress:
+    """A step of the build, and how much of it is done."""
+
+    step: str
+    done: int
+    total: int
+
+
+@dataclass
+class Builder:
+    """One build: what it is made from, and the manifest, which is on disk what it is here."""
+
+    source: Source
+    manifest: Manifest
+
+    def save(self, manifest: Manifest) -> None:
+        """Take and write another state of the manifest."""
+        self.manifest = manifest
+        manifest.write(self.source.out)
+
+    def partial(self, step: str) -> Path:
+        """Where the sums of a step are kept until it is done."""
+        return self.source.out / f"{step}.partial.safetensors"
+
+
+def build(
+    out: Path, model: Model, settings: BuildSettings, more: ExtendSettings | None = None
+) -> Iterator[BuildProgress]:
+    """Build or go on building an index.
+
+    Args:
+        out: its folder.
+        model: that it is of.
+        settings: what every index holds, and from what.
+        more: what is added.
+
+    Raises:
+        InputError: the training data cannot be read, or are empty, or hold a picture of which something is not finite;
+            or a setting is not possible, or there is no such feature or gradient.
+        IndexMismatch: the folder holds an index of another model, other data or other settings.
+        WeightsUnavailable: a feature's network cannot be had; what was added before stays.
+    """
+    builder = prepare(out, model, settings)
+    wanted = _wanted(builder, more or ExtendSettings())
+    for name, record in wanted.items():
+        builder.manifest.refuse_other_step(name, record, out)
+    for name, record in wanted.items():
+        if not builder.manifest.finished(name):
+            yield from _make(builder, name, record)
+        _tidy(builder, name)
+
+
+def prepare(out: Path, model: Model, settings: BuildSettings) -> Builder:
+    """A build, begun or to go on with; see `build`."""
+    if settings.batch < 1 or settings.fisher.samples < 1:
+        raise InputError(
+            f"a build with batch = {settings.batch} and {settings.fisher.samples} Fisher samples is not possible;"
+            " accepted are whole numbers from 1"
+        )
+    for noise in (settings.noise, NoiseSettings(settings.fisher.timesteps)):
+        NoiseBank.draw(noise, model.latent_shape, model.train_timesteps)  # refuses before any work
+    training = open_training_set(settings.data)
+    if not len(training):
+        raise InputError("the training data are empty; at least one captioned image is needed")
+    out.mkdir(parents=True, exist_ok=True)
+    source = Source(out, model, training, settings)
+    manifest = wanted = _manifest(source)
+    if (out / MANIFEST).exists():
+        manifest = Manifest.read(out)
+        manifest.refuse_other(wanted, out)
+    return Builder(source, manifest)
+
+
+def _manifest(source: Source) -> Manifest:
+    model, settings = source.model, source.settings
+    return Manifest.begin(
+        ModelRecord(
+            portable(model.source, source.out),
+            model.sha256,
+            model.latent_shape,
+            model.train_timesteps,
+            model.prediction_type,
+        ),
+        DataRecord(len(source.training), source.training.sha256()),
+        IndexSettings(_recorded(settings.data, source.out), settings.noise, settings.fisher),
+    )
+
+
+def _recorded(data: DataSettings, out: Path) -> DataSettings:
+    """The data's settings, their folder named so that it is found again."""
+    folder = data.train_data_dir
+    return replace(data, train_data_dir=None if folder is None else Path(portable(str(folder), out)))
+
+
+def _wanted(builder: Builder, more: ExtendSettings) -> dict[str, Record | None]:
+    """Every step that is asked for, in the table's order, and what it is to be made with; checked."""
+    _check_names("feature", more.features, tuple(FEATURES))
+    _check_names("gradients", more.gradients, tuple(GRADIENT_OUTPUTS))
+    asked = {*REQUIRED, *(f"features/{name}" for name in more.features), *(f"gradients/{n}" for n in more.gradients)}
+    asked |= {"fisher-all"} if more.fisher_all else set()
+    asked |= {"ekfac"} if more.ekfac else set()
+    asked |= {scaffold for name in asked if (scaffold := STEPS[name].scaffold) and not builder.manifest.finished(name)}
+    wanted = {name: step.record(builder.source, more) for name, step in STEPS.items() if name in asked}
+    for name in more.features:
+        base = FEATURES[name].base
+        if base and base not in more.features and not builder.manifest.finished(f"features/{base}"):
+            raise InputError(f"the feature {name!r} maps {base!r}, which the index does not hold; add both")
+    return wanted
+
+
+def _check_names(kind: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in known:
+            verb = "is no" if kind == "feature" else "are no"
+            raise InputError(f"there {verb} {kind} {name!r}; accepted are {', '.join(known)}")
+
+
+def _make(builder: Builder, name: str, record: Record | None) -> Iterator[BuildProgress]:
+    """Make a step, or the rest of it: the one loop of every build."""
+    work = STEPS[name].work(builder.source, record)
+    held = builder.manifest.step(name)
+    if held.made != work.made:  # other settings' blocks
+        builder.partial(name).unlink(missing_ok=True)
+        held = StepRecord()
+    builder.save(builder.manifest.having(name, held := replace(held, made=work.made)))
+    store = _open_store(builder, name, work, bool(held.blocks))
+    held = held if store.done is None else held.with_block(range(store.done))
+    with closing(_blocks(work, held)) as blocks, closing(store):
+        for rows, block in blocks:
+            _require_finite(builder.source, name, work, rows, block)
+            store.put(rows, block)
+            held = held.with_block(rows)
+            if store.done is None and work.batch < work.count:  # sums say it themselves, one block need not
+                builder.save(builder.manifest.having(name, held))
+            yield BuildProgress(name, held.done, work.count)
+    if work.total and isinstance(store, SumFile):
+        total = {key: values.cpu().contiguous() for key, values in work.total(store.sums).items()}
+        save_file(total, builder.source.out / f"{name}.safetensors")
+    scaffold = STEPS[name].scaffold
+    finished = builder.manifest.having(name, StepRecord(True, (), work.made))
+    builder.save(finished.lacking(scaffold) if scaffold else finished)
+
+
+def _open_store(builder: Builder, name: str, work: Work, going_on: bool) -> ArrayFile | SumFile | Files:
+    if work.total:
+        return SumFile.open(builder.partial(name))
+    if work.shape is None:
+        return Files(builder.source.out)
+    return ArrayFile.open(builder.source.out / f"{name}.npy", work.shape, work.count, work.dtype, going_on)
+
+
+def _blocks(work: Work, held: StepRecord) -> Generator[tuple[range, Block], None, None]:
+    """The blocks that are not done, with their rows, in order."""
+    size = work.count // work.parts
+    for part in range(work.parts):
+        gaps = list(held.gaps(range(part * size, (part + 1) * size)))
+        with work.during(part) if gaps else nullcontext():
+            for gap in gaps:
+                yield from _fill(work, gap)
+
+
+def _fill(work: Work, gap: range) -> Iterator[tuple[range, Block]]:
+    end = gap.start + math.ceil(len(gap) / work.batch) * work.batch if work.even else gap.stop
+    for rows, block in in_batches(end, work.batch, work.block, gap.start):
+        kept = range(rows.start, min(rows.stop, gap.stop))
+        if kept:
+            yield kept, block[: len(kept)] if isinstance(block, np.ndarray) else block
+
+
+def _require_finite(source: Source, name: str, work: Work, rows: range, block: Block) -> None:
+    """Refuse a block with numbers that are not finite, and name the first training image that they come from."""
+    place = first_not_finite(block)
+    if place is None:
+        return
+    if work.total:  # a sum does not tell which sample it was
+        alone = (first_not_finite(work.block(range(sample, sample + 1))) is not None for sample in rows)
+        place = next((place for place, bad in enumerate(alone) if bad), 0)
+    image = source.training.ids[work.row(rows[place])]
+    raise InputError(
+        f"{name} of training image {image} is not finite; check the model's weights, mend the image or leave it out"
+    )
+
+
+def _tidy(builder: Builder, name: str) -> None:
+    """Delete what a finished step no longer needs."""
+    builder.partial(name).unlink(missing_ok=True)
+    if scaffold := STEPS[name].scaffold:
+        builder.partial(scaffold).unlink(missing_ok=True)
+        (builder.source.out / f"{scaffold}.safetensors").unlink(missing_ok=True)

@@ -1,0 +1,188 @@
+"""Feature baselines: cosine similarity to the training images, the better of each image and its mirror.
+
+The networks are transformers' own, from a folder or the hub; only this file and `model.py` load any.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import linear
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
+
+from attribution.diffusion.pipeline import default_device
+from attribution.errors import HUB, InputError, WeightsUnavailable, reason
+
+PIXEL_SIDE = 32  # px, side of the pictures that the pixel baseline compares
+
+Encode = Callable[[Sequence[Any]], Tensor]  # B pictures, or captions, to (B, D) float32 on the CPU
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A feature that pictures or captions are compared by.
+
+    Attributes:
+        line: what it is.
+        source: who published it.
+        of: what is encoded, the pictures or the captions.
+        weights: the hub id of the published network; None for a mapper, whose file must be named.
+        open: loads the network from a folder or hub id.
+        base: the feature whose vectors a mapper maps; None for a feature of its own.
+    """
+
+    line: str
+    source: str
+    of: Literal["images", "captions"]
+    weights: str | None
+    open: Callable[[str], Encode]
+    base: str | None = None
+
+
+def _loaded(load: Callable[..., Any], weights: str, **how: Any) -> Any:
+    """What `load` makes of a folder or hub id.
+
+    Raises:
+        WeightsUnavailable: it cannot be had.
+    """
+    try:
+        return load(weights, **how)
+    except Exception as error:  # transformers and the hub raise a dozen kinds
+        raise WeightsUnavailable(
+            f"no feature network could be loaded from {weights!r} ({reason(error)}); name a folder with"
+            f" --feature_weights, or a hub id on {HUB}"
+        ) from error
+
+
+def _network(load: Callable[..., Any], weights: str) -> Any:
+    network = _loaded(load, weights, dtype=torch.float32)
+    return network.eval().requires_grad_(False).to(default_device())
+
+
+def _picture_encoder(weights: str, network: Any, embed: Callable[[Tensor], Tensor]) -> Encode:
+    processor = _loaded(AutoImageProcessor.from_pretrained, weights)
+
+    def encode(pictures: Sequence[Any]) -> Tensor:
+        pixels = processor(images=[picture.convert("RGB") for picture in pictures], return_tensors="pt").pixel_values
+        with torch.inference_mode():
+            return embed(pixels.to(network.device)).float().cpu()
+
+    return encode
+
+
+def open_clip(weights: str) -> Encode:
+    """CLIP's image embedding (Radford et al. 2021)."""
+    network = _network(CLIPModel.from_pretrained, weights)
+
+    def embed(pixels: Tensor) -> Tensor:
+        embedded: Tensor = network.visual_projection(network.vision_model(pixel_values=pixels).pooler_output)
+        return embedded
+
+    return _picture_encoder(weights, network, embed)
+
+
+def open_clip_text(weights: str) -> Encode:
+    """CLIP's text embedding of captions."""
+    network = _network(CLIPModel.from_pretrained, weights)
+    tokenizer = _loaded(AutoTokenizer.from_pretrained, weights)
+    limit = network.config.text_config.max_position_embeddings
+
+    def encode(captions: Sequence[Any]) -> Tensor:
+        batch = tokenizer(list(captions), padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        batch = batch.to(network.device)
+        with torch.inference_mode():
+            hidden = network.text_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+            embedded: Tensor = network.text_projection(hidden.pooler_output)
+        return embedded.float().cpu()
+
+    return encode
+
+
+def open_vit(weights: str) -> Encode:
+    """The class token after the last layer of a vision transformer: DINO (Caron et al. 2021), DINOv2 (Oquab et al.)."""
+    network = _network(AutoModel.from_pretrained, weights)
+
+    def embed(pixels: Tensor) -> Tensor:
+        token: Tensor = network(pixel_values=pixels).last_hidden_state[:, 0]
+        return token
+
+    return _picture_encoder(weights, network, embed)
+
+
+def open_mapper(weights: str) -> Encode:
+    """The linear map of Wang et al. 2023 over another feature's vectors.
+
+    `mapper.weight` and `mapper.bias` of a state dict: a `.safetensors` file, or torch's, read as tensors only.
+    """
+    path = Path(weights)
+
+    def load(name: str) -> dict[str, Tensor]:
+        held: dict[str, Any] = (
+            {**load_file(name)} if path.suffix == ".safetensors" else torch.load(name, "cpu", weights_only=True)
+        )
+        held = held.get("state_dict", held)
+        return {part: held[key] for key in held for part in ("weight", "bias") if key.endswith(f"mapper.{part}")}
+
+    mapper = _loaded(load, weights)
+    if set(mapper) != {"weight", "bias"}:
+        raise WeightsUnavailable(
+            f"{weights!r} holds no `mapper.weight` and `mapper.bias`; name a linear mapper's checkpoint"
+        )
+
+    def encode(vectors: Sequence[Any]) -> Tensor:
+        return linear(
+            torch.as_tensor(np.asarray(vectors), dtype=torch.float32), mapper["weight"].float(), mapper["bias"].float()
+        )
+
+    return encode
+
+
+CLIP, DINO = "openai/clip-vit-base-patch32", "facebook/dino-vitb16"
+FEATURES: dict[str, Feature] = {
+    "clip": Feature("CLIP image embeddings", "Radford et al. 2021", "images", CLIP, open_clip),
+    "clip-text": Feature(
+        "CLIP text embeddings: captions against the prompt", "Radford et al. 2021", "captions", CLIP, open_clip_text
+    ),
+    "dino": Feature("DINO class tokens", "Caron et al. 2021", "images", DINO, open_vit),
+    "dinov2": Feature(
+        "DINOv2 class tokens",
+        "Oquab et al. 2024; Darcet et al. 2024",
+        "images",
+        "facebook/dinov2-with-registers-large",
+        open_vit,
+    ),
+    "clip-abc": Feature(
+        "CLIP, mapped linearly for attribution", "Wang et al. 2023", "images", None, open_mapper, "clip"
+    ),
+    "dino-abc": Feature(
+        "DINO, mapped linearly for attribution", "Wang et al. 2023", "images", None, open_mapper, "dino"
+    ),
+}
+
+
+@lru_cache(maxsize=8)
+def open_feature(name: str, weights: str) -> Encode:
+    """The encoder of a feature, loaded once.
+
+    Raises:
+        InputError: there is no such feature.
+        WeightsUnavailable: its weights cannot be had.
+    """
+    if name not in FEATURES:
+        raise InputError(f"there is no feature {name!r}; accepted are {', '.join(FEATURES)}")
+    return FEATURES[name].open(weights)
+
+
+def pixel_vectors(images: Iterable[Image.Image]) -> NDArray[np.uint8]:
+    """Flattened RGB intensities at PIXEL_SIDE px: (n, PIXEL_SIDE, PIXEL_SIDE, 3)."""
+    side = (PIXEL_SIDE, PIXEL_SIDE)
+    small = (image.convert("RGB").resize(side, Image.Resampling.BOX) for image in images)
+    return np.stack([np.asarray(image) for image in small])

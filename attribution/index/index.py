@@ -1,0 +1,302 @@
+"""An index: what was computed once about a training set and a model, in one folder, opened memory-mapped.
+
+manifest.json         format version, model, data, every setting, what is finished
+captions.parquet      id, caption
+thumbnails/           one PNG a row
+latents.npy           (N, 2, C, h, w) float16: image, mirror
+base_losses.npy       (N, 2, S) float32 under the pretrained weights
+fisher.safetensors    diagonal Fisher information by parameter name
+
+and, where they were asked for:
+
+fisher-all.safetensors    diagonal Fisher information of all weights, in eight bits
+ekfac.safetensors         EK-FAC: <parameter>.inputs, .outputs, .information
+features/<name>.npy       (N, 2, D) float16: image, mirror; (N, 1, D) of captions
+gradients/<name>.npy      (checkpoints, N, 2 or 1, dimension) float16, projected, averaged over the noise bank
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from attribution.diffusion.noise import NoiseBank
+from attribution.diffusion.pipeline import Model
+from attribution.diffusion.weights import WeightSubset, parameters
+from attribution.errors import IndexMismatch, InputError
+from attribution.index.features import pixel_vectors
+from attribution.index.manifest import FeatureRecord, GradientRecord, Manifest, Record, located
+from attribution.index.pictures import TrainingPictures
+from attribution.index.steps import REQUIRED
+from attribution.index.stored import load_tensors, open_array, read_captions, tensor_shapes
+from attribution.unlearning.ekfac import Eigenbasis
+from attribution.unlearning.fisher import Information, decompress
+from attribution.unlearning.score import EncodedSet, Floats
+from attribution.unlearning.step import Curvature
+
+FLOOR = "floor.json"
+
+
+@dataclass(frozen=True)
+class Index:
+    """An opened index; arrays stay on disk until they are read.
+
+    Attributes:
+        path: its folder.
+        manifest: everything that it was made with.
+        ids: what to look each training image up by.
+        captions: of each training image.
+        latents: (N, 2, C, h, w).
+        base_losses: (N, 2, S).
+        pictures: the training pictures, and their thumbnails.
+    """
+
+    path: Path
+    manifest: Manifest
+    ids: list[str]
+    captions: list[str]
+    latents: NDArray[np.floating]
+    base_losses: Floats
+    pictures: TrainingPictures
+
+    @classmethod
+    def open(cls, path: Path, thumbnails: Path | None = None, pictures: Path | None = None) -> "Index":
+        """Open a finished index.
+
+        Args:
+            path: its folder.
+            thumbnails: of an index that holds none: a folder of PNGs, named by their rows in eight digits.
+            pictures: the training pictures' folder, where it is not the one that the index was built from.
+
+        Raises:
+            IndexMismatch: it is missing, foreign, unfinished or truncated.
+        """
+        manifest = Manifest.read(path)
+        needed = [step for step in REQUIRED if step != "thumbnails" or thumbnails is None]
+        if unfinished := [step for step in needed if not manifest.finished(step)]:
+            raise IndexMismatch(f"{path} is unfinished ({', '.join(unfinished)}); run the same index command again")
+        count, noise = manifest.data.count, manifest.settings.noise
+        ids, captions = read_captions(path / "captions.parquet", count)
+        latents = open_array(path / "latents.npy", (count, 2, *manifest.model.latent_shape))
+        losses = open_array(path / "base_losses.npy", (count, 2, noise.timesteps * noise.noises))
+        tensor_shapes(path / "fisher.safetensors")  # refuses now what is damaged
+        data = manifest.settings.data
+        if folder := pictures or data.train_data_dir:
+            data = replace(data, dataset_name=None, train_data_dir=Path(located(str(folder), path)))
+        shown = TrainingPictures.open(thumbnails or path / "thumbnails", data, ids)
+        return cls(path, manifest, ids, captions, latents, losses, shown)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def id(self) -> str:
+        """A short name of what the index was made of and with."""
+        return self.manifest.id
+
+    @property
+    def model_source(self) -> str:
+        """The pipeline's folder or hub id; a relative path is looked for beside the index first."""
+        return located(self.manifest.model.source, self.path)
+
+    @property
+    def weights(self) -> WeightSubset:
+        """The subset that the Fisher information is of."""
+        return self.manifest.settings.fisher.weights
+
+    @property
+    def center_crop(self) -> bool:
+        """Whether pictures are cut to their middle square, or squeezed."""
+        return self.manifest.settings.data.center_crop
+
+    @property
+    def views(self) -> tuple[int, ...]:
+        """(0, 1) where mirrors were trained on, else (0,)."""
+        return (0, 1) if self.manifest.settings.data.random_flip else (0,)
+
+    @cached_property
+    def fisher(self) -> dict[str, Tensor]:
+        """The Fisher information's diagonal, by parameter name."""
+        return load_tensors(self.path / "fisher.safetensors")
+
+    @property
+    def encoded(self) -> EncodedSet:
+        """What scoring reads."""
+        return EncodedSet(self.latents, self.captions)
+
+    @property
+    def artifacts(self) -> dict[str, Record]:
+        """What was added to the index, and how it was made, by file name without its ending."""
+        added = {name: step for name, step in self.manifest.steps.items() if name not in REQUIRED and step.finished}
+        return {name: step.made for name, step in added.items() if step.made is not None}
+
+    @cached_property
+    def floor(self) -> dict[str, Any] | None:
+        """What `measure_floor` wrote: `method`, `multiple`, `multiples`; None where it was not measured.
+
+        Raises:
+            IndexMismatch: the file is damaged.
+        """
+        path = self.path / FLOOR
+        if not path.is_file():
+            return None
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+            return {"method": str(told["method"]), "multiple": float(told["multiple"]), "multiples": told["multiples"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise IndexMismatch(f"{path} is damaged; measure it anew: python -m attribution floor") from error
+
+    def require_information(self, names: Iterable[str], curvature: Curvature) -> None:
+        """Refuse to go on without the Fisher information of some parameters; only names are read.
+
+        Raises:
+            InputError: the index holds it not for all of them; says how to add it.
+        """
+        if curvature == "none":
+            return
+        parts = ("ekfac",) if curvature == "ek-fac" else ("fisher", "fisher-all")
+        held = {name for part in parts for name in self._tensor_names(part)}
+        if missing := [name for name in names if name not in held]:
+            flag = "--ekfac" if curvature == "ek-fac" else "--fisher_all"
+            raise InputError(
+                f"the index holds no {curvature} Fisher information of {len(missing)} of these weights"
+                f" ({missing[0]}, ...); it has that of {self.weights}; add more with"
+                f" `python -m attribution index ... {flag}`"
+            )
+
+    def information(self, names: Iterable[str], curvature: Curvature) -> dict[str, Information] | None:
+        """The Fisher information of some parameters; None where none is wanted; see `require_information`."""
+        names = list(names)
+        self.require_information(names, curvature)
+        if curvature == "none":
+            return None
+        if curvature == "ek-fac":
+            return {name: self._eigenbases[name] for name in names}
+        return {name: self.fisher[name] if name in self.fisher else decompress(self._wide, name) for name in names}
+
+    def _tensor_names(self, step: str) -> set[str]:
+        """The parameters that a file of tensors is about."""
+        if not self.manifest.finished(step):
+            return set()
+        keys = tensor_shapes(self.path / f"{step}.safetensors").keys()
+        return {key.rpartition(".")[0] for key in keys} if step == "ekfac" else set(keys)
+
+    @cached_property
+    def _wide(self) -> dict[str, Tensor]:
+        return load_tensors(self.path / "fisher-all.safetensors")
+
+    @cached_property
+    def _eigenbases(self) -> dict[str, Eigenbasis]:
+        tensors = load_tensors(self.path / "ekfac.safetensors")
+        names = {key.rpartition(".")[0] for key in tensors}
+        parts = ("inputs", "outputs", "information")
+        return {name: Eigenbasis(*(tensors[f"{name}.{part}"].float() for part in parts)) for name in sorted(names)}
+
+    def require(self, artifact: str) -> None:
+        """Refuse to go on without something that may be added to an index, such as "features/dino".
+
+        Raises:
+            InputError: it was not added; says how to.
+        """
+        if artifact not in self.artifacts:
+            kind, _, name = artifact.partition("/")
+            held = [key.partition("/")[2] for key in self.artifacts if key.startswith(f"{kind}/")]
+            raise InputError(
+                f"the index {self.path.name!r} holds no {artifact}; of {kind} it has {', '.join(held) or 'none'};"
+                f" add it with `python -m attribution index ... --{kind} {name}`".rstrip("` ")
+                + "`"
+            )
+
+    def array(self, artifact: str) -> NDArray[np.floating]:
+        """An array that was added to the index, memory-mapped.
+
+        Raises:
+            InputError: it was not added.
+            IndexMismatch: it is missing or truncated.
+        """
+        self.require(artifact)
+        made = self.artifacts[artifact]
+        if isinstance(made, FeatureRecord | GradientRecord) and made.shape:
+            return open_array(self.path / f"{artifact}.npy", made.shape)
+        raise IndexMismatch(f"the index's manifest does not say what shape {artifact} has; build the index anew")
+
+    def bytes_of(self, part: str) -> int:
+        """Size on disk of a part of the index, such as "latents" or "features/dino"; 0 where there is none."""
+        if part == "thumbnails":
+            return sum(path.stat().st_size for path in self.pictures.thumbnails.glob("*.png"))
+        return sum(path.stat().st_size for path in self.path.glob(f"{part}.*"))
+
+    def feature_weights(self, name: str) -> str:
+        """The folder, file or hub id of a feature's network; a relative path is looked for beside the index first."""
+        self.require(f"features/{name}")
+        return located(self.manifest.made(f"features/{name}", FeatureRecord).weights, self.path)
+
+    def gradients(self, name: str) -> GradientRecord:
+        """How some projected gradients were made.
+
+        Raises:
+            InputError: they were not added.
+        """
+        self.require(f"gradients/{name}")
+        return self.manifest.made(f"gradients/{name}", GradientRecord)
+
+    def checkpoints(self, gradients: str) -> list[str | None]:
+        """The pipelines whose U-Nets some gradients are of, in order; None is the index's own model."""
+        named = self.gradients(gradients).checkpoints
+        return [None if source is None else located(source, self.path) for source in named]
+
+    def bank(self, model: Model) -> NoiseBank:
+        """The noise bank that the base losses were measured with."""
+        return NoiseBank.draw(self.manifest.settings.noise, model.latent_shape, model.train_timesteps)
+
+    def check(self, model: Model) -> None:
+        """Refuse a model other than the one that the index was made with.
+
+        Raises:
+            IndexMismatch: the weights' hashes differ (both are named), or the Fisher information is of other weights.
+        """
+        made_with = self.manifest.model.sha256
+        if model.sha256 != made_with:
+            raise IndexMismatch(
+                f"the index was made with model {made_with[:12]}, but {model.source} has weights {model.sha256[:12]};"
+                " build an index for this model, or name the model of the index"
+            )
+        shapes = {name: tuple(parameter.shape) for name, parameter in parameters(model, self.weights).items()}
+        if shapes != tensor_shapes(self.path / "fisher.safetensors"):
+            raise IndexMismatch(
+                f"the Fisher information in {self.path} is not of {model.source}'s {self.weights} weights;"
+                " build the index anew"
+            )
+
+    def thumbnail(self, row: int) -> Path:
+        """The picture of a row, a PNG."""
+        return self.pictures.thumbnail(row)
+
+    def picture(self, row: int) -> Image.Image:
+        """The training image of a row, RGB; where that is not there any more, its thumbnail."""
+        return self.pictures.picture(row)
+
+    @cached_property
+    def pixels(self) -> NDArray[np.uint8]:
+        """The pixel baseline's view of the training set, read from the thumbnails once."""
+        return pixel_vectors(Image.open(self.thumbnail(row)) for row in range(len(self)))
+
+
+def open_index(path: Path) -> tuple[Model, Index]:
+    """An index and its model.
+
+    Raises:
+        IndexMismatch: the index cannot be used, or is of another model.
+        WeightsUnavailable: the model cannot be had.
+    """
+    index = Index.open(path)
+    model = Model.load(index.model_source)
+    index.check(model)
+    return model, index

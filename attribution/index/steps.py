@@ -1,0 +1,260 @@
+"""What an index can hold, in one table: the settings that each part depends on, and how its blocks are made.
+
+A step is made block by block: a range of rows (or of samples) goes in, a block comes out. Blocks do not depend on one
+another, so they can be made in any order and anywhere; only `build.py` writes them down.
+"""
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet as parquet
+import torch
+from numpy.typing import NDArray
+from PIL import ImageOps
+from torch import Tensor
+
+from attribution.diffusion.noise import NoiseBank, NoiseSettings
+from attribution.diffusion.pictures import to_pixels, to_square
+from attribution.diffusion.weights import checkpoint
+from attribution.errors import InputError
+from attribution.index.features import FEATURES, open_feature
+from attribution.index.manifest import FeatureRecord, FisherRecord, GradientRecord, located, portable
+from attribution.index.pictures import small_copy
+from attribution.index.stored import Sums, as_array, load_tensors
+from attribution.index.work import ExtendSettings, Source, Step, Work
+from attribution.unlearning.ekfac import add_moments, eigenvectors, rotate
+from attribution.unlearning.fisher import Samples, add_squares, compress
+from attribution.unlearning.gradients import per_image_gradients, trace
+from attribution.unlearning.projection import GRADIENT_OUTPUTS, Projection, mean_gradients, whitening
+from attribution.unlearning.score import VIEWS, losses_of
+
+SAMPLES_ALL = 4096  # gradients, at most, that the Fisher information of all weights is estimated from
+
+
+# What every index holds
+
+
+def _nothing(_source: Source, _more: ExtendSettings) -> None:
+    return None
+
+
+def _captions(source: Source, _record: None) -> Work:
+    training = source.training
+
+    def table(_rows: range) -> dict[str, bytes]:
+        packed = io.BytesIO()
+        told = pyarrow.table({"id": training.ids, "caption": training.captions})
+        parquet.write_table(told, packed, compression="zstd")
+        return {"captions.parquet": packed.getvalue()}
+
+    return Work(len(training), len(training), table)
+
+
+def _thumbnails(source: Source, _record: None) -> Work:
+    def small(row: int) -> bytes:
+        packed = io.BytesIO()
+        small_copy(source.training.image(row)).save(packed, "PNG")
+        return packed.getvalue()
+
+    def thumbnails(rows: range) -> dict[str, bytes]:
+        return {f"thumbnails/{row:08d}.png": small(row) for row in rows}
+
+    return Work(len(source.training), source.settings.batch, thumbnails)
+
+
+def _latents(source: Source, _record: None) -> Work:
+    model, training, crop = source.model, source.training, source.settings.data.center_crop
+
+    def latents(rows: range) -> NDArray[np.floating]:
+        pixels = to_pixels([to_square(training.image(row), model.resolution, crop)[0] for row in rows])
+        both = torch.stack([model.encode_images(pixels), model.encode_images(pixels.flip(-1))], 1)
+        return as_array(both, np.float16)
+
+    shape = (len(training), 2, *model.latent_shape)
+    return Work(len(training), source.settings.batch, latents, shape=shape)
+
+
+def _base_losses(source: Source, _record: None) -> Work:
+    count, bank = len(source.training), source.bank(source.settings.noise)
+
+    def losses(rows: range) -> NDArray[np.floating]:
+        found = losses_of(source.model, source.encoded, bank, [row % count for row in rows], VIEWS)
+        return as_array(found, np.float32)
+
+    batch = max(1, source.settings.batch // len(VIEWS))
+    return Work(count, batch, losses, shape=(count, 2, len(bank)), dtype=np.float32, even=True)
+
+
+# The Fisher information: sums over samples
+
+
+def _of_index(source: Source, _more: ExtendSettings) -> FisherRecord:
+    return FisherRecord(**asdict(source.settings.fisher))
+
+
+def _of_all(source: Source, _more: ExtendSettings) -> FisherRecord:
+    own = source.settings.fisher
+    return FisherRecord(**asdict(replace(own, weights="all", samples=min(SAMPLES_ALL, own.samples))))
+
+
+def _summed(
+    source: Source,
+    record: FisherRecord,
+    batch: int,
+    sums: Callable[[Tensor, Tensor, NoiseBank], Sums],
+    total: Callable[[Sums], Sums],
+) -> Work:
+    """Sums over the samples of a record; `sums` is given the latents, text and columns of some."""
+    bank = source.bank(NoiseSettings(record.timesteps, 1, record.seed))
+    drawn = Samples.draw(len(source.training), source.views, len(bank), record.seed)
+
+    def block(samples: range) -> Sums:
+        rows, views, columns = zip(*(drawn[sample] for sample in samples), strict=True)
+        pairs = zip(rows, views, strict=True)
+        latents = torch.stack([source.encoded.view([row], [view])[0, 0] for row, view in pairs])
+        text = source.model.encode_text([source.training.captions[row] for row in rows])
+        return sums(latents, text, bank.select(list(columns)))
+
+    return Work(record.samples, batch, block, lambda sample: drawn[sample][0], record, total=total)
+
+
+def _fisher(source: Source, record: FisherRecord) -> Work:
+    def squares(*batch: Any) -> Sums:
+        return add_squares({}, per_image_gradients(source.model, record.weights, *batch))
+
+    def mean(sums: Sums) -> Sums:
+        return {name: total / record.samples for name, total in sums.items()}
+
+    if record.weights != "all":
+        return _summed(source, record, source.settings.batch, squares, mean)
+    batch = max(1, source.settings.batch // 8)  # each gradient is as large as the U-Net
+    return _summed(source, record, batch, squares, lambda sums: compress(mean(sums)))
+
+
+def _factors(source: Source, record: FisherRecord) -> Work:
+    """The Kronecker factors' eigenvectors, by `<parameter>.inputs` and `.outputs`."""
+
+    def moments(*batch: Any) -> Sums:
+        return add_moments({}, trace(source.model, record.weights, *batch))
+
+    return _summed(source, record, source.settings.batch, moments, eigenvectors)
+
+
+def _ekfac(source: Source, record: FisherRecord) -> Work:
+    """The Fisher information's diagonal in the factors' eigenbasis."""
+    parts = load_tensors(source.out / "ekfac-factors.safetensors")
+    names = sorted({key.rpartition(".")[0] for key in parts})
+    bases = {
+        name: [parts[f"{name}.{side}"].to(source.model.device) for side in ("inputs", "outputs")] for name in names
+    }
+
+    def squares(*batch: Any) -> Sums:
+        gradients = per_image_gradients(source.model, record.weights, *batch)
+        return add_squares({}, {name: rotate(gradients[name].to(basis[0]), *basis) for name, basis in bases.items()})
+
+    def whole(sums: Sums) -> Sums:
+        return {**parts, **{f"{name}.information": total / record.samples for name, total in sums.items()}}
+
+    return _summed(source, record, source.settings.batch, squares, whole)
+
+
+# Features and gradients
+
+
+def _feature_record(name: str, source: Source, more: ExtendSettings) -> FeatureRecord:
+    weights = more.feature_weights.get(name) or FEATURES[name].weights
+    if weights is None:
+        raise InputError(f"the feature {name!r} needs a mapper's file; name it with --feature_weights {name} FILE")
+    return FeatureRecord(portable(weights, source.out))
+
+
+def _feature(name: str, source: Source, record: FeatureRecord) -> Work:
+    encode, training = open_feature(name, located(record.weights, source.out)), source.training
+
+    def vectors(rows: range) -> NDArray[np.floating]:
+        if FEATURES[name].of == "captions":
+            return as_array(encode([training.captions[row] for row in rows])[:, None], np.float16)
+        pictures = [training.image(row) for row in rows]
+        sides = (pictures, [ImageOps.mirror(picture) for picture in pictures])
+        return as_array(torch.stack([encode(side) for side in sides[: source.views]], 1), np.float16)
+
+    if FEATURES[name].base:  # a mapper, which can be had: it maps the base's vectors when a query comes
+        return Work(1, 1, lambda _rows: {}, made=record)
+    shape = (len(training), *vectors(range(1)).shape[1:])
+    return Work(len(training), source.settings.batch, vectors, made=replace(record, shape=shape), shape=shape)
+
+
+def _gradient_record(_name: str, source: Source, more: ExtendSettings) -> GradientRecord:
+    Projection(more.projection.dimension, more.projection.seed)  # refuses before any work
+    sources: Sequence[str | None] = more.checkpoints or (None,)
+    return GradientRecord(
+        **asdict(more.projection),
+        weights=source.settings.fisher.weights,
+        checkpoints=tuple(each and portable(each, source.out) for each in sources),
+    )
+
+
+def _gradient(name: str, source: Source, record: GradientRecord) -> Work:
+    model, encoded, views = source.model, source.encoded, list(range(source.views))
+    bank, count = source.bank(source.settings.noise), len(encoded)
+    influence = name == "influence"  # tells an image from its mirror; TRAK takes their mean
+    kept = len(views) if influence else 1
+    scales = whitening(load_tensors(source.out / "fisher.safetensors"), record.whitening) if influence else None
+    project, output = Projection(record.dimension, record.seed, scales), GRADIENT_OUTPUTS[name]
+
+    def projected(rows: Sequence[int]) -> Tensor:
+        latents = encoded.view(rows, views).flatten(0, 1)
+        text = model.encode_text([encoded.captions[row] for row in rows]).repeat_interleave(len(views), 0)
+        found = mean_gradients(model, record.weights, latents, text, bank, project, output, source.settings.batch)
+        return found.reshape(len(rows), kept, -1, record.dimension).mean(2)
+
+    def scaled(rows: range) -> NDArray[np.floating]:
+        return as_array(projected([row % count for row in rows]) * scale, np.float16)
+
+    scale = _scale(projected([0]))
+    shape = (len(record.checkpoints), count, kept, record.dimension)
+    return Work(
+        len(record.checkpoints) * count,
+        source.settings.batch,
+        scaled,
+        lambda row: row % count,
+        replace(record, scale=scale, shape=shape),
+        shape,
+        parts=len(record.checkpoints),
+        during=lambda part: checkpoint(model, _checkpoint(record.checkpoints[part], source.out)),
+    )
+
+
+def _checkpoint(source: str | None, out: Path) -> str | None:
+    return None if source is None else located(source, out)
+
+
+def _scale(first: Tensor) -> float:
+    """The power of two that brings gradients like the first ones to about one: float16 holds 6e-5 to 65504."""
+    size = float(first.square().mean().sqrt())
+    return 2.0 ** -round(math.log2(max(size, 1e-30))) if math.isfinite(size) else 1.0
+
+
+STEPS: dict[str, Step] = {
+    "captions": Step(_nothing, _captions),
+    "thumbnails": Step(_nothing, _thumbnails),
+    "latents": Step(_nothing, _latents),
+    "base_losses": Step(_nothing, _base_losses),
+    "fisher": Step(_of_index, _fisher),
+    "fisher-all": Step(_of_all, _fisher),
+    "ekfac-factors": Step(_of_index, _factors),
+    "ekfac": Step(_of_index, _ekfac, scaffold="ekfac-factors"),
+    **{f"features/{name}": Step(partial(_feature_record, name), partial(_feature, name)) for name in FEATURES},
+    **{
+        f"gradients/{name}": Step(partial(_gradient_record, name), partial(_gradient, name))
+        for name in GRADIENT_OUTPUTS
+    },
+}
+REQUIRED = ("captions", "thumbnails", "latents", "base_losses", "fisher")  # of every index

@@ -1,0 +1,54 @@
+"""Frozen dataclasses from JSON, strictly: nothing is missing, nothing is unknown, and every value is of its kind."""
+
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+def read_as(kind: Any, told: Any, where: str) -> Any:
+    """A value of a type from what JSON holds of it.
+
+    Raises:
+        ValueError: it does not fit; says where.
+    """
+    if is_dataclass(kind):
+        return _read_record(kind, told, where)
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return _read_one_of(inner, told, where)
+    if origin is dict and isinstance(told, dict):
+        return {key: read_as(inner[1], value, f"{where} {key}") for key, value in told.items()}
+    if origin is tuple and isinstance(told, list):
+        kinds = (inner[0],) * len(told) if inner[-1] is ... else inner
+        if len(kinds) == len(told):
+            return tuple(read_as(each, value, where) for each, value in zip(kinds, told, strict=True))
+    if origin is Literal and told in inner:
+        return told
+    if kind is Path and isinstance(told, str):
+        return Path(told)
+    if kind is float and type(told) is int:
+        return float(told)
+    if isinstance(kind, type) and type(told) is kind:
+        return told
+    raise ValueError(f"its {where} is {str(told)[:40]!r}")
+
+
+def _read_record(kind: Any, told: Any, where: str) -> Any:
+    hints = {each.name: get_type_hints(kind)[each.name] for each in fields(kind)}
+    if not isinstance(told, dict):
+        raise ValueError(f"its {where} is {str(told)[:40]!r}")
+    for name in sorted(hints.keys() ^ told.keys()):
+        raise ValueError(f"its {where} {'lacks' if name in hints else 'has an unknown'} {name!r}")
+    return kind(**{name: read_as(hint, told[name], f"{where} {name}") for name, hint in hints.items()})
+
+
+def _read_one_of(kinds: tuple[Any, ...], told: Any, where: str) -> Any:
+    for kind in kinds:
+        if kind is type(None) and told is None:
+            return None
+        try:
+            return read_as(kind, told, where)
+        except ValueError:
+            continue
+    raise ValueError(f"its {where} is {str(told)[:40]!r}")

@@ -1,0 +1,216 @@
+"""What an answer is: its settings, its progress, and the attribution at the end."""
+
+import math
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from threading import Event
+
+import numpy as np
+
+from attribution.diffusion.pipeline import Model
+from attribution.errors import Stopped, WorkFailed
+from attribution.index.index import Index
+from attribution.query.query import Query
+from attribution.unlearning.race import RaceSettings, Standing
+from attribution.unlearning.score import Floats, ScoreKind, Scores
+from attribution.unlearning.step import UnlearnSettings
+
+MOST_RANKS = 5000  # of a method's ranking, that an answer keeps: what is further down tells nobody anything
+
+
+@dataclass(frozen=True)
+class AttributeSettings:
+    """How a query is answered.
+
+    Attributes:
+        method: a key of METHODS.
+        top_k: how many results.
+        exhaustive: score every image on all noises, instead of halving.
+        score: kind of score.
+        unlearn: the Newton step.
+        race: the schedule of halving.
+        batch: predictions in one call of the U-Net.
+        seed: of the method "random".
+    """
+
+    method: str = "unlearning"
+    top_k: int = 10
+    exhaustive: bool = False
+    score: ScoreKind = "difference"
+    unlearn: UnlearnSettings = field(default_factory=UnlearnSettings)
+    race: RaceSettings = field(default_factory=RaceSettings)
+    batch: int = 64
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """One training image of an answer.
+
+    Attributes:
+        rank: from 1.
+        row: of the training set.
+        id: the training set's name for it.
+        score: higher is more influential.
+        low: lower end of a 95 % interval of the score over the noises.
+        high: upper end.
+        caption: the training image's.
+        flip: whether the mirror scored higher.
+        losses: (before, after) at each column of the index's noise bank, where the method unlearns and is done.
+    """
+
+    rank: int
+    row: int
+    id: str
+    score: float
+    low: float
+    high: float
+    caption: str
+    flip: bool
+    losses: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a query is: a stage, how much of all its predictions are made, seconds left, and the ranking so far."""
+
+    stage: str
+    evaluations: int
+    total: int
+    seconds: float
+    results: tuple[Result, ...] = ()
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds left at the pace so far."""
+        return self.seconds / self.evaluations * (self.total - self.evaluations) if self.evaluations else None
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """A finished answer.
+
+    Attributes:
+        query: what was asked.
+        settings: how.
+        results: the first K.
+        evaluations: predictions made.
+        seconds: by stage.
+        index_id: of the index.
+        model_sha256: of the model.
+        rows: of the training set, best first: the first MOST_RANKS that have a final score.
+        ranked: how many have a final score.
+        typical: the median score of all training images, on the first round's noises; None where it does not unlearn.
+    """
+
+    query: Query
+    settings: AttributeSettings
+    results: tuple[Result, ...]
+    evaluations: int
+    seconds: dict[str, float]
+    index_id: str
+    model_sha256: str
+    rows: tuple[int, ...] = ()
+    ranked: int = 0
+    typical: float | None = None
+
+    def multiple(self, result: Result) -> float | None:
+        """How many times the typical score a result's is: infinite where the typical one is none; None without one."""
+        if self.typical is None:
+            return None
+        if self.typical > 0:
+            return result.score / self.typical
+        return math.inf if result.score > 0 else 0.0
+
+
+Answer = Generator[Progress | Attribution, None, None]  # close it to stop early
+
+
+def to_results(standing: Standing, index: Index, top_k: int) -> tuple[Result, ...]:
+    """The first of a standing, with what the index knows of them."""
+    scores = standing.scores
+    return tuple(
+        Result(
+            rank=place + 1,
+            row=row,
+            id=index.ids[row],
+            score=float(scores.value[place]),
+            low=float(scores.low[place]),
+            high=float(scores.high[place]),
+            caption=index.captions[row],
+            flip=bool(scores.flip[place]),
+            losses=() if standing.losses is None else tuple(map(tuple, standing.losses[place].T.tolist())),
+        )
+        for place, row in enumerate(standing.rows[:top_k])
+    )
+
+
+def check_stop(stop: Event) -> None:
+    """Leave the work that is under way.
+
+    Raises:
+        Stopped: `stop` was set.
+    """
+    if stop.is_set():
+        raise Stopped("stopped; the model is as it was")
+
+
+class Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.began = self.last = time.monotonic()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, stage: str) -> None:
+        """End a stage."""
+        now = time.monotonic()
+        self.laps[stage], self.last = now - self.last, now
+
+    def total(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self.began
+
+
+def check_scores(values: Floats, rows: Sequence[int], index: Index) -> None:
+    """Refuse scores or losses that are no numbers.
+
+    Args:
+        values: (n, ...) of n training images.
+        rows: n, of the training set.
+        index: names them.
+
+    Raises:
+        WorkFailed: one of them is not finite; names the first.
+    """
+    finite = np.isfinite(values).reshape(len(values), -1).all(1)
+    if not finite.all():
+        bad = rows[int(np.argmin(finite))]
+        raise WorkFailed(
+            f"the training image {index.ids[bad]} has no finite score; its features or gradients are damaged,"
+            " or the step is too large for this model: choose a smaller step size, or build the index anew"
+        )
+
+
+def ranked(
+    model: Model,
+    index: Index,
+    query: Query,
+    settings: AttributeSettings,
+    scores: Scores,
+    predictions: int,
+    clock: Clock,
+) -> Attribution:
+    """The answer of a method that scores all N training images at once.
+
+    Raises:
+        WorkFailed: a score is not finite.
+    """
+    check_scores(scores.value, range(len(index)), index)
+    best = scores.best_first(range(len(index)))
+    rows = tuple(int(row) for row in best[:MOST_RANKS])
+    results = to_results(Standing(rows, scores.take(best[:MOST_RANKS]), 0, 0, True, True), index, settings.top_k)
+    clock.lap("ranking")
+    spent, made_with = (predictions, clock.laps), (index.id, model.sha256)
+    return Attribution(query, settings, results, *spent, *made_with, rows, len(index))

@@ -1,0 +1,33 @@
+"""First-order influence: what the Newton step does to each training loss, without measuring any (Appendix A.3)."""
+
+from threading import Event
+
+import numpy as np
+
+from attribution.diffusion.pipeline import Model
+from attribution.index.index import Index
+from attribution.methods.answer import Answer, AttributeSettings, Clock, Progress, check_stop, ranked
+from attribution.methods.trak import projected_gradients
+from attribution.query.encoded import Encoded
+from attribution.unlearning.projection import Projection, first_order, whitening
+from attribution.unlearning.score import Scores
+from attribution.unlearning.step import newton_step, query_bank, query_gradient
+
+
+def influence(model: Model, index: Index, asked: Encoded, settings: AttributeSettings, stop: Event) -> Answer:
+    """First-order influence: each training loss's gradient times the query's Newton step (Appendix A.3)."""
+    clock, unlearn = Clock(), settings.unlearn
+    phi, kept = projected_gradients(index, "influence")
+    bank, gradient = query_bank(model, unlearn), {}
+    for done, so_far in query_gradient(
+        model, index.weights, asked.latents, asked.text, bank, asked.mask, unlearn.batch
+    ):
+        check_stop(stop)
+        gradient = so_far
+        yield Progress("gradient", done, len(bank), clock.total())
+    step = newton_step(gradient, index.information(gradient, unlearn.curvature), unlearn, len(index))
+    scales = whitening(index.fisher, kept.whitening)
+    whitened = {name: (change / scales[name].to(change))[None] for name, change in step.items()}
+    projected = Projection(kept.dimension, kept.seed)(whitened)[0]
+    slopes = np.mean([first_order(each, projected) for each in phi], 0)[:, : len(index.views)] / kept.scale
+    yield ranked(model, index, asked.query, settings, Scores.exact(slopes), len(bank), clock)

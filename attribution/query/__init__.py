@@ -1,0 +1,1 @@
+"""A picture and its regions, encoded once, and the objects found in it."""

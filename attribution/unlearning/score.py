@@ -1,0 +1,131 @@
+"""Scores: how much the loss of each training image rose when the query was unlearned (Eq. 6)."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attribution.batches import in_batches
+from attribution.diffusion.loss import denoising_loss
+from attribution.diffusion.noise import NoiseBank
+from attribution.diffusion.pipeline import Model
+
+ScoreKind = Literal["difference", "skew"]
+Floats = NDArray[np.floating]
+VIEWS = (0, 1)  # a training image and its mirror
+
+
+@dataclass(frozen=True)
+class EncodedSet:
+    """What scoring needs of a training set.
+
+    Attributes:
+        latents: (N, 2, C, h, w) float16 or float32, memory-mapped or not; axis 1 is image, mirror.
+        captions: N.
+    """
+
+    latents: NDArray[np.floating]
+    captions: list[str]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def view(self, rows: Sequence[int], views: Sequence[int]) -> Tensor:
+        """Latents of rows and views: (n, views, C, h, w) float32."""
+        picked = np.asarray(self.latents[list(rows)])[:, list(views)]
+        return torch.from_numpy(picked.astype(np.promote_types(picked.dtype, np.float32)))
+
+
+def losses_of(
+    model: Model, training: EncodedSet, bank: NoiseBank, rows: Sequence[int], views: Sequence[int] = VIEWS
+) -> Tensor:
+    """Losses of some training images at all columns of a bank: (n, views, columns), on the model's device."""
+    text = model.encode_text([training.captions[row] for row in rows]).repeat_interleave(len(views), 0)
+    latents = training.view(rows, views).flatten(0, 1)
+    with torch.inference_mode():
+        losses = [denoising_loss(model, latents, text, bank.select([c])) for c in range(len(bank))]
+    return torch.cat(losses, 1).reshape(len(rows), len(views), len(bank))
+
+
+def training_losses(
+    model: Model,
+    training: EncodedSet,
+    bank: NoiseBank,
+    rows: Sequence[int],
+    columns: Sequence[int],
+    views: Sequence[int] = VIEWS,
+    batch: int = 64,
+) -> Iterator[tuple[slice, Floats]]:
+    """Losses of training images, a chunk at a time.
+
+    Every call of the U-Net holds as many predictions (the last is filled up by repetition): an image's loss depends
+    on the subset that it is measured in by no more than its place in a batch changes the rounding of a product.
+
+    Yields:
+        (which of `rows`, losses of shape (chunk, views, columns)).
+    """
+    bank = bank.select(list(columns))
+
+    def measure(which: range) -> Floats:
+        chunk = [rows[i % len(rows)] for i in which]
+        table: Floats = losses_of(model, training, bank, chunk, views).cpu().numpy()
+        return table
+
+    at_once = max(1, batch // len(views))
+    for which, table in in_batches(math.ceil(len(rows) / at_once) * at_once, at_once, measure):
+        here = slice(which.start, min(which.stop, len(rows)))
+        if here.start < here.stop:  # not of repetitions alone, as the last of smaller batches may be
+            yield here, table[: here.stop - here.start]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of n images, higher is more influential.
+
+    Attributes:
+        value: (n,) the larger of the image's and its mirror's.
+        low: (n,) lower end of a 95 % interval over the bank's noises.
+        high: (n,) upper end.
+        flip: (n,) whether the mirror's was the larger.
+    """
+
+    value: Floats
+    low: Floats
+    high: Floats
+    flip: NDArray[np.bool_]
+
+    @classmethod
+    def exact(cls, values: Floats) -> "Scores":
+        """Scores without an interval from values (n, views), the larger of the views."""
+        best = values.max(1)
+        return cls(best, best, best, values.argmax(1) == 1)
+
+    def take(self, order: NDArray[np.intp]) -> "Scores":
+        """The scores of some images, in the order given."""
+        return Scores(self.value[order], self.low[order], self.high[order], self.flip[order])
+
+    def best_first(self, rows: Sequence[int]) -> NDArray[np.intp]:
+        """The order from the highest score down; ties go to the earlier of `rows`."""
+        return np.lexsort((np.asarray(rows), -self.value))
+
+
+def score(before: Floats, after: Floats, kind: ScoreKind = "difference") -> Scores:
+    """Score images from their losses (n, views, columns) before and after unlearning.
+
+    `difference` is Eq. 6, the mean over the bank of L1 - L0; `skew` is the mean of the normalised
+    (L1 - L0) / (L1 + L0 + 1e-3), noise by noise (Serra et al. 2026).
+    """
+    change = after - before
+    if kind == "skew":
+        change = change / (after + before + 1e-3)
+    mean = change.mean(-1)  # (n, views)
+    columns = change.shape[-1]
+    spread = change.std(-1, ddof=1) / np.sqrt(columns) if columns > 1 else np.full_like(mean, np.inf)
+    best = mean.argmax(1)
+    at = (np.arange(len(mean)), best)
+    return Scores(mean[at], mean[at] - 1.96 * spread[at], mean[at] + 1.96 * spread[at], best == 1)

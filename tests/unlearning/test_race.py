@@ -1,0 +1,182 @@
+"""Halving against the exhaustive way, and losses that depend on the image alone."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from torch.testing import assert_close
+
+from attribution.diffusion.weights import unlearned
+from attribution.methods import attribute
+from attribution.methods.answer import AttributeSettings
+from attribution.methods.unlearning import unlearn_query
+from attribution.query.encoded import encode
+from attribution.unlearning.race import RaceSettings, evaluations, exhaustive, race, schedule
+from attribution.unlearning.score import training_losses
+from attribution.unlearning.step import UnlearnSettings
+
+UNLEARN = UnlearnSettings(step_size=0.3, timesteps=3, noises=1, batch=4)
+TIGHT = RaceSettings(keep=0.5, first_columns=1, growth=2.0, survivors=3)
+
+
+def race_to_the_end(model, index, query, rounds, kind="difference", batch=6):
+    """The last standing of a race under the weights of the query unlearned."""
+    bank = index.bank(model)
+
+    def measure(rows, columns, views):
+        return training_losses(model, index.encoded, bank, rows, columns, views, batch)
+
+    with unlearned(model, index.weights) as weights:
+        for _ in unlearn_query(model, index, encode(model, query), UNLEARN, weights):
+            pass
+        *_, last = race(measure, index.base_losses, rounds, range(len(index)), kind)
+    return last
+
+
+def by_row(standing):
+    """Scores, bounds and flips by row."""
+    s = standing.scores
+    return dict(zip(standing.rows, zip(s.value, s.low, s.high, s.flip, strict=True), strict=True))
+
+
+def assert_same_scores(fast, whole, rtol, atol):
+    """The survivors of `fast` have the scores, bounds and flips that they have in `whole`.
+
+    One thread gives the same bits; with more, an image's place in a batch decides how products are rounded.
+    """
+    ours, theirs = by_row(fast), by_row(whole)
+    for row, (*values, flip) in ours.items():
+        *expected, flipped = theirs[row]
+        assert flip == flipped
+        assert_close([float(v) for v in values], [float(v) for v in expected], rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("kind", ["difference", "skew"])
+def test_survivors_have_exactly_the_exhaustive_scores(model32, index32, query, kind):
+    whole = race_to_the_end(model32, index32, query, exhaustive(8, 8), kind)
+    fast = race_to_the_end(model32, index32, query, schedule(8, 8, TIGHT), kind)
+    assert len(fast.rows) == 3
+    assert fast.settled
+    assert_same_scores(fast, whole, rtol=1e-3, atol=2e-5)  # float32: the scores are differences of losses near 1
+
+
+def test_survivors_have_exactly_the_exhaustive_scores_in_float64(model, index, query):
+    whole = race_to_the_end(model, index, query, exhaustive(8, 8))
+    fast = race_to_the_end(model, index, query, schedule(8, 8, TIGHT))
+    assert_same_scores(fast, whole, rtol=1e-9, atol=1e-12)
+
+
+def test_halving_returns_the_exhaustive_answer_when_it_keeps_everyone(model32, index32, query):
+    settings = AttributeSettings(top_k=8, unlearn=UNLEARN, race=replace(TIGHT, survivors=8), batch=6)
+    *_, fast = attribute(model32, index32, query, settings)
+    *_, whole = attribute(model32, index32, query, replace(settings, exhaustive=True))
+    assert [result.row for result in fast.results] == [result.row for result in whole.results]
+    assert len({result.score for result in whole.results}) == 8
+
+
+def test_halving_finds_the_exhaustive_best_when_the_signal_is_clear():
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0.5, 1.5, (200, 2, 10))
+    gain = rng.permutation(200) / 100.0
+    after = base + gain[:, None, None] + rng.normal(0, 0.01, base.shape)
+    fast = list(race(table_measure(after, 7), base, schedule(200, 10, RaceSettings()), range(200)))[-1]
+    assert list(fast.rows[:10]) == list(np.argsort(-gain)[:10])
+
+
+@pytest.mark.parametrize("batch", [2, 3, 16])
+def test_losses_do_not_depend_on_the_batch_size(model, index, batch):
+    bank = index.bank(model)
+    tables = [
+        np.concatenate([t for _, t in training_losses(model, index.encoded, bank, range(8), range(8), batch=size)])
+        for size in (6, batch)
+    ]
+    assert tables[1].shape == (8, 2, 8)
+    assert_close(tables[1], tables[0], rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "views"),
+    [([5, 2, 7, 0, 1, 6, 4, 3], range(8), (0, 1)), ([6], [3], (1,)), ([3, 1], [7, 0, 4], (0,)), ([2, 2], [1], (1, 0))],
+)
+def test_losses_do_not_depend_on_order_or_subset(model, index, rows, columns, views):
+    bank = index.bank(model)
+    whole = np.concatenate([t for _, t in training_losses(model, index.encoded, bank, range(8), range(8), batch=6)])
+    part = np.concatenate([t for _, t in training_losses(model, index.encoded, bank, rows, columns, views, batch=6)])
+    assert_close(part, whole[np.ix_(rows, views, list(columns))], rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize(("count", "views"), [(8, (0, 1)), (7, (0, 1)), (1, (0, 1)), (8, (0,)), (5, (1,))])
+def test_every_call_of_the_unet_holds_a_whole_batch(model32, index32, monkeypatch, count, views):
+    """Else the same image may get other last bits in another subset, by other kernels for other sizes."""
+    sizes, predict = set(), model32.predict
+
+    def record(x, t, text):
+        sizes.add((len(x), len(t), len(text)))
+        return predict(x, t, text)
+
+    monkeypatch.setattr(model32, "predict", record)
+    list(training_losses(model32, index32.encoded, index32.bank(model32), range(count), [2, 5], views, batch=6))
+    assert sizes == {(6, 6, 6)}
+
+
+def test_chunks_say_which_rows_they_hold(model, index):
+    chunks = list(training_losses(model, index.encoded, index.bank(model), range(8), [0], batch=6))
+    assert [which for which, _ in chunks] == [slice(0, 3), slice(3, 6), slice(6, 8)]
+    assert [table.shape for _, table in chunks] == [(3, 2, 1), (3, 2, 1), (2, 2, 1)]
+
+
+def test_base_losses_in_the_index_serve_any_subset(model32, index32):
+    bank = index32.bank(model32)
+    part = np.concatenate([t for _, t in training_losses(model32, index32.encoded, bank, [7, 3], [6, 1], batch=6)])
+    assert_close(part, np.array(index32.base_losses)[np.ix_([7, 3], (0, 1), [6, 1])], rtol=0, atol=0)
+
+
+def table_measure(after, chunk, seen=None):
+    """A measure that looks losses up, `chunk` rows at a time, and records each cell it is asked for."""
+
+    def measure(rows, columns, views):
+        for start in range(0, len(rows), chunk):
+            which = slice(start, min(start + chunk, len(rows)))
+            if seen is not None:
+                seen.extend((row, view, column) for row in rows[which] for view in views for column in columns)
+            yield which, after[np.ix_(rows[which], views, columns)]
+
+    return measure
+
+
+@pytest.mark.parametrize("images", [1, 5, 70, 500])
+@pytest.mark.parametrize("columns", [1, 2, 10])
+@pytest.mark.parametrize("views", [(0,), (0, 1)])
+@pytest.mark.parametrize("settings", [RaceSettings(), TIGHT, RaceSettings(first_columns=20), None])
+def test_the_count_of_evaluations_is_what_is_really_evaluated(images, columns, views, settings):
+    rounds = exhaustive(images, columns, views) if settings is None else schedule(images, columns, settings, views)
+    after, seen = np.random.default_rng(1).random((images, len(views), columns)), []
+    standings = list(race(table_measure(after, 16, seen), np.zeros_like(after), rounds, range(images)))
+    assert len(seen) == len(set(seen)) == evaluations(rounds) == standings[-1].evaluations
+    assert [s.settled for s in standings] == [False] * (len(standings) - 1) + [True]
+    assert {s.total for s in standings} == {evaluations(rounds)}
+    assert (rounds[-1].views, sorted(rounds[-1].columns)) == (views, list(range(columns)))
+    counts = [standing.evaluations for standing in standings]
+    assert counts == sorted(counts)
+
+
+def test_an_answer_reports_its_evaluations(model32, index32, query):
+    settings = AttributeSettings(top_k=1, unlearn=UNLEARN, race=TIGHT, batch=6)
+    *progress, answer = attribute(model32, index32, query, settings)
+    assert answer.evaluations == progress[-1].evaluations == 3 + evaluations(schedule(8, 8, TIGHT))
+    exhaustive_settings = replace(settings, exhaustive=True)
+    assert list(attribute(model32, index32, query, exhaustive_settings))[-1].evaluations == 3 + 8 * 2 * 8
+
+
+def test_the_ranking_so_far_appears_early_and_holds_only_measured_images():
+    after = np.arange(40.0)[:, None, None] + np.zeros((40, 2, 4))
+    order = list(reversed(range(40)))
+    first = next(race(table_measure(after, 8), np.zeros_like(after), schedule(40, 4, TIGHT), order))
+    assert first.rows == tuple(range(39, 31, -1))
+    assert not first.settled
+
+
+def test_ties_go_to_the_earlier_row():
+    after = np.ones((6, 2, 4))
+    *_, last = race(table_measure(after, 2), np.zeros_like(after), exhaustive(6, 4), [3, 5, 1, 0, 2, 4])
+    assert last.rows == (0, 1, 2, 3, 4, 5)
