@@ -17,7 +17,7 @@ ROOMS = (
     *("methods.pixel", "methods.chance", "methods"),
     *("answers.forget", "answers.compare", "answers.html", "answers.report", "answers.floor"),
     *("scenes.compose", "scenes.world"),
-    *("scenes.networks", "scenes.pictures", "scenes.truth", "scenes.judge", "scenes.train"),
+    *("scenes.networks", "scenes.pictures", "scenes.truth", "scenes.judge", "scenes.trainer", "scenes.train"),
     *("scenes.views", "scenes.nearest", "scenes.encoders", "scenes.customise", "scenes.detector", "scenes.examples"),
     *("evaluate.locality", "evaluate.tuning", "evaluate.bench"),
     *("ui.style", "ui.zero", "ui.jobs", "ui.studio", "ui.regions", "ui.script", "ui.words", "ui.answers", "ui.layout"),
