@@ -234,7 +234,15 @@ def train_diffusion(args: TrainArgs) -> None:
 
 def cool_down(args: TrainArgs) -> None:
     """Go on from the diffusion checkpoint while the learning rate falls to nothing; that checkpoint stays as it is."""
-    recipe = Recipe(args.minutes, args.batch, args.learning_rate, warmup_steps=1, shape="linear", checkpoint_minutes=8)
+    recipe = Recipe(
+        args.minutes,
+        args.batch,
+        args.learning_rate,
+        warmup_steps=1,
+        shape="linear",
+        ema_decay=0.99,
+        checkpoint_minutes=8,
+    )
     _train_diffusion(args, recipe, args.work / CHECKPOINTS["cooldown"], args.work / CHECKPOINTS["diffusion"])
 
 
