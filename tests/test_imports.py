@@ -21,7 +21,7 @@ ROOMS = (
     *("answers.calibration", "answers.verdict", "answers.html", "answers.provenance", "answers.report"),
     *("answers.replay", "answers.kept", "answers.drawn", "answers.unrelated", "answers.floor"),
     *("scenes.compose", "scenes.world"),
-    *("scenes.networks", "scenes.pictures", "scenes.truth", "scenes.judge", "scenes.train"),
+    *("scenes.networks", "scenes.pictures", "scenes.truth", "scenes.judge", "scenes.trainer", "scenes.train"),
     *("scenes.views", "scenes.nearest", "scenes.encoders", "scenes.customise", "scenes.detector", "scenes.examples"),
     *("scenes.unrelated",),
     *("evaluate.verdict", "evaluate.locality", "evaluate.tuning", "evaluate.bench"),

@@ -32,7 +32,7 @@ from attribution.query.labels import caption_of
 from attribution.query.query import Box
 from attribution.scenes.compose import OBJECTS, SIZE, Scene, draw_scene, make_scenes, object_name
 from attribution.scenes.pictures import encode, to_unit
-from attribution.scenes.train import Recipe, Trainer
+from attribution.scenes.trainer import Recipe, Trainer
 from attribution.scenes.truth import locate, subjects
 from attribution.scenes.views import Pool
 

@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from attribution.scenes import nearest
 from attribution.scenes.pictures import mirror_half
-from attribution.scenes.train import Recipe, Trainer
+from attribution.scenes.trainer import Recipe, Trainer
 from attribution.scenes.views import captioned_boxes, likeness, look, pools, views
 
 Stage = Literal["clip", "dino", "report"]

@@ -20,7 +20,6 @@ wherever it is. A stage leaves a contact sheet beside each checkpoint.
 """
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ import tyro
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTokenizer
 
 from attribution.diffusion.pipeline import GenerateSettings
@@ -50,9 +49,9 @@ from attribution.scenes.networks import (
     tokenize,
 )
 from attribution.scenes.pictures import encode, load_pixels, psnr, reconstruct, sample, save_sheet, to_unit
+from attribution.scenes.trainer import Recipe, Trainer, halved, keep, part_of
 
 Stage = Literal["status", "autoencoder", "diffusion", "cooldown", "judge", "keep", "save", "report"]
-Shape = Literal["cosine", "constant", "linear"]
 
 DROPPED_CAPTIONS = 0.1
 SMALL = Path("assets/emoji-scenes/model")  # the finished model of 64 px
@@ -61,42 +60,18 @@ CHECKPOINTS: dict[Stage, str] = {
     "diffusion": "diffusion.pt",
     "cooldown": "cooled.pt",
 }
+OUTCOMES = {  # what each later step leaves beside the model, and the command that makes it
+    "save": ("model/model_index.json", ".scenes.train --stage save"),
+    "report": ("report.json", ".scenes.train --stage report"),
+    "clip": ("clip/model.safetensors", ".scenes.encoders --stage clip"),
+    "dino": ("dino/model.safetensors", ".scenes.encoders --stage dino"),
+    "detector": ("detector/model.safetensors", ".scenes.detector"),
+    "mappers": ("mappers.json", ".scenes.customise --stage pictures, then --stage mappers"),
+    "index": ("index/manifest.json", " index"),
+    "floor": ("index/floor.json", " floor"),
+    "examples": ("examples", ".scenes.examples"),
+}
 NETWORKS = ("text_encoder", "unet")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one stage is trained.
-
-    Attributes:
-        minutes: length of the schedule, over all sittings.
-        batch: images a step.
-        learning_rate: its peak.
-        warmup_steps: of a linear rise to the peak.
-        shape: what the learning rate does after it: a cosine to a fiftieth, nothing, or a straight line to nothing.
-        ema_decay: of the averaged weights.
-        bfloat16: whether convolutions and matrix products are computed in 16 bits; losses never are.
-        checkpoint_minutes: between two checkpoints.
-    """
-
-    minutes: float
-    batch: int
-    learning_rate: float
-    warmup_steps: int
-    shape: Shape = "cosine"
-    ema_decay: float = 0.999
-    bfloat16: bool = False
-    checkpoint_minutes: float = 5.0
-
-    def rate(self, step: int, seconds: float) -> float:
-        """The learning rate at a step, so many seconds after the first."""
-        progress = min(1.0, seconds / (60 * self.minutes))
-        falls = {
-            "cosine": 0.02 + 0.98 * 0.5 * (1 + float(np.cos(np.pi * progress))),
-            "constant": 1.0,
-            "linear": 1 - progress,
-        }
-        return self.learning_rate * min(1.0, (step + 1) / self.warmup_steps) * falls[self.shape]
 
 
 @dataclass(frozen=True)
@@ -135,98 +110,6 @@ class TrainArgs:
     def world(self) -> WorldSettings:
         """The world of that side."""
         return WORLDS[self.side]
-
-
-class Trainer:
-    """Optimiser, schedule, EMA and checkpoints of one stage; `run` calls `loss(generator)` until time is up."""
-
-    def __init__(self, modules: dict[str, nn.Module], path: Path, recipe: Recipe, seed: int) -> None:
-        self.modules = nn.ModuleDict(modules)
-        self.path = path
-        self.recipe = recipe
-        self.parameters = [p for p in self.modules.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=recipe.learning_rate, weight_decay=0.01, betas=(0.9, 0.99)
-        )
-        self.ema = {name: value.detach().clone() for name, value in self.modules.state_dict().items()}
-        self.step, self.seconds = 0, 0.0
-        self.generator = torch.Generator().manual_seed(seed)
-        if path.exists():
-            self.load(path)
-
-    def run(self, loss: Callable[[torch.Generator], Tensor], sheet: Callable[[Path], None]) -> None:
-        """Train until the recipe's minutes are used up, saving a checkpoint and a contact sheet on the way."""
-        began, saved, mean = time.monotonic() - self.seconds, self.seconds, 0.0
-        first = self.step
-        while self.seconds < 60 * self.recipe.minutes:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.recipe.rate(self.step, self.seconds)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bfloat16):
-                value = loss(self.generator)
-            self.optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            nn.utils.clip_grad_norm_(self.parameters, 1.0)
-            self.optimizer.step()
-            self.step += 1
-            self._average()
-            mean += max(0.01, 1 / (self.step - first)) * (value.item() - mean)
-            self.seconds = time.monotonic() - began
-            if self.step % 100 == 0:
-                print(f"step {self.step} {self.seconds / 60:.1f} min loss {mean:.5f}", flush=True)
-            if self.seconds - saved > 60 * self.recipe.checkpoint_minutes:
-                began += self._checkpoint(sheet)
-                saved = self.seconds
-        self._checkpoint(sheet)
-
-    def _checkpoint(self, sheet: Callable[[Path], None]) -> float:
-        """Save and draw; returns the seconds that it took, which are no training."""
-        began = time.monotonic()
-        self.save()
-        sheet(self.path.with_name(f"{self.path.stem}-{self.step:06d}.png"))
-        return time.monotonic() - began
-
-    def _average(self) -> None:
-        decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
-        for name, value in self.modules.state_dict().items():
-            if value.is_floating_point():
-                self.ema[name].lerp_(value, 1 - decay)
-
-    def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
-        state = {
-            "modules": self.modules.state_dict(),
-            "ema": self.ema,
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "generator": self.generator.get_state(),
-        }
-        partial = self.path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.rename(self.path)
-
-    def load(self, path: Path) -> None:
-        """Go on from a checkpoint."""
-        state = torch.load(path, weights_only=True)
-        self.modules.load_state_dict(state["modules"])
-        self.ema = state["ema"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.generator.set_state(state["generator"])
-
-    def load_kept(self, path: Path) -> None:
-        """Go on from what `keep_training` wrote: all but the optimiser's state, which starts anew."""
-        kept = load_file(path)
-        with safe_open(path, "pt") as file:
-            progress = file.metadata()
-        self.modules.load_state_dict(_part(kept, "raw."))
-        self.ema = {name: value.to(self.ema[name].dtype) for name, value in _part(kept, "ema.").items()}
-        self.step, self.seconds = int(progress["step"]), float(progress["seconds"])
-        self.generator.manual_seed(self.step)
-
-
-def _part(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
 # --- stage 1: the autoencoder ---
@@ -280,7 +163,7 @@ def train_autoencoder(args: TrainArgs) -> None:
 
     def sheet(path: Path) -> None:
         average = make_autoencoder(args.world)
-        average.load_state_dict(_part(trainer.ema, "vae."))
+        average.load_state_dict(part_of(trainer.ema, "vae."))
         recon = reconstruct(average, heldout)
         print(f"held-out PSNR {psnr(recon, heldout):.2f} dB", flush=True)
         save_sheet(torch.stack([heldout[:24], recon[:24]], 1).flatten(0, 1), path, columns=12, zoom=192 // args.side)
@@ -311,10 +194,12 @@ def finished_autoencoder(args: TrainArgs) -> AutoencoderKL:
     """The averaged autoencoder, `normalised`: from WORK, or as it was kept."""
     vae, path = make_autoencoder(args.world), _finished(args)
     if not path.exists():
-        vae.load_state_dict(_part(torch.load(args.work / CHECKPOINTS["autoencoder"], weights_only=True)["ema"], "vae."))
+        vae.load_state_dict(
+            part_of(torch.load(args.work / CHECKPOINTS["autoencoder"], weights_only=True)["ema"], "vae.")
+        )
         args.work.mkdir(parents=True, exist_ok=True)
-        kept = normalised(vae, to_unit(load_pixels("train", args.world))).half().state_dict()
-        save_file({name: value.contiguous() for name, value in kept.items()}, path)
+        finished = normalised(vae, to_unit(load_pixels("train", args.world)))
+        save_file(halved(finished.state_dict()), path)
     vae.load_state_dict(load_file(path))
     return vae.requires_grad_(False).eval()
 
@@ -349,7 +234,15 @@ def train_diffusion(args: TrainArgs) -> None:
 
 def cool_down(args: TrainArgs) -> None:
     """Go on from the diffusion checkpoint while the learning rate falls to nothing; that checkpoint stays as it is."""
-    recipe = Recipe(args.minutes, args.batch, args.learning_rate, warmup_steps=1, shape="linear", checkpoint_minutes=8)
+    recipe = Recipe(
+        args.minutes,
+        args.batch,
+        args.learning_rate,
+        warmup_steps=1,
+        shape="linear",
+        ema_decay=0.99,
+        checkpoint_minutes=8,
+    )
     _train_diffusion(args, recipe, args.work / CHECKPOINTS["cooldown"], args.work / CHECKPOINTS["diffusion"])
 
 
@@ -419,7 +312,7 @@ def assemble(weights: dict[str, Tensor], vae: AutoencoderKL, tokenizer: CLIPToke
     """The pipeline with these weights, named as a diffusion checkpoint names them."""
     text_encoder, unet = make_text_encoder(tokenizer), make_unet()
     for name, module in zip(NETWORKS, (text_encoder, unet), strict=True):
-        module.load_state_dict(_part(weights, name + "."))
+        module.load_state_dict(part_of(weights, name + "."))
     pipe = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder.eval(),
@@ -436,13 +329,18 @@ def assemble(weights: dict[str, Tensor], vae: AutoencoderKL, tokenizer: CLIPToke
 
 def finished_pipeline(args: TrainArgs) -> StableDiffusionPipeline:
     """The pipeline of the averaged weights: cooled down, or else of the constant rate, or else as they were kept."""
-    own = [
-        path for path in (args.work / CHECKPOINTS["cooldown"], args.work / CHECKPOINTS["diffusion"]) if path.exists()
-    ]
-    kept = args.kept / "diffusion.safetensors"
-    weights = torch.load(own[0], weights_only=True)["ema"] if own else _part(load_file(kept), "ema.")
     tokenizer = make_tokenizer([scene.caption for scene in make_scenes("train")])
-    return assemble(weights, finished_autoencoder(args), tokenizer)
+    return assemble(_averaged(args), finished_autoencoder(args), tokenizer)
+
+
+def _averaged(args: TrainArgs) -> dict[str, Tensor]:
+    stages: tuple[Stage, ...] = ("cooldown", "diffusion")
+    for own in (args.work / CHECKPOINTS[stage] for stage in stages):
+        if own.exists():
+            weights: dict[str, Tensor] = torch.load(own, weights_only=True)["ema"]
+            return weights
+    kept = next(path for path in (args.kept / f"{stage}.safetensors" for stage in stages) if path.exists())
+    return part_of(load_file(kept), "ema.")
 
 
 # --- stage 3: how good it is, what is kept, and the folder that ships ---
@@ -465,22 +363,13 @@ def judge_so_far(args: TrainArgs) -> None:
 
 
 def keep_training(args: TrainArgs) -> None:
-    """Write what a later sitting needs to go on, in float16: the finished autoencoder, raw and averaged weights.
-
-    The optimiser's state is left out: it averages over a hundred steps, and warms up anew.
-    """
+    """Write what a later sitting needs to go on: the finished autoencoder, and the diffusion weights so far."""
     args.kept.mkdir(parents=True, exist_ok=True)
-    vae = finished_autoencoder(args).half().state_dict()
-    save_file({name: value.contiguous() for name, value in vae.items()}, args.kept / "autoencoder.safetensors")
-    state = torch.load(args.work / CHECKPOINTS["diffusion"], weights_only=True)
-    both = {"raw": state["modules"], "ema": state["ema"]}
-    weights = {f"{kind}.{name}": _half(value) for kind, part in both.items() for name, value in part.items()}
-    progress = {"step": str(state["step"]), "seconds": f"{state['seconds']:.0f}"}
-    save_file(weights, args.kept / "diffusion.safetensors", progress)
-
-
-def _half(value: Tensor) -> Tensor:
-    return (value.half() if value.is_floating_point() else value).contiguous()
+    save_file(halved(finished_autoencoder(args).state_dict()), args.kept / "autoencoder.safetensors")
+    keep(torch.load(args.work / CHECKPOINTS["diffusion"], weights_only=True), args.kept / "diffusion.safetensors")
+    cooled = args.work / CHECKPOINTS["cooldown"]
+    if cooled.exists():
+        keep(torch.load(cooled, weights_only=True), args.kept / "cooldown.safetensors", kinds=("ema",))
 
 
 def save_pipeline(args: TrainArgs) -> None:
@@ -500,22 +389,21 @@ def print_report(args: TrainArgs) -> None:
 
 def print_status(args: TrainArgs) -> None:
     """Print each step, whether its outcome is there and how far it has come, and which comes next."""
-    found = [(stage, *progress) for stage, progress in status(args).items()]
-    for stage, done, text in found:
-        print(f"{'x' if done else ' '} {stage:12} {text}")
-    print("next: " + next((stage for stage, done, _ in found if not done), "nothing"))
+    found = [(step, *state) for step, state in status(args).items()]
+    for step, done, text in found:
+        print(f"{'x' if done else ' '} {step:12} {text}")
+    print("next: " + next((step for step, done, _ in found if not done), "nothing"))
 
 
-def status(args: TrainArgs) -> dict[Stage, tuple[bool, str]]:
-    """For each step in order: whether its outcome is there, and what is known about it."""
-    steps: dict[Stage, tuple[bool, str]] = {}
+def status(args: TrainArgs) -> dict[str, tuple[bool, str]]:
+    """For each step of a world in order: whether its outcome is there, and how far it is or which command makes it."""
+    steps: dict[str, tuple[bool, str]] = {}
     for stage in CHECKPOINTS:
-        own = args.work / CHECKPOINTS[stage]
-        kept = args.kept / f"{stage}.safetensors"
+        own, kept = args.work / CHECKPOINTS[stage], args.kept / f"{stage}.safetensors"
         steps[stage] = (own.exists() or kept.exists(), _progress(own, kept))
-    report_of = args.out.parent / "report.json"
-    steps["save"] = ((args.out / "model_index.json").exists(), str(args.out))
-    steps["report"] = (report_of.exists(), str(report_of))
+    for step, (outcome, command) in OUTCOMES.items():
+        path = args.out.parent / outcome
+        steps[step] = (path.exists(), str(path) if path.exists() else f"python -m attribution{command}")
     return steps
 
 

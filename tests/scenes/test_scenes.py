@@ -33,7 +33,8 @@ from attribution.scenes.compose import (
 )
 from attribution.scenes.judge import Judge
 from attribution.scenes.networks import grown, make_autoencoder, make_unet
-from attribution.scenes.train import Recipe, TrainArgs, Trainer, picture_loss, status
+from attribution.scenes.train import TrainArgs, picture_loss, status
+from attribution.scenes.trainer import Recipe, Trainer, keep
 
 
 @pytest.fixture(scope="module")
@@ -250,5 +251,23 @@ def test_a_training_goes_on_where_it_stopped(tmp_path):
 
 def test_the_steps_are_listed_with_what_is_next(tmp_path):
     steps = status(TrainArgs(work=tmp_path / "work", kept=tmp_path / "kept", out=tmp_path / "out" / "model"))
-    assert list(steps) == ["autoencoder", "diffusion", "cooldown", "save", "report"]
+    assert list(steps)[:5] == ["autoencoder", "diffusion", "cooldown", "save", "report"]
     assert not any(done for done, _ in steps.values())
+    (tmp_path / "out" / "clip").mkdir(parents=True)
+    (tmp_path / "out" / "clip" / "model.safetensors").touch()
+    steps = status(TrainArgs(work=tmp_path / "work", kept=tmp_path / "kept", out=tmp_path / "out" / "model"))
+    assert [step for step, (done, _) in steps.items() if done] == ["clip"]
+
+
+def test_what_is_kept_is_gone_on_from_without_the_optimiser(tmp_path):
+    recipe = Recipe(0.0, 1, 0.1, 1, "constant")
+    first = Trainer({"layer": torch.nn.Linear(3, 2)}, tmp_path / "first.pt", recipe, 0)
+    first.step, first.seconds = 7, 60.0
+    first.ema = {name: value + 1 for name, value in first.ema.items()}
+    first.save()
+    keep(torch.load(first.path, weights_only=True), tmp_path / "kept.safetensors")
+    second = Trainer({"layer": torch.nn.Linear(3, 2)}, tmp_path / "second.pt", recipe, 0)
+    second.load_kept(tmp_path / "kept.safetensors")
+    assert (second.step, second.seconds) == (7, 60.0)
+    torch.testing.assert_close(second.modules.state_dict(), first.modules.state_dict(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(second.ema, first.ema, rtol=1e-3, atol=1e-3)
