@@ -10,7 +10,7 @@ from conftest import build_all
 from attribution.batches import batches, in_batches
 from attribution.errors import WorkFailed
 from attribution.index.index import Index
-from attribution.methods import attribute
+from attribution.methods import attribute, fitting
 from attribution.methods.answer import AttributeSettings
 from attribution.unlearning.step import UnlearnSettings
 
@@ -78,7 +78,8 @@ def small_device(monkeypatch):
 
 @pytest.mark.parametrize("method", ["unlearning", "unlearning+", "influence", "trak", "d-trak"])
 def test_a_small_device_gives_the_same_answer(exact_index, model, query, small_device, method):
-    settings = AttributeSettings(method=method, top_k=8, unlearn=UnlearnSettings(timesteps=9, batch=16), batch=12)
+    wanted = AttributeSettings(top_k=8, unlearn=UnlearnSettings(timesteps=9, batch=16), batch=12)
+    settings = fitting(wanted, method)
     *_, roomy = attribute(model, exact_index, query, settings)
     *_, tight = attribute(small_device(model), exact_index, query, settings)
     assert [result.row for result in tight.results] == [result.row for result in roomy.results]

@@ -18,7 +18,7 @@ ROOMS = (
     *("methods.answer", "methods.accepted", "methods.unlearning", "methods.trak", "methods.influence"),
     *("methods.features", "methods.pixel", "methods.chance", "methods"),
     *("answers.forget", "answers.compare", "answers.networks", "answers.ranking", "answers.plot"),
-    *("answers.calibration", "answers.verdict", "answers.html", "answers.provenance", "answers.report"),
+    *("answers.calibration", "answers.verdict", "answers.html", "answers.provenance", "answers.run", "answers.report"),
     *("answers.replay", "answers.kept", "answers.drawn", "answers.unrelated", "answers.floor"),
     *("scenes.compose", "scenes.world"),
     *("scenes.networks", "scenes.pictures", "scenes.truth", "scenes.judge", "scenes.trainer", "scenes.train"),

@@ -5,7 +5,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from attribution.answers.report import Run, write_zip
+from attribution.answers.report import write_zip
+from attribution.answers.run import Run
 from attribution.diffusion.pipeline import Model
 from attribution.errors import InputError, NotKept, reason
 from attribution.files import PARTIAL, cache_folder, passing_folder, try_folder

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from attribution.answers.report import Run
+from attribution.answers.run import Run
 from attribution.diffusion.pipeline import Model
 from attribution.errors import InputError
 from attribution.index.index import Index

@@ -1,15 +1,13 @@
 """What is kept of a run: JSON, CSV, and a ZIP with everything needed to replay it."""
 
 import csv
-import hashlib
 import io
 import json
 import math
 import re
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
-from datetime import UTC, datetime
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +15,7 @@ from PIL import Image
 
 from attribution.answers.html import page, to_png
 from attribution.answers.provenance import provenance
+from attribution.answers.run import Run, query_json
 from attribution.answers.verdict import verdict_of
 from attribution.diffusion.pictures import MAX_SIDE, decode_upload
 from attribution.diffusion.pipeline import GenerateSettings, Model
@@ -25,7 +24,7 @@ from attribution.files import write_whole
 from attribution.index.index import Index
 from attribution.methods.answer import AttributeSettings, Attribution, Result
 from attribution.query.evidence import Evidence
-from attribution.query.query import Query, image_sha256, region_words
+from attribution.query.query import Query
 from attribution.unlearning.race import RaceSettings
 from attribution.unlearning.step import UnlearnSettings
 
@@ -34,66 +33,6 @@ COLUMNS = ("method", "rank", "id", "score", "score_low", "score_high", "flip", "
 MAX_ENTRY = 3 * MAX_SIDE**2 + 1_000_000  # bytes of one file of a ZIP: the largest picture fits, as a PNG of noise
 SHOWN = 1024  # px a side, at most, of the picture in the HTML
 Settings = TypeVar("Settings", AttributeSettings, UnlearnSettings, RaceSettings, GenerateSettings)
-
-
-def now() -> str:
-    """The date and time, to the second, in UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A question and its answers, the main one first; all are of one query and one index.
-
-    Attributes:
-        answers: by method.
-        sampled: how the query's picture was generated, where that is not by the defaults.
-        label: what the asker calls the region; "" where they do not.
-        date: when it was answered, in UTC; "" where an earlier version kept it.
-    """
-
-    answers: tuple[Attribution, ...]
-    sampled: GenerateSettings | None = None
-    label: str = ""
-    date: str = field(default_factory=now)
-
-    @property
-    def query(self) -> Query:
-        """What was asked."""
-        return self.answers[0].query
-
-    @property
-    def region(self) -> str:
-        """What part of the picture it is about."""
-        return self.label or region_words(self.query)
-
-    @property
-    def top_k(self) -> int:
-        """How many results were asked for."""
-        return self.answers[0].settings.k
-
-    @property
-    def id(self) -> str:
-        """Twelve hexadecimal digits: the same for the same model, index, query, its label and settings."""
-        asked: list[Any] = [
-            self.answers[0].index_id,
-            self.answers[0].model_sha256,
-            query_json(self.query),
-            [asdict(answer.settings) for answer in self.answers],
-            *filter(None, [self.label]),
-        ]
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def query_json(query: Query) -> dict[str, Any]:
-    """A query as the contract has it; boxes are `x0, y0, x1, y1` in pixels of its picture."""
-    return {
-        "prompt": query.prompt,
-        "seed": query.seed,
-        "image_sha256": image_sha256(query.image),
-        "boxes": [list(box) for box in query.boxes],
-        "word": query.word,
-    }
 
 
 def to_json(attribution: Attribution) -> dict[str, Any]:

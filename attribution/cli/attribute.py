@@ -5,7 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from attribution.answers.report import Run, write_json, write_zip
+from attribution.answers.report import write_json, write_zip
+from attribution.answers.run import Run
 from attribution.cli.asked import check_file, opened
 from attribution.cli.parsing import Names, flags
 from attribution.cli.progress import watch

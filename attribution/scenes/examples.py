@@ -11,7 +11,8 @@ import torch
 import tyro
 
 from attribution.answers.drawn import DRAWN
-from attribution.answers.report import Run, write_zip
+from attribution.answers.report import write_zip
+from attribution.answers.run import Run
 from attribution.answers.verdict import verdict_of
 from attribution.diffusion.pipeline import Model
 from attribution.index.index import Index

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import gradio as gr
 
 from attribution.answers.ranking import Answers
-from attribution.answers.report import Run
+from attribution.answers.run import Run
 from attribution.diffusion.pipeline import GenerateSettings
 from attribution.errors import NotKept
 from attribution.methods.answer import AttributeSettings, Attribution, Progress

@@ -13,7 +13,7 @@ from attribution.answers.ranking import (
     rankings,
     score_words,
 )
-from attribution.answers.report import Run
+from attribution.answers.run import Run
 from attribution.answers.verdict import verdict_of
 from attribution.index.index import Index
 from attribution.methods.answer import Attribution, Result

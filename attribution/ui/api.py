@@ -11,7 +11,8 @@ import gradio as gr
 from gradio.components.api_component import Api
 from PIL import Image
 
-from attribution.answers.report import Run, to_json
+from attribution.answers.report import to_json
+from attribution.answers.run import Run
 from attribution.diffusion.pictures import open_upload
 from attribution.diffusion.pipeline import GenerateSettings, check_seed
 from attribution.diffusion.tokens import check_prompt

@@ -2,7 +2,7 @@
 
 import gradio as gr
 
-from attribution.answers.report import Run
+from attribution.answers.run import Run
 from attribution.errors import AttributionError, InputError
 from attribution.query.labels import telling
 from attribution.ui import words

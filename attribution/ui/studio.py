@@ -15,7 +15,8 @@ from typing import Any
 from PIL import Image
 
 from attribution.answers.kept import RunFolder, is_run_id
-from attribution.answers.report import Run, read_zip
+from attribution.answers.report import read_zip
+from attribution.answers.run import Run
 from attribution.diffusion.pipeline import GenerateSettings, Model
 from attribution.diffusion.weights import pretrained
 from attribution.errors import AttributionError, InputError, NotKept, Stopped, WorkFailed, reason

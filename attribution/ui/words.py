@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from attribution.answers.forget import VISIBLE, Regenerated
 from attribution.answers.provenance import Credits
-from attribution.answers.report import Run
+from attribution.answers.run import Run
 from attribution.diffusion.pictures import MAX_BYTES, MAX_SIDE
 from attribution.diffusion.tokens import TokenCount
 from attribution.methods.answer import Progress

@@ -10,7 +10,8 @@ import pytest
 from conftest import random_picture
 
 from attribution.answers.kept import STALE, RunFolder, own_folder
-from attribution.answers.report import Run, read_zip
+from attribution.answers.report import read_zip
+from attribution.answers.run import Run
 from attribution.errors import InputError, NotKept
 from attribution.methods import attribute
 from attribution.methods.answer import AttributeSettings

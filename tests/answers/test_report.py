@@ -26,7 +26,6 @@ from attribution.answers.report import (
     RUN,
     SHOWN,
     TABLE,
-    Run,
     file_name,
     read_zip,
     run_json,
@@ -34,6 +33,7 @@ from attribution.answers.report import (
     to_json,
     write_zip,
 )
+from attribution.answers.run import Run
 from attribution.cli import main
 from attribution.diffusion.pictures import MAX_SIDE
 from attribution.diffusion.pipeline import GenerateSettings

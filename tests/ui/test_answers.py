@@ -13,7 +13,7 @@ from PIL import Image
 
 from attribution.answers.calibration import FORMAT_VERSION
 from attribution.answers.networks import detector_behind, network_behind
-from attribution.answers.report import Run
+from attribution.answers.run import Run
 from attribution.answers.verdict import verdict_of
 from attribution.methods.answer import Progress
 from attribution.query.evidence import Evidence

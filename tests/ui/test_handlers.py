@@ -12,7 +12,7 @@ from conftest import UNLEARN, random_picture
 from test_answers import cards
 from test_line import job_of
 
-from attribution.answers.report import Run
+from attribution.answers.run import Run
 from attribution.diffusion.pipeline import GenerateSettings
 from attribution.errors import InputError
 from attribution.methods import attribute, check_settings, fitting

@@ -8,7 +8,7 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from attribution.answers.report import Run
+from attribution.answers.run import Run
 from attribution.ui.previews import TITLE, Previews
 from attribution.ui.routes import preview
 

