@@ -247,6 +247,7 @@ footer .divider:last-child { display: none; }
   #attribute, #stop { flex: 1 1 0 !important; }
   #run-status { flex: 1 0 100% !important; }
   .cards.large { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+  .cards.small { grid-template-columns: repeat(10, minmax(2.75rem, 1fr)); }
   .asked { grid-template-columns: 5rem minmax(0, 1fr); }
   #drawer:has(.opened) { max-height: 55vh; }
   .opened { grid-template-columns: 4rem minmax(0, 1fr); gap: .75rem; font-size: .8125rem; }
