@@ -67,7 +67,7 @@ def _wire_picture(pictures: Pictures) -> None:
     taken = [*on.shown, *on.answered]
     on.prompt.change(pictures.tokens, on.prompt, on.tokens, **AT_ONCE)
     read = [on.chosen, on.labels]
-    on.prompt.input(pictures.reworded, [on.prompt, on.picture], read, trigger_mode="always_last", **AT_ONCE)
+    on.prompt.change(pictures.reworded, [on.prompt, on.picture, on.chosen], read, **AT_ONCE)
     on.chips.select(_prompting(pictures), None, on.prompt, **AT_ONCE)
     on.dice.click(throw_dice, None, on.seed, **AT_ONCE)
     asked = [on.prompt, on.seed, on.steps, on.guidance]

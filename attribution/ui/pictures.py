@@ -1,6 +1,7 @@
 """Handlers of the picture: generated, uploaded, or taken from the training set."""
 
 import random
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -85,9 +86,11 @@ class Pictures:
             return words.note(sentence(error), "error")
         return words.tokens(self.studio.model.tokens.count(prompt))
 
-    def reworded(self, prompt: str, picture: Picture | None) -> Update:
-        """The words and objects of a prompt that was typed for a picture that was not generated."""
-        return UNCHANGED if picture is None or picture.prompt is not None else self.read(prompt)
+    def reworded(self, prompt: str, picture: Picture | None, chosen: list[str]) -> Update:
+        """The words and objects of a new prompt of a picture that was not generated; words of both stay chosen."""
+        if picture is None or picture.prompt is not None:
+            return UNCHANGED
+        return self.read(prompt, chosen)
 
     def taken(self, picture: Picture, note: str, prompt: str = "") -> Update:
         """A new picture with a note; nothing is marked or answered yet."""
@@ -104,10 +107,11 @@ class Pictures:
             **self.read(picture.prompt or prompt),
         }
 
-    def read(self, prompt: str) -> Update:
+    def read(self, prompt: str, chosen: Sequence[str] = ()) -> Update:
         """A prompt's words to pick, and the labels to look for."""
+        told = telling(prompt)
         return {
-            self.on.chosen: gr.CheckboxGroup(telling(prompt), value=[], visible=bool(telling(prompt))),
+            self.on.chosen: gr.CheckboxGroup(told, value=[word for word in chosen if word in told], visible=bool(told)),
             self.on.labels: " . ".join(phrases(prompt)),
         }
 

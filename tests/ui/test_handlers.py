@@ -179,10 +179,11 @@ def test_an_upload_asks_for_its_prompt_and_reads_its_words(handlers, tmp_path):
     assert update[on.prompt] == ""
     assert "Write above what it shows" in update[on.note]
     assert not update[on.chosen].visible
-    read = pictures.reworded("a red bird", update[on.picture])
+    read = pictures.reworded("a red bird", update[on.picture], ["bird", "bus"])
     assert read[on.chosen].visible
+    assert read[on.chosen].value == ["bird"]
     assert read[on.labels] == "red bird"
-    assert pictures.reworded("a red bird", Picture(random_picture(1), "a bus", 1)) == UNCHANGED
+    assert pictures.reworded("a red bird", Picture(random_picture(1), "a bus", 1), []) == UNCHANGED
     with pytest.raises(InputError, match="press Attribute, or Generate"):  # Enter does not throw the picture away
         pictures.entered(update[on.picture], "a red bird", 1, 2, 3)
     assert pictures.entered(None, "a red bird", 1, 2, 3).job.asked[0] == "a red bird"
