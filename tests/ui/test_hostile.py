@@ -135,7 +135,7 @@ def test_files_that_are_read(
     ("changed", "said"),
     [
         ({"prompt": "x" * 100_000}, "100,000 characters; accepted are up to 4,000"),
-        ({"prompt": "a red\x00 apple"}, "accepted is text that can be printed"),
+        ({"prompt": "a red\x00 apple"}, "accepted is text without control characters"),
         ({"prompt": " \n "}, "The prompt is empty"),
         ({"seed": 2**70}, "accepted are whole numbers from 0 to"),
         ({"seed": -1}, "accepted are whole numbers from 0 to"),
