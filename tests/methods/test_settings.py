@@ -152,7 +152,7 @@ def test_a_race_where_none_is_run_is_refused(model32, full_index):
         (AttributeSettings(top_k=1, unlearn=UnlearnSettings(step_size=0.0)), "a step size of 0 is not possible"),
         (AttributeSettings(top_k=1, unlearn=UnlearnSettings(batch=0)), "unlearn_batch = 0 is not possible"),
         (AttributeSettings(top_k=1, batch=0), "^batch = 0 is not possible"),
-        (AttributeSettings(method="clip", top_k=1, batch=-1), "a batch without predictions"),
+        (AttributeSettings(method="clip", top_k=1, batch=-1), "^batch = -1 is not possible"),
         (AttributeSettings(top_k=1, score="ratio"), "the score 'ratio' is not possible; accepted are difference, skew"),
         (AttributeSettings(top_k=1, unlearn=UnlearnSettings(weights="vae")), "weights 'vae' are not possible"),
         (AttributeSettings(top_k=1, race=RaceSettings(keep=0.0)), "race_keep = 0 is not possible"),

@@ -83,6 +83,7 @@ def test_the_embedded_index_answers_by_every_method_but_dinov2(embedded):
     assert set(METHODS) - set(available(*embedded)) == {"dinov2"}
 
 
+@pytest.mark.filterwarnings("ignore:.*cuda.amp", "ignore:torch.meshgrid", "ignore:Importing from timm")
 def test_the_detector_meets_its_bar(embedded):
     """On fewer pictures than `python -m attribution.scenes.detector --stage report`."""
     model, _ = embedded

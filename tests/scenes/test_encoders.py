@@ -15,7 +15,7 @@ from attribution.scenes.encoders import EncoderArgs, contrastive_loss, train_cli
 from attribution.scenes.nearest import object_purity, object_queries, scene_purity
 from attribution.scenes.views import Pool, look
 
-ASSETS = Path(__file__).parent.parent / "assets" / "emoji-scenes"
+ASSETS = Path(__file__).parents[2] / "assets" / "emoji-scenes"
 STAGES = {"clip": train_clip, "dino": train_dino}
 
 
