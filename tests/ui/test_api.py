@@ -61,14 +61,27 @@ def test_a_job_that_a_client_cancels_is_ended(address: str) -> None:
         client.close()
 
 
+LEAVING = """
+import sys, time
+from gradio_client import Client
+job = Client(sys.argv[1], verbose=False).submit(prompt=sys.argv[2], exhaustive=True, api_name="/attribute")
+while not job.outputs():
+    time.sleep(0.1)
+print("under way", flush=True)
+job.result()
+"""
+
+
 def test_the_job_of_a_client_whose_process_ended_is_ended(address: str) -> None:
-    asking = f"Client({address!r}, verbose=False).predict(prompt={PROMPT!r}, exhaustive=True, api_name='/attribute')"
-    client = subprocess.Popen([sys.executable, "-c", f"from gradio_client import Client; {asking}"])
-    try:
-        await_line(address, 1)
-    finally:
-        client.kill()
-        client.wait()
+    """One that listens already: of one that ends before it does, Gradio knows nothing, and the limit ends its job."""
+    command = [sys.executable, "-c", LEAVING, address, PROMPT]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
+        try:
+            assert client.stdout is not None
+            assert client.stdout.readline() == "under way\n"
+            assert waiting(address) == 1
+        finally:
+            client.kill()
     await_line(address, 0)
 
 
