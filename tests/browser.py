@@ -129,13 +129,29 @@ def visit(chromium: Browser, address: str, width: int = 1280, touch: bool = Fals
     assert hosts <= {"127.0.0.1", None}
 
 
+WATCH = """() => {
+  clearInterval(window.watch);
+  window.worked = false;
+  const generate = () => document.querySelector("#generate");
+  window.watch = setInterval(() => { window.worked ||= generate()?.disabled; }, 5);
+}"""
+
+
+@contextmanager
+def working(page: Page) -> Iterator[None]:
+    """What is pressed inside begins a run; it is waited for, also where the page says the same before and after."""
+    page.evaluate(WATCH)
+    yield
+    page.wait_for_function("window.worked && !document.querySelector('#generate').disabled")
+
+
 def generate(page: Page, prompt: str = PROMPT, seed: int = 7) -> None:
     page.fill("#prompt textarea", prompt)
     page.fill("#seed input", str(seed))
-    page.click("#generate")
+    with working(page):
+        page.click("#generate")
     expect(page.locator("#picture-note")).to_contain_text(f"seed {seed}.")
     expect(page.locator("#picture canvas")).to_be_visible()
-    expect(page.locator("#generate")).to_be_enabled()
 
 
 def draw(page: Page, x0: float, y0: float, x1: float, y1: float) -> None:

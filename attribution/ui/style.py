@@ -186,6 +186,7 @@ CSS = """
   border: 0 !important; padding: .1rem .75rem .1rem 0 !important; }
 .agreement tr, .agreement, .opened table, .opened tr { border: 0 !important; }
 #answers { margin-top: .25rem; }
+#answers:not(:has(.asked)) { display: none; } /* Gradio keeps the button of the last tab that it hides */
 #answers button[role=tab] { color: var(--body-text-color) !important; }
 #answers button[role=tab]:nth-of-type(1) { border-top: 3px solid var(--region-0, C0); }
 #answers button[role=tab]:nth-of-type(2) { border-top: 3px solid var(--region-1, C1); }

@@ -72,6 +72,12 @@ def examples_in_order() -> list[str]:
     return sorted(held, key=lambda each: (not held[each]["query"]["boxes"], held[each]["query"]["word"] is None, each))
 
 
+def test_a_new_picture_leaves_no_tab_of_the_answer_before(page: Page) -> None:
+    expect(page.get_by_role("tab", name="motorcycle")).to_be_visible()
+    generate(page, seed=3)
+    expect(page.get_by_role("tab", name="motorcycle")).to_be_hidden()
+
+
 def test_an_example_is_drawn_on(page: Page) -> None:
     run = open_example(page, "A box")
     draw(page, 0.25, 0.05, 0.65, 0.45)
