@@ -20,6 +20,7 @@ wherever it is. A stage leaves a contact sheet beside each checkpoint.
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,7 +50,7 @@ from attribution.scenes.networks import (
     tokenize,
 )
 from attribution.scenes.pictures import encode, load_pixels, psnr, reconstruct, sample, save_sheet, to_unit
-from attribution.scenes.trainer import Recipe, Trainer, halved, keep, part_of
+from attribution.scenes.trainer import Recipe, Trainer, averaged, halved, keep, part_of
 
 Stage = Literal["status", "autoencoder", "diffusion", "cooldown", "judge", "keep", "save", "report"]
 
@@ -60,6 +61,8 @@ CHECKPOINTS: dict[Stage, str] = {
     "diffusion": "diffusion.pt",
     "cooldown": "cooled.pt",
 }
+JUDGED = "judged.json"
+BARS = (0.95, 0.90)  # shares of named objects recognised, and of pictures with both
 OUTCOMES = {  # what each later step leaves beside the model, and the command that makes it
     "save": ("model/model_index.json", ".scenes.train --stage save"),
     "report": ("report.json", ".scenes.train --stage report"),
@@ -340,7 +343,7 @@ def _averaged(args: TrainArgs) -> dict[str, Tensor]:
             weights: dict[str, Tensor] = torch.load(own, weights_only=True)["ema"]
             return weights
     kept = next(path for path in (args.kept / f"{stage}.safetensors" for stage in stages) if path.exists())
-    return part_of(load_file(kept), "ema.")
+    return averaged(load_file(kept))
 
 
 # --- stage 3: how good it is, what is kept, and the folder that ships ---
@@ -359,6 +362,7 @@ def judge_so_far(args: TrainArgs) -> None:
     judge.load_state_dict(load_file(path))
     measured = judge_generated(pipe, judge.eval(), replace(GenerateSettings(), guidance=args.guidance))
     save_sheet(measured.pop("pictures")[:96], args.work / "judged.png", columns=16, zoom=1)
+    (args.work / JUDGED).write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(measured))
 
 
@@ -366,10 +370,13 @@ def keep_training(args: TrainArgs) -> None:
     """Write what a later sitting needs to go on: the finished autoencoder, and the diffusion weights so far."""
     args.kept.mkdir(parents=True, exist_ok=True)
     save_file(halved(finished_autoencoder(args).state_dict()), args.kept / "autoencoder.safetensors")
-    keep(torch.load(args.work / CHECKPOINTS["diffusion"], weights_only=True), args.kept / "diffusion.safetensors")
+    raw = torch.load(args.work / CHECKPOINTS["diffusion"], weights_only=True)
+    keep(raw, args.kept / "diffusion.safetensors", kinds=("raw",))  # its average starts anew: this is to go on from
     cooled = args.work / CHECKPOINTS["cooldown"]
     if cooled.exists():
         keep(torch.load(cooled, weights_only=True), args.kept / "cooldown.safetensors", kinds=("ema",))
+    if (args.work / JUDGED).exists():
+        shutil.copyfile(args.work / JUDGED, args.kept / JUDGED)
 
 
 def save_pipeline(args: TrainArgs) -> None:
@@ -401,10 +408,22 @@ def status(args: TrainArgs) -> dict[str, tuple[bool, str]]:
     for stage in CHECKPOINTS:
         own, kept = args.work / CHECKPOINTS[stage], args.kept / f"{stage}.safetensors"
         steps[stage] = (own.exists() or kept.exists(), _progress(own, kept))
+    steps["judge"] = _judged(next((p for p in (args.work / JUDGED, args.kept / JUDGED) if p.exists()), None))
     for step, (outcome, command) in OUTCOMES.items():
         path = args.out.parent / outcome
         steps[step] = (path.exists(), str(path) if path.exists() else f"python -m attribution{command}")
     return steps
+
+
+def _judged(path: Path | None) -> tuple[bool, str]:
+    if path is None:
+        return False, "python -m attribution.scenes.train --stage judge"
+    measured = json.loads(path.read_text(encoding="utf-8"))
+    found = (measured["judge_on_generated"]["recognised"], measured["both_objects"])
+    text = f"{found[0]:.1%} of objects recognised, both in {found[1]:.1%} of pictures"
+    if found[0] >= BARS[0] and found[1] >= BARS[1]:
+        return True, text
+    return False, f"{text}; wanted {BARS[0]:.0%} and {BARS[1]:.0%}: lengthen diffusion, and cool down anew"
 
 
 def _progress(own: Path, kept: Path) -> str:

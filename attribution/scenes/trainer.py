@@ -134,7 +134,7 @@ class Trainer:
         with safe_open(path, "pt") as file:
             progress = file.metadata()
         self.modules.load_state_dict(part_of(kept, "raw."))
-        self.ema = {name: value.to(self.ema[name].dtype) for name, value in part_of(kept, "ema.").items()}
+        self.ema = {name: value.to(self.ema[name].dtype) for name, value in averaged(kept).items()}
         self.step, self.seconds = int(progress["step"]), float(progress["seconds"])
         self.began_at = self.step
         self.generator.manual_seed(self.step)
@@ -143,6 +143,11 @@ class Trainer:
 def part_of(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The weights whose names begin so, without that beginning."""
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def averaged(kept: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The averaged weights of what `keep` wrote, or the raw ones where it left those out."""
+    return part_of(kept, "ema.") or part_of(kept, "raw.")
 
 
 def halved(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -255,7 +255,7 @@ def test_a_training_goes_on_where_it_stopped(tmp_path):
 
 def test_the_steps_are_listed_with_what_is_next(tmp_path):
     steps = status(TrainArgs(work=tmp_path / "work", kept=tmp_path / "kept", out=tmp_path / "out" / "model"))
-    assert list(steps)[:5] == ["autoencoder", "diffusion", "cooldown", "save", "report"]
+    assert list(steps)[:5] == ["autoencoder", "diffusion", "cooldown", "judge", "save"]
     assert not any(done for done, _ in steps.values())
     (tmp_path / "out" / "clip").mkdir(parents=True)
     (tmp_path / "out" / "clip" / "model.safetensors").touch()
@@ -275,3 +275,11 @@ def test_what_is_kept_is_gone_on_from_without_the_optimiser(tmp_path):
     assert (second.step, second.seconds) == (7, 60.0)
     torch.testing.assert_close(second.modules.state_dict(), first.modules.state_dict(), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(second.ema, first.ema, rtol=1e-3, atol=1e-3)
+
+
+def test_the_judge_is_passed_at_both_bars_alone(tmp_path):
+    args = TrainArgs(work=tmp_path, kept=tmp_path / "kept", out=tmp_path / "out" / "model")
+    for recognised, both, passed in ((0.96, 0.85, False), (0.94, 0.95, False), (0.95, 0.9, True)):
+        found = {"judge_on_generated": {"recognised": recognised}, "both_objects": both}
+        (tmp_path / "judged.json").write_text(json.dumps(found))
+        assert status(args)["judge"][0] == passed
