@@ -192,10 +192,12 @@ def test_a_closed_tab_frees_the_device(page: Page, other: Page) -> None:
 
 
 def test_visitors_do_not_see_each_other(page: Page, other: Page) -> None:
-    generate(page)
-    other.click("#attribute")
-    assert "There is no picture yet" in toast(other)
-    expect(other.locator("#picture canvas")).to_have_count(0)
+    told = other.locator("#picture-note").inner_text()
+    assert "seed 7." in told  # the example that is open at first
+    generate(page, seed=3)
+    expect(other.locator("#picture-note")).to_have_text(told)
+    other.reload()
+    expect(other.locator("#picture-note")).to_have_text(told)
 
 
 @pytest.mark.parametrize(
