@@ -3,6 +3,7 @@
 import time
 
 import httpx
+import pytest
 from browser import await_state, corners, draw, early_ranking, generate, rows_of
 from PIL import Image
 from playwright.sync_api import Page, expect
@@ -22,6 +23,7 @@ def await_boxes(page: Page, count: int) -> None:
         page.wait_for_timeout(200)
 
 
+@pytest.mark.unsettled
 def test_the_address_follows_the_run_and_reload_and_back_keep_the_work(page: Page, address: str) -> None:
     generate(page)
     for word in ("apple", "motorcycle"):
