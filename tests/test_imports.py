@@ -17,7 +17,7 @@ ROOMS = (
     *("answers.forget", "answers.compare", "answers.html", "answers.report", "answers.floor"),
     *("scenes.networks", "scenes.pictures", "scenes.truth", "scenes.judge", "scenes.train"),
     *("scenes.views", "scenes.nearest", "scenes.encoders", "scenes.customise", "scenes.detector", "scenes.examples"),
-    *("evaluate.locality", "evaluate.tuning", "evaluate.bench"),
+    *("evaluate.queue", "evaluate.agreement", "evaluate.locality", "evaluate.tuning", "evaluate.bench"),
     *("ui.style", "ui.zero", "ui.jobs", "ui.studio", "ui.regions", "ui.script", "ui.words", "ui.answers", "ui.layout"),
     *("ui.handlers", "ui.kept", "ui.api", "ui.routes", "ui.page", "cli", "__main__", "app"),
 )
