@@ -45,7 +45,7 @@ def tab_to(page: Page, selector: str) -> None:
     raise AssertionError(f"{MOST_TABS} tabs do not reach {selector}")
 
 
-@pytest.mark.parametrize("theme", ["light", pytest.param("dark", marks=pytest.mark.unsettled)])
+@pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing_severe(chromium: Browser, address: str, theme: str) -> None:
     for page in visit(chromium, f"{address}/?__theme={theme}"):
         dark = page.evaluate("document.body.classList.contains('dark')")
@@ -97,7 +97,6 @@ def test_the_keyboard_alone(page: Page) -> None:
     expect(page.locator(".opened")).to_contain_text(f"row {rows_of(page)[0]} of")
 
 
-@pytest.mark.unsettled
 def test_a_phone_needs_no_sideways_scroll(chromium: Browser, address: str) -> None:
     for page in visit(chromium, address, width=390):
         generate(page)
@@ -110,7 +109,6 @@ def test_a_phone_needs_no_sideways_scroll(chromium: Browser, address: str) -> No
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-@pytest.mark.unsettled
 def test_a_finger_draws_a_box(chromium: Browser, address: str) -> None:
     for page in visit(chromium, address, width=390, touch=True):
         generate(page)

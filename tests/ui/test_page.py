@@ -222,7 +222,6 @@ def test_a_bad_box(page: Page, box: tuple[float, ...], said: str) -> None:
     expect(page.locator("#attribute")).to_be_enabled()
 
 
-@pytest.mark.unsettled
 def test_an_empty_prompt_and_bad_seeds(page: Page) -> None:
     generate(page)
     page.fill("#prompt textarea", "  ")
@@ -240,7 +239,6 @@ def test_an_empty_prompt_and_bad_seeds(page: Page) -> None:
     expect(page.locator("#seed input")).not_to_have_value("")
 
 
-@pytest.mark.unsettled
 def test_a_bad_k(page: Page) -> None:
     generate(page)
     page.click("#settings button")
@@ -252,7 +250,6 @@ def test_a_bad_k(page: Page) -> None:
     expect(page.locator("#top-k input")).to_have_value("0")
 
 
-@pytest.mark.unsettled
 def test_a_prompt_over_the_limit(page: Page) -> None:
     prompt = PROMPT + " and a banana" * 40
     page.fill("#prompt textarea", prompt)
@@ -263,7 +260,6 @@ def test_a_prompt_over_the_limit(page: Page) -> None:
     expect(page.locator("#tokens .warning")).to_be_visible()
 
 
-@pytest.mark.unsettled
 def test_bad_uploads(page: Page, tmp_path: Path) -> None:
     text, vast = tmp_path / "notes.png", tmp_path / "vast.png"
     text.write_text("not a picture")
@@ -275,7 +271,6 @@ def test_bad_uploads(page: Page, tmp_path: Path) -> None:
     expect(page.locator("#prompt textarea")).to_have_value(PROMPT)
 
 
-@pytest.mark.unsettled
 def test_an_upload(page: Page, tmp_path: Path) -> None:
     path = tmp_path / "wide.png"
     Image.linear_gradient("L").resize((200, 100)).save(path)
@@ -292,7 +287,6 @@ def test_an_upload(page: Page, tmp_path: Path) -> None:
     assert len(rows_of(page)) > 5
 
 
-@pytest.mark.unsettled
 def test_nothing_moves_when_results_arrive(page: Page) -> None:
     generate(page)
     page.click("#attribute")
