@@ -164,7 +164,6 @@ def test_a_link_is_copied(page: Page) -> None:
     assert page.evaluate("navigator.clipboard.readText()").endswith(f"/?run={run}")
 
 
-@pytest.mark.unsettled
 def test_a_seed_of_ten_digits_is_shown_whole(page: Page) -> None:
     for width in (390, 820, 1280, 1920):
         page.set_viewport_size({"width": width, "height": 800})
@@ -186,7 +185,6 @@ def test_boxes_have_colours_of_their_own_and_keep_them(page: Page) -> None:
     assert {(0xC2, 0x41, 0x0C), (0x1D, 0x4E, 0xD8), (0x15, 0x80, 0x3D)} <= seen
 
 
-@pytest.mark.unsettled
 def test_while_a_run_is_under_way_images_open_and_stop_stays_in_sight(page: Page) -> None:
     generate(page)
     page.click("#attribute")
@@ -199,7 +197,6 @@ def test_while_a_run_is_under_way_images_open_and_stop_stays_in_sight(page: Page
     await_state(page, "stopped")
 
 
-@pytest.mark.unsettled
 def test_the_answer_of_the_first_region_can_be_read_while_the_second_is_under_way(page: Page) -> None:
     generate(page)
     for word in ("apple", "motorcycle"):
@@ -217,7 +214,6 @@ def test_the_answer_of_the_first_region_can_be_read_while_the_second_is_under_wa
     expect(page.locator(".kept:visible")).to_contain_text("ZIP")
 
 
-@pytest.mark.unsettled
 def test_an_example_takes_the_place_of_a_run_that_works(page: Page) -> None:
     generate(page)
     page.click("#attribute")
