@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from filelock import FileLock
 from playwright.sync_api import Browser, Error, Page, Playwright, expect
 
 from attribution.scenes.world import EMBEDDED
@@ -36,10 +38,11 @@ def index_folder() -> Path:
 
 def launch(playwright: Playwright, *flags: str) -> Browser:
     """Chromium of the machine, of Debian's packages or of Playwright; none is a skip, and a failure in CI."""
-    path = _installed() or _from_debian()
     try:
-        if path is None:
-            _quiet(sys.executable, "-m", "playwright", "install", "chromium")
+        with FileLock(Path(tempfile.gettempdir()) / "chromium-of-tests.lock"):  # one worker installs it
+            path = _installed() or _from_debian()
+            if path is None:
+                _quiet(sys.executable, "-m", "playwright", "install", "chromium")
         return playwright.chromium.launch(executable_path=path, args=[*FLAGS, *flags])
     except (Error, subprocess.SubprocessError, OSError) as error:
         reason = f"no Chromium could be found or installed ({str(error).splitlines()[0]})"

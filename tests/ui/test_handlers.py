@@ -1,6 +1,5 @@
 """Handlers of the page, without a browser: what changes on it, by component."""
 
-import asyncio
 import itertools
 from dataclasses import replace
 from threading import Event, Thread
@@ -9,6 +8,7 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 from conftest import UNLEARN, random_picture
+from near import awaited
 from test_answers import cards
 from test_line import job_of
 
@@ -40,7 +40,7 @@ def handlers(studio):
         with gr.Blocks():
             return lay(studio)
 
-    return Handlers(studio, asyncio.run(laid()))
+    return Handlers(studio, awaited(laid()))
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
 """What other sites show of a link."""
 
-import asyncio
 import re
 from html import unescape
 from io import BytesIO
 
 import pytest
+from near import awaited
 from PIL import Image
 
 from attribution.answers.run import Run
@@ -34,7 +34,7 @@ def asked(studio, path="/", query=""):
 
     headers = [(b"host", b"pictures.example"), (b"x-forwarded-proto", b"https")]
     scope = {"type": "http", "method": "GET", "path": path, "query_string": query.encode(), "headers": headers}
-    asyncio.run(Previews(page, studio)(scope, None, send))
+    awaited(Previews(page, studio)(scope, None, send))
     body = b"".join(message.get("body", b"") for message in sent)
     assert dict(sent[0]["headers"])[b"content-length"] == b"%d" % len(body)
     return body.decode()
