@@ -19,7 +19,7 @@ from attribution.ui.layout import Parts
 from attribution.ui.regions import MOST, Region
 from attribution.ui.studio import Studio, Waiting
 
-EVERY = 0.3  # seconds between updates of the status line
+EVERY = 0.3  # seconds between updates of the status line and of a changing ranking, which takes time to show
 
 Runs = list[tuple[str, Run]]  # by region
 
@@ -50,6 +50,7 @@ class Answering:
     sampled: GenerateSettings | None = None
     runs: Runs = field(default_factory=list)
     _told: float = 0.0
+    _changed: bool = False  # a ranking, since its panel was shown
     _lost: NotKept | None = None
 
     def __post_init__(self) -> None:
@@ -62,18 +63,20 @@ class Answering:
         return {self.on.status: words.status("waiting", "Starting"), self.on.runs: [], **tabs, **panels}
 
     def take(self, step: Answered | Waiting) -> Update:
-        """What changes at a step; between changes of a ranking, the status line now and then."""
+        """What changes at a step: a finished answer at once, a ranking and the status line now and then."""
         if isinstance(step, Waiting):
             return {self.on.status: words.waiting(step)}
         place, method, state = step.place, step.method, step.state
-        before = self._states[place][method]
+        before, now = self._states[place][method], time.monotonic()
+        due, ended = now - self._told >= EVERY, isinstance(state, Attribution)
         self._states[place] = {**self._states[place], method: state}
-        rows = [result.row for result in state.results]
+        self._changed |= [each.row for each in state.results] != [each.row for each in before.results]
         update: Update = {}
-        if isinstance(state, Attribution) or rows != [result.row for result in before.results]:
+        if ended or (due and self._changed):
+            self._changed = False
             update = {**self._kept(place), self.on.panels[place]: self._panel(place)}
-        if isinstance(state, Progress) and (update or time.monotonic() - self._told >= EVERY):
-            self._told = time.monotonic()
+        if due and not ended:
+            self._told = now
             update[self.on.status] = words.progress(step.whole, self.regions[place].name, place + 1, len(self.regions))
         return update
 

@@ -5,6 +5,7 @@ browser so, where boxes and table are kept in step; what is sent with a question
 itself.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class Frame(TypedDict):
 
 @dataclass(frozen=True)
 class Region:
-    """What a question is about: a box, perhaps with a label, or a word, or neither, which is the whole picture."""
+    """What a question is about: a box with a label, or a word, or neither, which is the whole picture."""
 
     name: str
     boxes: tuple[Box, ...] = ()
@@ -69,14 +70,16 @@ def read_regions(table: Sequence[Sequence[Any]], words: Sequence[str]) -> list[R
         InputError: a row lacks numbers, or there are more than MOST regions.
     """
     rows = [row for row in table if any(value not in (None, "") for value in row)]
-    found = [_box_region(row, number) for number, row in enumerate(rows, 1)]
+    labels = [str(row[0] or "").strip()[:40] for row in rows]
+    free = (name for number in itertools.count(1) if (name := f"box {number}") not in labels)
+    found = [_box_region(row, label or next(free)) for row, label in zip(rows, labels, strict=True)]
     found += [Region(f"“{word}”", word=word) for word in words]
     if len(found) > MOST:
         raise InputError(f"{len(found)} regions are marked; accepted are up to {MOST} boxes and words together")
     return found or [Region("whole picture")]
 
 
-def _box_region(row: Sequence[Any], number: int) -> Region:
+def _box_region(row: Sequence[Any], label: str) -> Region:
     numbers: list[float] = []
     for name, value in zip(COLUMNS[1:], row[1:], strict=False):
         try:
@@ -85,11 +88,10 @@ def _box_region(row: Sequence[Any], number: int) -> Region:
             numbers.append(math.nan)
         if not math.isfinite(numbers[-1]):
             shown = "empty" if value in (None, "") else repr(value)[:40]
-            raise InputError(f"{name} of box {number} is {shown}; accepted are numbers, in pixels of the picture")
+            raise InputError(f"{name} of {label} is {shown}; accepted are numbers, in pixels of the picture")
     if len(numbers) != 4:
-        raise InputError(f"box {number} has {len(numbers)} numbers; accepted are x0, y0, x1 and y1")
-    label = str(row[0] or "").strip()[:40]
-    return Region(label or f"box {number}", ((numbers[0], numbers[1], numbers[2], numbers[3]),), label=label)
+        raise InputError(f"{label} has {len(numbers)} numbers; accepted are x0, y0, x1 and y1")
+    return Region(label, ((numbers[0], numbers[1], numbers[2], numbers[3]),), label=label)
 
 
 EMPTY: list[list[Any]] = [["", None, None, None, None]]  # a row to type in

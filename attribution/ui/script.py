@@ -64,12 +64,28 @@ CLOSED = """() => {
   document.querySelectorAll(".card.chosen").forEach((card) => card.classList.remove("chosen"));
 }"""
 
+# Sides of a drawn box in pixels of the picture. Why nothing could be answered about sides that are in the picture, as a
+# sentence; "" where it could.
+_SIDES = """
+const drawnSides = (box) =>
+  [box.xmin, box.ymin, box.xmax, box.ymax].map((side) => side / frame.factor / (box.scaleFactor || 1));
+const whyNot = ([x0, y0, x1, y1]) => {
+  const {least = 0, seen: [left, top, right, bottom] = [0, 0, frame.width, frame.height]} = frame;
+  if (Math.min(x1 - x0, y1 - y0) < least - 1e-6)
+    return `That box was too small: ${Math.ceil(least)} px a side or more are accepted.`;
+  if (x1 <= left || x0 >= right || y1 <= top || y0 >= bottom)
+    return "That box was outside what the model sees, the middle square of the picture.";
+  return "";
+};
+"""
+
 _VALID = f"""
+{_SIDES}
 const colours = {json.dumps([[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in COLOURS])};
 const rows = (table?.data ?? []).filter((row) => row.some((value) => value !== null && value !== ""));
 const sidesOf = (row) => row.slice(1).map((side) => (side === "" || side === null ? NaN : Number(side)));
 const isBox = ([x0, y0, x1, y1]) =>
-  0 <= x0 && x0 < x1 && x1 <= frame.width && 0 <= y0 && y0 < y1 && y1 <= frame.height;
+  0 <= x0 && x0 < x1 && x1 <= frame.width && 0 <= y0 && y0 < y1 && y1 <= frame.height && !whyNot([x0, y0, x1, y1]);
 const asItIs = {{__type__: "update"}};
 const partsOf = (colour) => Array.isArray(colour) ? colour.map(Number) : /^#/.test(colour)
   ? [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16)) : (String(colour).match(/\\d+/g) ?? []).map(Number);
@@ -90,9 +106,10 @@ const coloured = (boxes) => placesOf(boxes).map((place, at) => ({{...boxes[at], 
 """
 
 # (annotator, frame, table) -> table, annotator. A box keeps its colour, a new one has one of its own as soon as it is
-# drawn: a new value ends what is being drawn. A row that says where a box is already stays as it was typed. With a new
-# picture, or without boxes, the annotator is made ready to draw one. After the boxes an empty row is there to type in,
-# up to MOST rows. A table that says it all already is left alone: a new one takes away the cell that is being typed in.
+# drawn, and a name: a new value ends what is being drawn. A row that says where a box is already stays as it was typed,
+# as one that is no box (yet). With a new picture, or without boxes, the annotator is made ready to draw one. After the
+# boxes an empty row is there to type in, up to MOST rows. A table that says it all already is left alone: a new one
+# takes away the cell that is being typed in.
 TABLE_FOLLOWS = f"""(drawn, frame, table) => {{
   {_VALID}
   if (!drawn || !frame) return [asItIs, asItIs];
@@ -101,23 +118,31 @@ TABLE_FOLLOWS = f"""(drawn, frame, table) => {{
   if (!boxes.length || picture !== window.shownPicture)
     document.querySelector('#picture [aria-label="Create box"]')?.click();
   window.shownPicture = picture;
-  const typed = rows.filter((row) => !isBox(sidesOf(row)));
+  const places = boxes.map((box) => drawnSides(box));
+  const isAt = (row, sides) => sidesOf(row).every((side, i) => Math.abs(side - sides[i]) < 0.5);
+  const typed = rows.filter((row) => !isBox(sidesOf(row)) && !places.some((sides) => isAt(row, sides)));
   const boxed = rows.filter((row) => isBox(sidesOf(row)));
+  const names = [...rows.map((row) => row[0]), ...boxes.map((box) => box.label)];
+  const newName = () => {{
+    const free = [...names, ""].map((_, at) => `box ${{at + 1}}`).find((name) => !names.includes(name));
+    names.push(free);
+    return free;
+  }};
   const shown = boxes.map((box, number) => {{
-    const scale = frame.factor * (box.scaleFactor || 1);
-    const sides = [box.xmin, box.ymin, box.xmax, box.ymax].map((side) => side / scale);
-    const same = boxed.find((row) => sidesOf(row).every((side, i) => Math.abs(side - sides[i]) < 0.5));
+    const same = boxed.find((row) => isAt(row, places[number]));
     if (same) return same;
-    const [x0, y0, x1, y1] = sides.map(Math.round);
-    const label = box.label || (boxes.length === boxed.length && boxed[number][0]) || "";
+    const [x0, y0, x1, y1] = places[number].map(Math.round);
+    const label = box.label || (boxes.length === boxed.length && boxed[number][0]) || newName();
     return [label, Math.max(0, x0), Math.max(0, y0), Math.min(frame.width, x1), Math.min(frame.height, y1)];
   }});
   const filled = [...shown.filter((row) => isBox(sidesOf(row))), ...typed];
   const spare = filled.length < {MOST} && (boxes.length || !filled.length) ? {json.dumps(EMPTY)} : [];
   const data = [...filled, ...spare];
   const told = JSON.stringify(data) === JSON.stringify(table.data);
-  const kept = window.pointerHeld || placesOf(boxes).every((place, number) => place === placeOf(boxes[number].color));
-  return [told ? asItIs : {{...table, data}}, kept ? asItIs : {{...drawn, boxes: coloured(boxes)}}];
+  const named = boxes.map((box, number) => ({{...box, label: shown[number][0] || ""}}));
+  const kept = window.pointerHeld || boxes.every((box, number) =>
+    (box.label || "") === named[number].label && placeOf(box.color) === placesOf(boxes)[number]);
+  return [told ? asItIs : {{...table, data}}, kept ? asItIs : {{...drawn, boxes: coloured(named)}}];
 }}"""
 
 # (annotator, frame, table) -> annotator, left alone where it shows these boxes already: of a new value it tells, and
@@ -191,34 +216,26 @@ CLEAR = f"""(drawn, frame, table) =>
 
 # (annotator, frame, words) -> annotator, note. A box that nothing could be answered about is taken away where it was
 # drawn, with a sentence; the annotator puts a new box before the others.
-REFUSE = """async (drawn, frame, chosen) => {
-  const asItIs = {__type__: "update"};
-  const mine = window.latestDrawn = {};
+REFUSE = f"""async (drawn, frame, chosen) => {{
+  {_SIDES}
+  const asItIs = {{__type__: "update"}};
+  const mine = window.latestDrawn = {{}};
   do await new Promise((resolve) => setTimeout(resolve, 100)); while (window.pointerHeld);  // it is told of each move
   if (!drawn?.boxes || !frame?.seen || window.latestDrawn !== mine) return [asItIs, asItIs];
-  const [left, top, right, bottom] = frame.seen;
-  const sidesOf = (box) =>
-    [box.xmin, box.ymin, box.xmax, box.ymax].map((side) => side / frame.factor / (box.scaleFactor || 1));
-  const refused = (box) => {
-    const [x0, y0, x1, y1] = sidesOf(box);
-    if (Math.min(x1 - x0, y1 - y0) < frame.least - 0.5)
-      return `That box was too small: ${Math.ceil(frame.least)} px a side or more are accepted.`;
-    if (x1 <= left || x0 >= right || y1 <= top || y0 >= bottom)
-      return "That box was outside what the model sees, the middle square of the picture.";
-    return "";
-  };
+  const sidesOf = (box) => drawnSides(box).map(Math.round);  // as in the table
+  const refused = (box) => whyNot(sidesOf(box));
   const good = drawn.boxes.filter((box) => !refused(box));
   let said = drawn.boxes.map(refused).find(Boolean) ?? "";
   const room = Math.max(0, frame.most - (chosen ?? []).length);
-  if (good.length > room) {
-    said ||= `Up to ${frame.most} boxes and words can be asked about together: that box was one too many.`;
+  if (good.length > room) {{
+    said ||= `Up to ${{frame.most}} boxes and words can be asked about together: that box was one too many.`;
     good.splice(0, good.length - room);
-  }
-  const placed = (boxes) => JSON.stringify(boxes.map(sidesOf).map((sides) => sides.map(Math.round)).sort());
+  }}
+  const placed = (boxes) => JSON.stringify(boxes.map(sidesOf).sort());
   if (!said && placed(drawn.boxes) === window.leftOver) return [asItIs, asItIs];  // the news that it was taken away
   window.leftOver = said ? placed(good) : null;
-  return [said ? {...drawn, boxes: good} : asItIs, said ? `<p class="note error" role="alert">${said}</p>` : ""];
-}"""
+  return [said ? {{...drawn, boxes: good}} : asItIs, said ? `<p class="note error" role="alert">${{said}}</p>` : ""];
+}}"""
 
 # (ids of the runs that are shown) -> the address follows them; going back opens what was there.
 FOLLOW_RUNS = """(ids) => {

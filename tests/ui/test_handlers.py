@@ -16,12 +16,12 @@ from attribution.answers.run import Run
 from attribution.diffusion.pipeline import GenerateSettings
 from attribution.errors import InputError
 from attribution.methods import attribute, check_settings, fitting
-from attribution.methods.answer import AttributeSettings, Attribution
+from attribution.methods.answer import AttributeSettings, Attribution, Progress
 from attribution.query.query import Query
-from attribution.ui.answering import Answering, link_of
+from attribution.ui.answering import EVERY, Answering, link_of
 from attribution.ui.asking import Questions
 from attribution.ui.handlers import UNCHANGED, Handlers
-from attribution.ui.jobs import Job, attributing
+from attribution.ui.jobs import Answered, Job, attributing
 from attribution.ui.kept import KeptRuns
 from attribution.ui.marks import Marks
 from attribution.ui.page import lay
@@ -85,6 +85,31 @@ def test_the_page_ends_with_each_methods_own_answer(handlers, studio, model32, f
         assert run.sampled == sampled
     assert [run.label for _, run in ended[on.runs]] == ["", "a key"]
     assert [seen[tab].visible for tab in on.tabs] == [True, True, False, False]
+
+
+def test_a_changing_ranking_is_shown_now_and_then_and_a_finished_answer_at_once(handlers, studio, answers, monkeypatch):
+    """A change that is held back is shown with the next one, or at the next step when it is time."""
+    clock, answer, panel = SimpleNamespace(now=100.0), answers["unlearning"], handlers.on.panels[0]
+    monkeypatch.setattr("attribution.ui.answering.time", SimpleNamespace(monotonic=lambda: clock.now))
+    region = [Region("whole picture")]
+    answering = Answering(studio, handlers.on, region, [answer.query], [answer.settings], folded=False)
+
+    def shown(seconds, state):
+        clock.now += seconds
+        update = answering.take(Answered(0, "unlearning", state, Progress("scoring", 1, 2, 1.0)))
+        return cards(update[panel], "unlearning") if panel in update else None
+
+    def ranked(*places):
+        return Progress("scoring", 1, 2, 1.0, tuple(answer.results[place] for place in places))
+
+    rows = [result.row for result in answer.results]
+    assert shown(0, ranked(0, 1)) == [rows[0], rows[1]]
+    assert shown(EVERY / 3, ranked(1, 2)) is None
+    assert shown(EVERY / 3, ranked(2, 3)) is None
+    assert shown(EVERY, ranked(2, 3)) == [rows[2], rows[3]]
+    assert shown(EVERY * 2, ranked(2, 3)) is None
+    assert shown(EVERY / 3, ranked(3, 2)) is None
+    assert shown(0, answer) == rows
 
 
 def test_an_answer_that_cannot_be_kept_is_given_with_a_sentence(handlers, studio, monkeypatch):

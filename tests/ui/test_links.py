@@ -3,8 +3,7 @@
 import time
 
 import httpx
-import pytest
-from browser import await_state, corners, draw, early_ranking, generate, rows_of
+from browser import await_state, boxes_of, corners, draw, early_ranking, generate, rows_of
 from PIL import Image
 from playwright.sync_api import Page, expect
 
@@ -23,7 +22,6 @@ def await_boxes(page: Page, count: int) -> None:
         page.wait_for_timeout(200)
 
 
-@pytest.mark.unsettled
 def test_the_address_follows_the_run_and_reload_and_back_keep_the_work(page: Page, address: str) -> None:
     generate(page)
     for word in ("apple", "motorcycle"):
@@ -32,6 +30,13 @@ def test_the_address_follows_the_run_and_reload_and_back_keep_the_work(page: Pag
     page.wait_for_url("**/?run=*")
     link, shown = page.url, rows_of(page)
     assert len(link.partition("run=")[2].split(",")) == 2  # one link for both regions
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    for place in (0, 1):  # which every panel's button copies
+        page.get_by_role("tab").nth(place).click()
+        page.evaluate("navigator.clipboard.writeText('')")
+        page.locator(".kept:visible [data-copy]").click()
+        page.wait_for_function("(link) => navigator.clipboard.readText().then((text) => text === link)", arg=link)
+    page.get_by_role("tab").nth(0).click()
     page.reload()
     expect(page.locator(".kept:visible")).to_be_visible()
     expect(page.locator("#run-status")).to_contain_text("“motorcycle”")
@@ -74,6 +79,23 @@ def test_boxes_are_refused_where_they_are_drawn(page: Page, tmp_path) -> None:
     draw(page, -0.45, 0.1, -0.1, 0.5)  # shares of the middle square
     expect(page.locator("#marked")).to_contain_text("outside what the model sees")
     assert corners(page) == []
+
+
+def test_a_drawn_box_has_a_name_and_keeps_it(page: Page) -> None:
+    generate(page)
+    for number, x in enumerate((0.05, 0.55), 1):
+        draw(page, x, 0.05, x + 0.35, 0.4)
+        await_boxes(page, number)
+    assert [row[0] for row in boxes_of(page)] == ["box 2", "box 1"]  # the newest is first
+    page.get_by_label("Drag boxes").click()
+    draw(page, 0.2, 0.2, 0.2, 0.2)
+    page.get_by_label("Remove box").click()
+    await_boxes(page, 1)
+    assert [row[0] for row in boxes_of(page)] == ["box 2"]
+    page.get_by_label("Create box").click()
+    draw(page, 0.05, 0.55, 0.4, 0.95)
+    await_boxes(page, 2)
+    assert [row[0] for row in boxes_of(page)] == ["box 1", "box 2"]
 
 
 def test_enter_generates_but_leaves_an_upload_whose_prompt_it_is(page: Page, tmp_path) -> None:
