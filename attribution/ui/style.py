@@ -91,6 +91,7 @@ CSS = """
 #looking { grid-area: looking; min-width: 0 !important; }
 #seeding { align-items: end; flex-wrap: nowrap; gap: .5rem; }
 #seeding button { min-height: 2.6rem; white-space: nowrap; padding: 0 .5rem; }
+#seeding > .form { min-width: 8.75rem !important; }
 #seed { flex: 1 1 8.75rem !important; min-width: 8.75rem !important; padding-inline: .5rem !important; }
 #dice { flex: 0 1 3.5rem !important; min-width: 3.25rem !important; }
 #generate { flex: 1 1 6.5rem !important; min-width: 6rem !important; }
@@ -240,6 +241,7 @@ footer .divider:last-child { display: none; }
 }
 @media (max-width: 760px) {
   #studio { grid-template: "asking" auto "looking" auto "marking" auto / minmax(0, 1fr); }
+  #settings :is(.row, .form), #forgetting { flex-direction: column; align-items: stretch; }
   .examples { grid-template-columns: repeat(3, 82%); overflow-x: auto; padding: 2px; }
   .chips { flex-wrap: nowrap; overflow-x: auto; padding: 2px; }
   .chips button { flex: none; }

@@ -37,21 +37,21 @@ def test_the_address_follows_the_run_and_reload_and_back_keep_the_work(page: Pag
         page.locator(".kept:visible [data-copy]").click()
         page.wait_for_function("(link) => navigator.clipboard.readText().then((text) => text === link)", arg=link)
     page.get_by_role("tab").nth(0).click()
+    first = link.partition("run=")[2].split(",")[0]
     page.reload()
-    expect(page.locator(".kept:visible")).to_be_visible()
+    expect(page.locator(".kept:visible")).to_have_attribute("data-run", first)  # not the example of the first view
     expect(page.locator("#run-status")).to_contain_text("“motorcycle”")
-    tabs = [tab.inner_text() for tab in page.get_by_role("tab").all() if tab.is_visible()]
-    assert tabs == ["1 · the word “apple”", "2 · the word “motorcycle”"]
+    tabs = page.get_by_role("tab").filter(visible=True)
+    expect(tabs).to_have_text(["1 · the word “apple”", "2 · the word “motorcycle”"])
     assert rows_of(page) == shown
     expect(page.locator("#acts")).to_be_in_viewport()  # it opens at the answer
     generate(page, seed=8)
     page.wait_for_url(lambda url: "run=" not in url)
     page.go_back()
-    expect(page.locator(".kept:visible")).to_be_visible()
+    expect(page.locator(".kept:visible")).to_have_attribute("data-run", first)
     assert page.url == link
     assert rows_of(page) == shown
     html = httpx.get(link).text
-    first = link.partition("run=")[2].split(",")[0]
     assert f'<meta property="og:image" content="{address}/runs/{first}.png">' in html
     assert "Click to try out the app" not in html
     assert httpx.get(f"{address}/runs/{first}.png").headers["content-type"] == "image/png"

@@ -10,6 +10,13 @@ from browser import await_state, corners, draw, early_ranking, generate, index_f
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
+# (selector) -> what of it reaches out of something that cuts it off at the right
+CUT_OFF = """(selector) => [...document.querySelectorAll(selector)].filter((each) => {
+  for (let around = each.parentElement; around; around = around.parentElement)
+    if (getComputedStyle(around).overflowX !== "visible" &&
+        each.getBoundingClientRect().right > around.getBoundingClientRect().right + 1) return true;
+}).map((each) => each.outerHTML.slice(0, 200))"""
+
 
 def examples() -> dict[str, dict]:
     """Runs that ship with the index, by id."""
@@ -171,6 +178,14 @@ def test_a_seed_of_ten_digits_is_shown_whole(page: Page) -> None:
         assert page.evaluate(
             "(() => { const i = document.querySelector('#seed input'); return i.scrollWidth <= i.clientWidth; })()"
         ), width
+        assert page.evaluate(CUT_OFF, "#seed input") == [], width
+
+
+def test_settings_are_seen_whole_on_a_phone(page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.click("#settings button")
+    expect(page.locator("#exhaustive")).to_be_visible()
+    assert page.evaluate(CUT_OFF, "#settings :is(input, label, label span)") == []
 
 
 def test_boxes_have_colours_of_their_own_and_keep_them(page: Page) -> None:
