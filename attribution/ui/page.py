@@ -20,6 +20,9 @@ from attribution.ui.studio import LINE, Studio
 KEEP = (600, 7200)  # seconds: look every ten minutes, delete temporary files that are two hours old
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 AT_ONCE: dict[str, Any] = {"queue": False, **QUIET}
+LOOK = (
+    0.02  # seconds between looks at the queue: Gradio's 1 ms is work of its own, and kept a browser on one core waiting
+)
 
 
 def build_page(studio: Studio) -> gr.Blocks:
@@ -39,6 +42,7 @@ def build_page(studio: Studio) -> gr.Blocks:
     if studio.shipped:
         begin_with(kept.first())
     page.queue(default_concurrency_limit=LINE, max_size=4 * LINE)
+    page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = LOOK
     return page
 
 

@@ -24,7 +24,7 @@ from attribution.ui.handlers import UNCHANGED, Handlers
 from attribution.ui.jobs import Answered, Job, attributing
 from attribution.ui.kept import KeptRuns
 from attribution.ui.marks import Marks
-from attribution.ui.page import lay
+from attribution.ui.page import LOOK, build_page, lay
 from attribution.ui.pictures import Pictures
 from attribution.ui.regions import Region
 from attribution.ui.studio import Picture
@@ -313,3 +313,12 @@ def test_a_words_map_does_not_wait_for_long_work(handlers, studio):
     ahead.close()
     assert list(marks.show_words(None, "", ["red"])) == [""]
     assert "is not in the prompt" in [*marks.show_words(Picture(random_picture(1)), "a bus", ["red"])][-1]
+
+
+def test_the_queue_is_not_looked_at_a_thousand_times_a_second(studio):
+    async def built():
+        return build_page(studio)
+
+    queue = awaited(built())._queue
+    assert queue.sleep_when_free == queue.progress_update_sleep_when_free == LOOK
+    assert LOOK >= 0.01
