@@ -56,9 +56,10 @@ CSS = """
 .missing { list-style: none; padding: 0; overflow-wrap: anywhere; }
 .missing .off { opacity: .6; font-weight: 600; margin-right: .25rem; }
 #picture-note { min-height: 1.2rem; }
-:is(#found, #maps, #marked):not(:has(p, img)) { display: none; }
+/* Gradio puts its own class after every comma, inside :has too, where it then matches nothing. */
+#found:not(:has(p)), #maps:not(:has(img)), #marked:not(:has(p)) { display: none; }
 .query { position: relative; }
-.query img { display: block; width: 100%; margin: 0; image-rendering: pixelated; border-radius: var(--radius-sm); }
+.query img { display: block; width: 100%; margin: 0; border-radius: var(--radius-sm); }
 .query svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 
 /* Finished runs, to open at once. */
@@ -106,7 +107,7 @@ CSS = """
 
 /* What starts and stops a run stays in sight while it works. */
 #acts { align-items: center; padding: .4rem 0; background: var(--body-background-fill); z-index: 50; }
-#acts:has(.status[data-state=running], .status[data-state=waiting]) { position: sticky; top: 0; }
+#acts:has(.status[data-state=running]), #acts:has(.status[data-state=waiting]) { position: sticky; top: 0; }
 #acts button { flex-grow: 0 !important; min-height: 2.75rem; }
 #attribute { flex-basis: 12rem !important; }
 #stop { flex-basis: 6rem !important; }
@@ -114,9 +115,8 @@ CSS = """
 #how { align-items: start; }
 #how > * { flex: 1 1 20rem !important; min-width: 0 !important; }
 
-/* The picture: its place is kept while it is empty, its pixels stay sharp, and it is never turned. */
+/* The picture: its place is kept while it is empty, and it is never turned. */
 #picture .image-container:has(.empty) { height: auto; aspect-ratio: 1; }
-#picture canvas { image-rendering: pixelated; }
 #picture button[aria-label^=Rotate] { display: none; }
 
 .status p { margin: 0 0 .3rem; min-height: 1.4em; line-height: 1.4; font-variant-numeric: tabular-nums; }
@@ -154,7 +154,7 @@ CSS = """
 .card { position: relative; margin: 0; min-width: 0; }
 .card button { all: unset; display: block; width: 100%; cursor: pointer; box-sizing: border-box; }
 .card button:focus-visible { outline: 2px solid ACCENT; outline-offset: 2px; }
-.card img { display: block; width: 100%; aspect-ratio: 1; margin: 0; image-rendering: pixelated;
+.card img { display: block; width: 100%; aspect-ratio: 1; margin: 0;
   border-radius: var(--radius-sm); border: 1px solid var(--border-color-primary); box-sizing: border-box; }
 .card.weak img, .card.weak .score { opacity: .4; }
 .card.empty::before { content: ""; display: block; aspect-ratio: 1; box-sizing: border-box;
@@ -211,13 +211,13 @@ CSS = """
 .opened td { font-variant-numeric: tabular-nums; }
 .opened td:nth-child(2) { white-space: nowrap; }
 .opened:focus { outline: none !important; }
-.opened img { width: 100%; image-rendering: pixelated; border-radius: var(--radius-md); margin: 0; }
+.opened img { width: 100%; border-radius: var(--radius-md); margin: 0; }
 .opened h3 { font-size: 1rem; margin: 0; }
 .opened h4 { font-size: .875rem; margin: 0 0 .25rem; }
 .opened svg { max-width: 24rem; }
 #maps { display: flex; gap: .75rem; flex-wrap: wrap; }
 figure.word { margin: 0; width: 6rem; }
-figure.word img, .forgotten img { width: 100%; image-rendering: pixelated; margin: 0; border-radius: var(--radius-sm); }
+figure.word img, .forgotten img { width: 100%; margin: 0; border-radius: var(--radius-sm); }
 figcaption { font-size: .75rem; color: var(--body-text-color-subdued); }
 #forgetting { align-items: end; }
 .told { margin: .5rem 0 !important; font-size: .875rem; }

@@ -114,6 +114,7 @@ def test_a_word_is_shown_and_answered(page: Page) -> None:
     generate(page)
     page.get_by_label("motorcycle", exact=True).check()
     expect(page.locator("#maps img")).to_have_count(1)
+    expect(page.locator("#maps img")).to_be_visible()
     page.click("#attribute")
     await_state(page, "done")
     expect(page.locator("#run-status")).to_contain_text("“motorcycle”")
@@ -366,12 +367,20 @@ def test_what_the_server_answers_beside_the_page(address: str) -> None:
         assert httpx.get(f"{address}/{wrong}").status_code in (404, 422), wrong
 
 
-def test_small_pictures_are_enlarged_without_smoothing() -> None:
-    for side, factor in ((64, 8), (128, 4)):
-        image = Image.effect_noise((side, side), 90).convert("RGB")
-        copy, frame = shown_copy(image)
-        assert frame == {"width": side, "height": side, "factor": factor}
-        assert copy.resize((side, side), Image.Resampling.NEAREST).tobytes() == image.tobytes()
+def test_tiny_pictures_are_enlarged_without_smoothing() -> None:
+    image = Image.effect_noise((64, 64), 90).convert("RGB")
+    copy, frame = shown_copy(image)
+    assert frame == {"width": 64, "height": 64, "factor": 8}
+    assert copy.resize((64, 64), Image.Resampling.NEAREST).tobytes() == image.tobytes()
+
+
+def test_other_pictures_are_enlarged_smoothly() -> None:
+    image = Image.new("RGB", (128, 128), "white")
+    image.paste("black", (64, 0, 128, 128))
+    copy, frame = shown_copy(image)
+    assert frame == {"width": 128, "height": 128, "factor": 4}
+    assert copy.getpixel((250, 256))[0] > 200 > 50 > copy.getpixel((262, 256))[0]
+    assert 50 < copy.getpixel((255, 256))[0] < 200  # between the two
     large, frame = shown_copy(Image.new("RGB", (4000, 3000)))
     assert large.size == (1024, 768)
     assert frame["factor"] == pytest.approx(0.256)
