@@ -57,7 +57,7 @@ CSS = """
 .missing .off { opacity: .6; font-weight: 600; margin-right: .25rem; }
 #picture-note { min-height: 1.2rem; }
 /* Gradio puts its own class after every comma, inside :has too, where it then matches nothing. */
-#found:not(:has(p)), #maps:not(:has(img)), #marked:not(:has(p)) { display: none; }
+#found:not(:has(p)), #maps:not(:has(p)):not(:has(img)), #marked:not(:has(p)) { display: none; }
 .query { position: relative; }
 .query img { display: block; width: 100%; margin: 0; border-radius: var(--radius-sm); }
 .query svg { position: absolute; inset: 0; width: 100%; height: 100%; }
