@@ -17,6 +17,9 @@ import pytest
 from filelock import FileLock
 from playwright.sync_api import Browser, Error, Page, Playwright, expect
 
+from attribution.diffusion.pipeline import Model
+from attribution.query.query import Box
+from attribution.scenes.truth import locate
 from attribution.scenes.world import EMBEDDED
 from attribution.ui import words
 
@@ -155,6 +158,14 @@ def generate(page: Page, prompt: str = PROMPT, seed: int = 7) -> None:
         page.click("#generate")
     expect(page.locator("#picture-note")).to_contain_text(f"seed {seed}.")
     expect(page.locator("#picture canvas")).to_be_visible()
+
+
+def objects_there() -> dict[str, Box]:
+    """Where the objects of PROMPT are in its picture of seed 7, by their sprites."""
+    picture = Model.load(EMBEDDED.parent / "model").generate(PROMPT, 7)
+    found = {name: locate(picture, name, "flat") for name in ("motorcycle", "red apple")}
+    assert None not in found.values(), "choose another prompt or seed, for the page and its examples too"
+    return {name: box for name, box in found.items() if box}
 
 
 def draw(page: Page, x0: float, y0: float, x1: float, y1: float) -> None:

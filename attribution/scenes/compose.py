@@ -53,6 +53,7 @@ class WorldSettings:
 
 WORLDS = {64: WorldSettings(64, 32, 8, 1), 128: WorldSettings(128, 64, 16, 2)}  # by the side of a scene
 WORLD = WORLDS[64]  # the one that the embedded model and its index are of
+SEEN = WORLDS[64]  # as large as its CLIP, DINO and detector see a scene: they reduce what they are given to it
 SIZE, CELL, LATTICE, MARGIN = WORLD.side, WORLD.cell, WORLD.lattice, WORLD.margin
 STYLES: tuple[Style, ...] = ("flat", "outlined")
 SPLITS: tuple[Split, ...] = ("train", "heldout")

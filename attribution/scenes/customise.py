@@ -135,7 +135,7 @@ def make_pictures(args: CustomiseArgs) -> None:
         made = sample(pipe, prompts, range(args.pictures))
         pixels = ((made.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
         np.savez_compressed(path, exemplars=np.stack([np.asarray(crop) for crop in crops]), pictures=pixels)
-        save_sheet(torch.cat([_to_unit(crops), made]), path.with_suffix(".png"), columns=10)
+        save_sheet(torch.cat([_to_unit(crops), made]), path.with_suffix(".png"), columns=10, zoom=192 // SIZE)
         print(f"{path.name} loss {loss:.3f}, {time.monotonic() - began:.0f} s", flush=True)
 
 

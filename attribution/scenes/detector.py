@@ -7,6 +7,7 @@ groundingdino-py has no training code: the losses here are those of Liu et al. 2
 DINO (Zhang et al. 2023): Hungarian matching, focal loss on the tokens of a label, L1 and generalised IoU of its box, on
 every decoder layer and on the encoder's proposals. Each picture is asked for the names in it and some that are not,
 among them names that this world does not have; half of the pictures are decoded from noisy latents, as generated ones.
+It looks at pictures of 64 px (SEEN), which it reduces the world's to.
 """
 
 import json
@@ -23,22 +24,21 @@ from safetensors.torch import save_file
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou, generalized_box_iou, generalized_box_iou_loss, sigmoid_focal_loss
-from torchvision.transforms.functional import normalize
+from torchvision.transforms.functional import normalize, resize
 from transformers import BertTokenizer
 
 from attribution.diffusion.pipeline import Model
 from attribution.query.grounding import DEVIATION, MEAN, Detector, build, open_detector, token_spans
 from attribution.query.labels import caption_of
 from attribution.query.query import Box
-from attribution.scenes.compose import OBJECTS, SIZE, Scene, draw_scene, make_scenes, object_name
-from attribution.scenes.pictures import encode, to_unit
+from attribution.scenes.compose import OBJECTS, SEEN, Scene, draw_scene, make_scenes, object_name
+from attribution.scenes.pictures import encode, load_pixels, to_unit
 from attribution.scenes.trainer import Recipe, Trainer
 from attribution.scenes.truth import locate, subjects
-from attribution.scenes.views import Pool
 
 CONFIG: dict[str, Any] = {
     "swin": {
-        "pretrain_img_size": SIZE,
+        "pretrain_img_size": SEEN.side,
         "patch_size": 4,
         "embed_dim": 32,
         "depths": [2, 2, 2],
@@ -87,8 +87,8 @@ CONFIG: dict[str, Any] = {
     "fusion_dropout": 0.0,
     "fusion_droppath": 0.0,
     "sub_sentence_present": True,
-    "side": SIZE,
-    "longest": 2 * SIZE,
+    "side": SEEN.side,
+    "longest": 2 * SEEN.side,
 }
 SHIPPED_LAYERS = 1  # of the decoder's: each is trained to answer by itself, and the first does
 ABSENT = 4  # at most so many names in a caption that are not in the picture
@@ -220,23 +220,24 @@ class Batches:
 
     def __init__(self, args: DetectorArgs, tokenizer: BertTokenizer) -> None:
         self.tokenizer = tokenizer
-        self.pool = Pool.compose(make_scenes("train", args.scenes))
+        self.scenes = make_scenes("train", args.scenes)
+        self.pixels = load_pixels("train", count=args.scenes)
         self.model = Model.load(args.model, torch.device("cpu"))
-        self.latents = encode(self.model.vae, to_unit(self.pool.pixels))
+        self.latents = encode(self.model.vae, to_unit(self.pixels))
         self.foreign = foreign_names()
 
     def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, list[str], list[list[slice]], list[Tensor]]:
-        """(B, 3, SIZE, SIZE) normalised pictures, captions, and the tokens and boxes of their objects."""
-        rows = torch.randint(len(self.pool.scenes), (size,), generator=generator)
+        """(B, 3, side, side) normalised pictures of SEEN, captions, and the tokens and boxes of their objects."""
+        rows = torch.randint(len(self.scenes), (size,), generator=generator)
         rng = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
-        unit = to_unit(self.pool.pixels[rows])
+        unit = to_unit(self.pixels[rows])
         decoded = self._decoded(rows[: size // 2], generator)
         pictures = torch.cat([decoded, unit[size // 2 :]])
         mirrored = torch.rand(size, generator=generator) < 0.5
         pictures = torch.where(mirrored[:, None, None, None], pictures.flip(-1), pictures)
         captions, tokens, wanted = [], [], []
         for row, flip in zip(rows.tolist(), mirrored.tolist(), strict=True):
-            scene = self.pool.scenes[row]
+            scene = self.scenes[row]
             names = [placed.name for placed in scene.objects]
             asked = labels_for(names, self.foreign, rng)
             text, spans = caption_of(asked)
@@ -244,7 +245,7 @@ class Batches:
             captions.append(text)
             tokens.append([where[name] for name in names])
             wanted.append(shares(scene, flip))
-        inputs: Tensor = normalize((pictures + 1) / 2, MEAN, DEVIATION)
+        inputs: Tensor = normalize(resize((pictures + 1) / 2, [SEEN.side]), MEAN, DEVIATION)
         return inputs, captions, tokens, wanted
 
     @torch.inference_mode()
@@ -258,7 +259,8 @@ class Batches:
 
 def shares(scene: Scene, mirrored: bool) -> Tensor:
     """(n, 4) boxes of a scene's objects: centre and sides, as shares of the picture."""
-    boxes: Tensor = box_convert(torch.tensor([placed.box for placed in scene.objects]).float() / SIZE, "xyxy", "cxcywh")
+    placed = torch.tensor([placed.box for placed in scene.objects])
+    boxes: Tensor = box_convert(placed.float() / scene.world.side, "xyxy", "cxcywh")
     if mirrored:
         boxes[:, 0] = 1 - boxes[:, 0]
     return boxes

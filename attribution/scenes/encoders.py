@@ -4,12 +4,14 @@
     python -m attribution.scenes.encoders --stage dino --work WORK --minutes 24
     python -m attribution.scenes.encoders --stage report --work WORK
 
-Both see the training scenes alone. Every stage resumes from WORK, its learning rate a cosine over the minutes given,
-counted over all sittings; each checkpoint writes the folder under `out` anew. CLIP is as published, but half of its
-batches are of one style and one background, so that only objects tell captions apart. DINO departs from its paper where
-few steps ask for it: targets are centred by Sinkhorn and Knopp's iteration (as in DINOv2; with a running mean nothing
-was learned in these minutes), the head has batch normalisation, the teacher sees two of the local views too, and the
-strength of recolouring and repainting grows from nothing.
+Both see the training scenes alone, at 64 px (SEEN): the world's own pictures, which are twice as large, are reduced to
+that by the image processors that are saved beside the networks, as those of published networks reduce photographs.
+Every stage resumes from WORK, its learning rate a cosine over the minutes given, counted over all sittings; each
+checkpoint writes the folder under `out` anew. CLIP is as published, but half of its batches are of one style and one
+background, so that only objects tell captions apart. DINO departs from its paper where few steps ask for it: targets
+are centred by Sinkhorn and Knopp's iteration (as in DINOv2; with a running mean nothing was learned in these minutes),
+the head has batch normalisation, the teacher sees two of the local views too, and the strength of recolouring and
+repainting grows from nothing.
 """
 
 import json
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attribution.scenes import nearest
+from attribution.scenes.compose import make_scenes
 from attribution.scenes.pictures import mirror_half
 from attribution.scenes.trainer import Recipe, Trainer
 from attribution.scenes.views import captioned_boxes, likeness, look, pools, views
@@ -135,7 +138,7 @@ def train_clip(args: EncoderArgs) -> Trainer:
     def sheet(path: Path) -> None:
         average = nearest.make_clip(tokenizer, args.width, args.layers)
         average.load_state_dict({k.removeprefix("clip."): v for k, v in trainer.ema.items()})
-        print(path.stem, nearest.recall(average.eval(), tokenizer, heldout), flush=True)
+        print(path.stem, nearest.recall_in(average.eval(), tokenizer, heldout), flush=True)
         nearest.save_clip(average, tokenizer, args.out / "clip")
 
     trainer.run(batch_loss, sheet)
@@ -239,7 +242,8 @@ def main(args: EncoderArgs) -> None:
     """Run one stage."""
     args.work.mkdir(parents=True, exist_ok=True)
     if args.stage == "report":
-        print(json.dumps(nearest.report(*pools(args.scenes, args.heldout), args.out, args.work), indent=1))
+        training, heldout = make_scenes("train", args.scenes), make_scenes("heldout", args.heldout)
+        print(json.dumps(nearest.report(training, heldout, args.out, args.work), indent=1))
     else:
         (train_clip if args.stage == "clip" else train_dino)(args)
 

@@ -25,11 +25,12 @@ from attribution.scenes.compose import (
     caption,
     make_scenes,
 )
-from attribution.scenes.pictures import load_pixels, mirror_half, psnr, reconstruct, sample, save_sheet, to_unit
+from attribution.scenes.pictures import load_pixels, mirror_half, psnr, reconstruct, sample, save_beside, to_unit
 
 PROMPTS = 200
 STEPS = 1200
 BATCH = 64
+SHEET = 96  # pictures
 WIDTHS = (16, 24, 48, 96, 128)
 
 
@@ -145,7 +146,7 @@ def judge_generated(pipe: StableDiffusionPipeline, judge: Judge, settings: Gener
 
 
 def report(model: Path, out: Path, world: WorldSettings = WORLD) -> dict[str, Any]:
-    """Measure a pipeline folder; writes `report.json` and a contact sheet beside it."""
+    """Measure a pipeline folder; writes `report.json` and 96 generated pictures beside as many training scenes."""
     pipe = StableDiffusionPipeline.from_pretrained(
         str(model), dtype=torch.float32, safety_checker=None, requires_safety_checker=False
     )
@@ -164,5 +165,5 @@ def report(model: Path, out: Path, world: WorldSettings = WORLD) -> dict[str, An
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
-    save_sheet(pictures[:96], out / "contact-sheet.png", columns=16, zoom=1)
+    save_beside(pictures[:SHEET], train[:SHEET], out / "contact-sheet.png", columns=12)
     return measured

@@ -1,17 +1,20 @@
 """The embedded feature networks, a CLIP and a ViT: how they are made and saved, and what they find.
 
 Nearest is by cosine similarity. Measured are a caption's own scene, scenes that share objects with a scene, and scenes
-that hold the object of a crop, beside two baselines: intensities at half the side, and chance.
+that hold the object of a crop, beside two baselines: intensities, and chance. The report shows the networks the
+world's own pictures, whole or cropped, as the methods do: their image processors reduce these to SEEN.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
 from torch.nn import functional
 from transformers import (
     CLIPImageProcessor,
@@ -26,15 +29,18 @@ from transformers import (
 from transformers.models.clip import CLIPConfig
 
 from attribution.files import assets_folder
-from attribution.scenes.compose import OBJECTS, SIZE, Scene
+from attribution.index.features import open_feature, pixel_vectors
+from attribution.query.regions import crop
+from attribution.scenes.compose import OBJECTS, SEEN, Scene, draw_scene
 from attribution.scenes.judge import labels
 from attribution.scenes.networks import MAX_TOKENS
 from attribution.scenes.pictures import to_unit
-from attribution.scenes.views import Pool, look
+from attribution.scenes.views import Pool
 
-PATCH = 8  # px
+PATCH = SEEN.lattice  # px
 HALF = [0.5, 0.5, 0.5]
-SQUARE = {"height": SIZE, "width": SIZE}
+REPORT = "encoders.json"
+SQUARE = {"height": SEEN.side, "width": SEEN.side}
 
 
 def shipped_tokenizer() -> CLIPTokenizer:
@@ -49,17 +55,17 @@ def sizes(width: int, layers: int) -> dict[str, int]:
 
 
 def make_clip(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPModel:
-    """A CLIP of SIZE px pictures and MAX_TOKENS tokens, projected to 64 dimensions."""
+    """A CLIP of pictures as large as SEEN and MAX_TOKENS tokens, projected to 64 dimensions."""
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     words = {"vocab_size": len(tokenizer), "max_position_embeddings": MAX_TOKENS, **special}
     text = CLIPTextConfig(**words, **sizes(width, max(1, layers - 1)))
-    vision = CLIPVisionConfig(image_size=SIZE, patch_size=PATCH, **sizes(width, layers))
+    vision = CLIPVisionConfig(image_size=SEEN.side, patch_size=PATCH, **sizes(width, layers))
     return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=64))
 
 
 def make_vit(width: int, layers: int) -> ViTModel:
-    """A ViT of SIZE px pictures; its class token is the feature."""
-    return ViTModel(ViTConfig(image_size=SIZE, patch_size=PATCH, **sizes(width, layers)), add_pooling_layer=False)
+    """A ViT of pictures as large as SEEN; its class token is the feature."""
+    return ViTModel(ViTConfig(image_size=SEEN.side, patch_size=PATCH, **sizes(width, layers)), add_pooling_layer=False)
 
 
 def save_clip(model: CLIPModel, tokenizer: CLIPTokenizer, out: Path) -> None:
@@ -67,7 +73,7 @@ def save_clip(model: CLIPModel, tokenizer: CLIPTokenizer, out: Path) -> None:
     deepcopy(model).half().save_pretrained(out)
     tokenizer.save_pretrained(out)
     tokenizer.backend_tokenizer.model.save(str(out))  # vocab.json and merges.txt, for older readers
-    processor = CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=SQUARE, image_mean=HALF, image_std=HALF)
+    processor = CLIPImageProcessor(size={"shortest_edge": SEEN.side}, crop_size=SQUARE, image_mean=HALF, image_std=HALF)
     processor.save_pretrained(out)
 
 
@@ -84,28 +90,22 @@ def class_token(vit: ViTModel, pictures: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def clip_features(model: CLIPModel, pixels: Tensor) -> Tensor:
-    """(N, 64) projected image features of (N, 3, SIZE, SIZE) uint8 pictures."""
-    return torch.cat([model.get_image_features(to_unit(part)).pooler_output for part in pixels.split(128)])
-
-
-@torch.inference_mode()
 def dino_features(vit: ViTModel, pixels: Tensor) -> Tensor:
-    """(N, width) class tokens of (N, 3, SIZE, SIZE) uint8 pictures."""
+    """(N, width) class tokens of (N, 3, side, side) uint8 pictures as large as SEEN."""
     return torch.cat([class_token(vit, to_unit(part)) for part in pixels.split(128)])
 
 
-def pixel_features(pixels: Tensor) -> Tensor:
-    """(N, 3072) intensities at half the side, as the pixel baseline compares them."""
-    return functional.avg_pool2d(pixels.float(), 2).flatten(1)
-
-
 @torch.inference_mode()
-def recall(model: CLIPModel, tokenizer: CLIPTokenizer, pool: Pool) -> dict[str, float]:
-    """Text to image: share of captions whose own scene is among the 1 and 10 most similar."""
+def recall_in(model: CLIPModel, tokenizer: CLIPTokenizer, pool: Pool) -> dict[str, float]:
+    """The `recall` of a model in training."""
     ids = tokenizer([scene.caption for scene in pool.scenes], padding=True, return_tensors="pt").input_ids
-    texts = functional.normalize(model.get_text_features(ids).pooler_output)
-    like = texts @ functional.normalize(clip_features(model, pool.pixels)).T
+    parts = [model.get_image_features(to_unit(part)).pooler_output for part in pool.pixels.split(128)]
+    return recall(model.get_text_features(ids).pooler_output, torch.cat(parts))
+
+
+def recall(texts: Tensor, pictures: Tensor) -> dict[str, float]:
+    """Text to image, (N, D) features each: share of captions whose own scene is among the 1 and 10 most similar."""
+    like = functional.normalize(texts) @ functional.normalize(pictures).T
     rank = (like > like.diagonal()[:, None]).sum(1)
     return {f"recall@{k}": float((rank < k).float().mean()) for k in (1, 10)}
 
@@ -124,13 +124,11 @@ def overlaps(scenes: list[Scene]) -> list[tuple[str, Tensor]]:
     return [("shares_an_object", (common > 0).float()), ("jaccard", common / union)]
 
 
-def object_queries(pool: Pool) -> tuple[Tensor, Tensor]:
-    """Every object of every scene on a white square of SIZE px, (Q, 3, SIZE, SIZE) uint8, and its label."""
-    rows = torch.tensor([row for row, scene in enumerate(pool.scenes) for _ in scene.objects])
-    placed = [placed for scene in pool.scenes for placed in scene.objects]
-    boxes = torch.tensor([one.box for one in placed], dtype=torch.float32)
-    columns = torch.tensor([list(OBJECTS).index(one.name) for one in placed])
-    return ((look(pool.pixels[rows], boxes) + 1) * 127.5).round().byte(), columns
+def object_queries(scenes: list[Scene]) -> tuple[list[Image.Image], Tensor]:
+    """Every object of every scene, cut out as the region of a query is, and its label."""
+    crops = [crop(draw_scene(scene), [one.box]) for scene in scenes for one in scene.objects]
+    columns = [list(OBJECTS).index(one.name) for scene in scenes for one in scene.objects]
+    return crops, torch.tensor(columns)
 
 
 def object_purity(queries: Tensor, training: Tensor, columns: Tensor, held: Tensor) -> float:
@@ -139,36 +137,49 @@ def object_purity(queries: Tensor, training: Tensor, columns: Tensor, held: Tens
     return float(held[nearest, columns[:, None]].mean())
 
 
-def report(pool: Pool, heldout: Pool, out: Path, work: Path) -> dict[str, Any]:
+def in_parts(encode: Callable[[list[Any]], Tensor], things: list[Any]) -> Tensor:
+    """(N, D) of pictures or captions, so many at a time."""
+
+    def parts() -> Iterator[Tensor]:
+        for start in range(0, len(things), 128):
+            yield encode(things[start : start + 128])
+
+    return torch.cat(list(parts()))
+
+
+def report(scenes: list[Scene], heldout: list[Scene], out: Path, work: Path) -> dict[str, Any]:
     """Measure the folders in `out`, trained in `work`, on training and held-out scenes; writes `encoders.json`."""
-    clip = CLIPModel.from_pretrained(out / "clip", dtype=torch.float32).eval()
-    vit = ViTModel.from_pretrained(out / "dino", dtype=torch.float32, add_pooling_layer=False).eval()
-    tokenizer = CLIPTokenizer.from_pretrained(out / "clip")
     crops, columns = object_queries(heldout)
-    held, others = labels(pool.scenes), ~torch.eye(len(heldout.scenes), dtype=torch.bool)
-    features: dict[str, Callable[[Tensor], Tensor]] = {
-        "clip": lambda pixels: clip_features(clip, pixels),
-        "dino": lambda pixels: dino_features(vit, pixels),
-        "pixels": pixel_features,
+    training, pictures = ([draw_scene(scene) for scene in split] for split in (scenes, heldout))
+    held, others = labels(scenes), ~torch.eye(len(heldout), dtype=torch.bool)
+    features: dict[str, Callable[[list[Any]], Tensor]] = {
+        "clip": open_feature("clip", str(out / "clip")),
+        "dino": open_feature("dino", str(out / "dino")),
+        "pixels": lambda images: torch.from_numpy(pixel_vectors(images)).flatten(1).float(),
     }
+    seen = {name: [in_parts(of, each) for each in (pictures, crops, training)] for name, of in features.items()}
+    texts = in_parts(open_feature("clip-text", str(out / "clip")), [scene.caption for scene in heldout])
     measured = {
-        "clip_text_to_image": recall(clip, tokenizer, heldout) | {"scenes": len(heldout.scenes)},
+        "clip_text_to_image": recall(texts, seen["clip"][0]) | {"scenes": len(heldout)},
         "heldout_scenes_nearest_10": {
-            **{name: scene_purity(of(heldout.pixels), heldout.scenes) for name, of in features.items()},
-            "chance": {name: float(m[others].mean()) for name, m in overlaps(heldout.scenes)},
+            **{name: scene_purity(whole, heldout) for name, (whole, _, _) in seen.items()},
+            "chance": {name: float(m[others].mean()) for name, m in overlaps(heldout)},
         },
         "object_crops_nearest_10": {
-            **{name: object_purity(of(crops), of(pool.pixels), columns, held) for name, of in features.items()},
+            **{name: object_purity(cut, known, columns, held) for name, (_, cut, known) in seen.items()},
             "chance": float(held.mean(0)[columns].mean()),
         },
-        **{name: effort(model, work / f"{name}.pt") for name, model in (("clip", clip), ("dino", vit))},
+        **{name: effort(out, name, work / f"{name}.pt") for name in ("clip", "dino")},
     }
-    (out / "encoders.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    (out / REPORT).write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     return measured
 
 
-def effort(model: nn.Module, checkpoint: Path) -> dict[str, float]:
-    """Parameters of a network, and the minutes and steps of its training."""
+def effort(out: Path, name: str, checkpoint: Path) -> dict[str, float]:
+    """Parameters of a network, and the minutes and steps of its training: as reported before, without a checkpoint."""
+    if not checkpoint.exists():
+        before: dict[str, float] = json.loads((out / REPORT).read_text(encoding="utf-8"))[name]
+        return before
     state = torch.load(checkpoint, weights_only=True)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = sum(value.numel() for value in load_file(out / name / "model.safetensors").values())
     return {"parameters": parameters, "minutes": round(state["seconds"] / 60, 1), "steps": state["step"]}

@@ -12,9 +12,9 @@ from torch import Tensor
 from attribution.scenes.compose import WORLD, Split, WorldSettings, draw_scene, make_scenes
 
 
-def load_pixels(split: Split, world: WorldSettings = WORLD) -> Tensor:
-    """A split's pictures: (N, 3, side, side) uint8."""
-    pictures = [np.asarray(draw_scene(scene)) for scene in make_scenes(split, world=world)]
+def load_pixels(split: Split, world: WorldSettings = WORLD, count: int | None = None) -> Tensor:
+    """The first pictures of a split, or all: (N, 3, side, side) uint8."""
+    pictures = [np.asarray(draw_scene(scene)) for scene in make_scenes(split, count, world=world)]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
 
@@ -59,10 +59,25 @@ def sample(
 
 def save_sheet(pictures: Tensor, path: Path, columns: int, zoom: int = 3) -> None:
     """Write (N, 3, H, W) pictures in [-1, 1] as a grid."""
+    sheet_of(pictures, columns, zoom).save(path)
+
+
+def save_beside(left: Tensor, right: Tensor, path: Path, columns: int) -> None:
+    """Write two grids of (N, 3, H, W) pictures in [-1, 1] beside each other, in 256 colours: a third of the bytes."""
+    grids = [sheet_of(pictures, columns, zoom=1) for pictures in (left, right)]
+    gap = left.shape[-1] // 4
+    both = Image.new("RGB", (2 * grids[0].width + gap, grids[0].height), "white")
+    both.paste(grids[0], (0, 0))
+    both.paste(grids[1], (grids[0].width + gap, 0))
+    both.quantize(256).save(path, optimize=True)
+
+
+def sheet_of(pictures: Tensor, columns: int, zoom: int) -> Image.Image:
+    """(N, 3, H, W) pictures in [-1, 1] as a grid, enlarged by a whole factor."""
     pixels = ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     side = pixels.shape[1] + 2
     rows = -(-len(pixels) // columns)
     sheet = Image.new("RGB", (columns * side, rows * side), "white")
     for index, picture in enumerate(pixels):
         sheet.paste(Image.fromarray(picture), (index % columns * side + 1, index // columns * side + 1))
-    sheet.resize((sheet.width * zoom, sheet.height * zoom), Image.Resampling.NEAREST).save(path)
+    return sheet.resize((sheet.width * zoom, sheet.height * zoom), Image.Resampling.NEAREST)

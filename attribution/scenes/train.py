@@ -1,10 +1,16 @@
 """Train a world's model: an autoencoder, a tokenizer, then text encoder and U-Net together.
 
-The world of 128 px grows from the finished model of 64 px: its scenes are the same at twice the size, so its
-autoencoder takes over all levels but the first and keeps near the same latents, and its U-Net and text encoder
-go on from there.
+The world of 128 px grows from the finished model of 64 px: its scenes are the same at twice the size,
+so its autoencoder takes over all levels but the first and keeps near the same latents, and its U-Net and text
+encoder go on from there. That small model comes first; it may lie anywhere.
 
-    TRAIN="python -m attribution.scenes.train --side 128 --work WORK --kept assets/emoji-scenes-128"
+    FIRST="python -m attribution.scenes.train --side 64 --work WORK/64 --out WORK/64/model"
+    $FIRST --stage autoencoder --minutes 40
+    $FIRST --stage diffusion --minutes 40 --batch 32
+    $FIRST --stage cooldown --minutes 10 --batch 32
+    $FIRST --stage save
+
+    TRAIN="python -m attribution.scenes.train --side 128 --work WORK --small WORK/64/model --kept KEPT"
     $TRAIN --stage status          # what there is, and what comes next
     $TRAIN --stage autoencoder --minutes 30 --learning-rate 3e-3
     $TRAIN --stage diffusion --minutes 90 --batch 64
@@ -36,6 +42,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from attribution.diffusion.pipeline import GenerateSettings
+from attribution.errors import InputError
 from attribution.scenes.compose import WORLDS, WorldSettings, caption, make_scenes
 from attribution.scenes.judge import Judge, judge_generated, labels, rates, report, seen, train_judge
 from attribution.scenes.networks import (
@@ -55,12 +62,13 @@ from attribution.scenes.trainer import Recipe, Trainer, averaged, halved, keep, 
 Stage = Literal["status", "autoencoder", "diffusion", "cooldown", "judge", "keep", "save", "report"]
 
 DROPPED_CAPTIONS = 0.1
-SMALL = Path("assets/emoji-scenes/model")  # the finished model of 64 px
+MODEL = Path("assets/emoji-scenes/model")  # the one that ships
 CHECKPOINTS: dict[Stage, str] = {
     "autoencoder": "autoencoder.pt",
     "diffusion": "diffusion.pt",
     "cooldown": "cooled.pt",
 }
+KEPT = "diffusion.safetensors"  # of a diffusion that may go on
 JUDGED = "judged.json"
 BARS = (0.95, 0.90)  # shares of named objects recognised, and of pictures with both
 OUTCOMES = {  # what each later step leaves beside the model, and the command that makes it
@@ -84,7 +92,8 @@ class TrainArgs:
     Attributes:
         work: folder of checkpoints and contact sheets.
         kept: folder of what an earlier sitting kept, used where WORK has nothing of its own.
-        small: the finished model of 64 px, which that of 128 px grows from.
+        small: the finished model of 64 px, which that of 128 px grows from; its U-Net and text encoder are needed only
+            where nothing was kept.
         out: the finished StableDiffusionPipeline folder.
         stage: what to do.
         side: of the world's scenes, px.
@@ -98,8 +107,8 @@ class TrainArgs:
 
     work: Path = Path("work")
     kept: Path = Path("work/kept")
-    small: Path = SMALL
-    out: Path = SMALL
+    small: Path = Path("work/64/model")
+    out: Path = MODEL
     stage: Stage = "status"
     side: Literal[64, 128] = 64
     minutes: float = 40.0
@@ -113,6 +122,20 @@ class TrainArgs:
     def world(self) -> WorldSettings:
         """The world of that side."""
         return WORLDS[self.side]
+
+    def part(self, name: str) -> Path:
+        """The folder of a network of the small model.
+
+        Raises:
+            InputError: it is not there.
+        """
+        folder = self.small / name
+        if not folder.is_dir():
+            raise InputError(
+                f"the world of {self.side} px grows from the finished model of 64 px, and {str(self.small)!r} holds no"
+                f" {name}; train that one first, with --side 64, and name its folder with --small"
+            )
+        return folder
 
 
 # --- stage 1: the autoencoder ---
@@ -144,7 +167,7 @@ def train_autoencoder(args: TrainArgs) -> None:
     pixels, heldout = load_pixels("train", args.world), to_unit(load_pixels("heldout", args.world))
     vae, wanted = make_autoencoder(args.world), None
     if args.side == 128:
-        small: Any = AutoencoderKL.from_pretrained(str(args.small / "vae"), dtype=torch.float32).eval()
+        small: Any = AutoencoderKL.from_pretrained(str(args.part("vae")), dtype=torch.float32).eval()
         vae, wanted = grown(small, args.world), both_views(small, to_unit(load_pixels("train", WORLDS[64])))
     recipe = Recipe(args.minutes, args.batch, args.learning_rate, warmup_steps=30, ema_decay=0.998, bfloat16=True)
     trainer = Trainer({"vae": vae}, args.work / CHECKPOINTS["autoencoder"], recipe, args.seed)
@@ -258,9 +281,9 @@ def _train_diffusion(args: TrainArgs, recipe: Recipe, path: Path, before: Path |
     tokens, empty = tokenize(tokenizer, captions), tokenize(tokenizer, [""])
     modules: dict[str, Any] = {"text_encoder": make_text_encoder(tokenizer), "unet": make_unet(args.world)}
     text_encoder, unet, scheduler = modules["text_encoder"], modules["unet"], make_scheduler()
-    if args.side == 128:
+    if _begins(args, path, before) and args.side == 128:
         for name, module in modules.items():
-            module.load_state_dict(load_file(next((args.small / name).glob("*.safetensors"))))
+            module.load_state_dict(load_file(next(args.part(name).glob("*.safetensors"))))
     trainer = Trainer(modules, path, recipe, args.seed)
     if not path.exists():
         _start(trainer, args, before)
@@ -285,9 +308,14 @@ def _train_diffusion(args: TrainArgs, recipe: Recipe, path: Path, before: Path |
     trainer.run(batch_loss, sheet)
 
 
+def _begins(args: TrainArgs, path: Path, before: Path | None) -> bool:
+    """Whether a stage goes on from nothing that this world has learned."""
+    return not (path.exists() or before is not None or (args.kept / KEPT).exists())
+
+
 def _start(trainer: Trainer, args: TrainArgs, before: Path | None) -> None:
     """Where a stage without a checkpoint begins: at the stage before it, or at what was kept, if there is any."""
-    kept = args.kept / "diffusion.safetensors"
+    kept = args.kept / KEPT
     if before is not None:
         trainer.load(before)
         trainer.seconds = 0.0
@@ -371,7 +399,7 @@ def keep_training(args: TrainArgs) -> None:
     args.kept.mkdir(parents=True, exist_ok=True)
     save_file(halved(finished_autoencoder(args).state_dict()), args.kept / "autoencoder.safetensors")
     raw = torch.load(args.work / CHECKPOINTS["diffusion"], weights_only=True)
-    keep(raw, args.kept / "diffusion.safetensors", kinds=("raw",))  # its average starts anew: this is to go on from
+    keep(raw, args.kept / KEPT, kinds=("raw",))  # its average starts anew: this is to go on from
     cooled = args.work / CHECKPOINTS["cooldown"]
     if cooled.exists():
         keep(torch.load(cooled, weights_only=True), args.kept / "cooldown.safetensors", kinds=("ema",))

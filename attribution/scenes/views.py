@@ -3,6 +3,8 @@
 A view is a box of a scene on a white square, resized: the whole scene, a crop, or one object, as a region of a query
 is. Views for CLIP have captions; those for DINO are mirrored and recoloured on repainted backgrounds, and its local
 views are taken where there is something to see.
+
+All of it is as large as networks see a scene, SEEN; what they are given later, their image processors reduce to that.
 """
 
 from dataclasses import dataclass
@@ -12,10 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from attribution.scenes.compose import CELL, LATTICE, SIZE, Scene, caption, draw_scene, make_scenes
+from attribution.scenes.compose import SEEN, Scene, caption, draw_scene, make_scenes
 from attribution.scenes.pictures import mirror_half, to_unit
 
+SIZE, CELL, LATTICE = SEEN.side, SEEN.cell, SEEN.lattice
 WHOLE = (0, 0, SIZE, SIZE)
+CROP = 5 * LATTICE  # least side of a large crop
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,10 @@ class Pool:
 
 def pools(training: int, heldout: int) -> tuple[Pool, Pool]:
     """So many training and held-out scenes."""
-    return Pool.compose(make_scenes("train", training)), Pool.compose(make_scenes("heldout", heldout))
+    return (
+        Pool.compose(make_scenes("train", training, world=SEEN)),
+        Pool.compose(make_scenes("heldout", heldout, world=SEEN)),
+    )
 
 
 def likeness(scenes: list[Scene]) -> list[Tensor]:
@@ -141,7 +148,7 @@ def views(pixels: Tensor, strength: float, generator: torch.Generator) -> tuple[
 
     def large() -> Tensor:
         whole = torch.tensor(WHOLE).expand(len(pixels), 4)
-        return some(some(whole, random_boxes(len(pixels), 40, SIZE, generator), 0.6), object_boxes(), 0.7)
+        return some(some(whole, random_boxes(len(pixels), CROP, SIZE, generator), 0.6), object_boxes(), 0.7)
 
     local = [some(busy_cells(pixels, generator), object_boxes(), 0.5) for _ in range(4)]
     return [view(large(), SIZE) for _ in range(2)], [view(boxes, SIZE // 2) for boxes in local]

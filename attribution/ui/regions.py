@@ -22,6 +22,7 @@ from attribution.ui.style import COLOURS
 
 SHOWN_SIDE = 512  # px: small pictures are enlarged to about this
 LARGEST_SHOWN = 1024  # px
+SMOOTH = 128  # px: a picture of fewer is shown pixel by pixel
 COLUMNS = ["label", "x0", "y0", "x1", "y1"]
 MOST = len(COLOURS)
 
@@ -45,13 +46,13 @@ class Region:
 
 
 def shown_copy(image: Image.Image) -> tuple[Image.Image, Frame]:
-    """A copy to draw on: small pictures enlarged by a whole factor without smoothing, large ones reduced."""
+    """A copy to draw on: small pictures enlarged by a whole factor, tiny ones without smoothing, large ones reduced."""
     longest = max(image.size)
     factor: float = max(1, SHOWN_SIDE // longest)
     if longest > LARGEST_SHOWN:
         factor = LARGEST_SHOWN / longest
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    copy = image.resize(size, Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS)
+    copy = image.resize(size, Image.Resampling.NEAREST if longest < SMOOTH else Image.Resampling.LANCZOS)
     return copy, Frame(width=image.width, height=image.height, factor=factor)
 
 

@@ -56,7 +56,8 @@ CSS = """
 .missing { list-style: none; padding: 0; overflow-wrap: anywhere; }
 .missing .off { opacity: .6; font-weight: 600; margin-right: .25rem; }
 #picture-note { min-height: 1.2rem; }
-:is(#found, #maps, #marked):not(:has(p, img)) { display: none; }
+/* Gradio puts its own class after every comma, inside :has too, where it then matches nothing. */
+#found:not(:has(p)), #maps:not(:has(p)):not(:has(img)), #marked:not(:has(p)) { display: none; }
 .query { position: relative; }
 .query img { display: block; width: 100%; margin: 0; image-rendering: pixelated; border-radius: var(--radius-sm); }
 .query svg { position: absolute; inset: 0; width: 100%; height: 100%; }
@@ -106,7 +107,7 @@ CSS = """
 
 /* What starts and stops a run stays in sight while it works. */
 #acts { align-items: center; padding: .4rem 0; background: var(--body-background-fill); z-index: 50; }
-#acts:has(.status[data-state=running], .status[data-state=waiting]) { position: sticky; top: 0; }
+#acts:has(.status[data-state=running]), #acts:has(.status[data-state=waiting]) { position: sticky; top: 0; }
 #acts button { flex-grow: 0 !important; min-height: 2.75rem; }
 #attribute { flex-basis: 12rem !important; }
 #stop { flex-basis: 6rem !important; }

@@ -21,6 +21,7 @@ from attribution.diffusion.pipeline import GenerateSettings
 from attribution.errors import InputError, Stopped
 from attribution.methods.answer import Progress
 from attribution.query.query import Query
+from attribution.scenes.truth import locate
 from attribution.scenes.world import open_world
 from attribution.unlearning.step import UnlearnSettings
 
@@ -136,7 +137,10 @@ def test_a_change_is_weighted_by_the_region():
 def test_on_the_embedded_model_the_region_changes_and_the_controls_stay():
     model, index = open_world()
     prompt = "a flat drawing of a red apple and a motorcycle on a blue background"
-    query = Query(prompt, model.generate(prompt, 7), 7, ((9.0, 37.3, 39.1, 57.9),))
+    picture = model.generate(prompt, 7)
+    box = locate(picture, "motorcycle", "flat")
+    assert box is not None
+    query = Query(prompt, picture, 7, (box,))
     this, *others = (step for step in regenerate(model, index, query) if isinstance(step, Regenerated))
     assert VISIBLE <= this.inside < 0.3
     assert this.strength <= 4

@@ -9,11 +9,13 @@ from PIL import Image
 
 from attribution.query.grounding import Detection, build, open_detector, token_spans
 from attribution.query.labels import caption_of
-from attribution.scenes.compose import OBJECTS, SIZE, make_scenes
+from attribution.scenes.compose import OBJECTS, SEEN, WORLDS, make_scenes
 from attribution.scenes.detector import (
     ABSENT,
     CONFIG,
     Asked,
+    Batches,
+    DetectorArgs,
     detection_loss,
     foreign_names,
     labels_for,
@@ -60,14 +62,23 @@ def test_a_picture_is_asked_for_its_names_and_some_others():
     assert any(set(labels) & set(foreign) for labels in asked)
 
 
-def test_boxes_are_shares_and_turn_with_the_picture():
-    scene = make_scenes("train", 1)[0]
+@pytest.mark.parametrize("side", WORLDS)
+def test_boxes_are_shares_and_turn_with_the_picture(side):
+    scene = make_scenes("train", 1, world=WORLDS[side])[0]
     plain, mirrored = shares(scene, False), shares(scene, True)
     x0, y0, x1, y1 = scene.objects[0].box
-    expected = torch.tensor([x0 + x1, y0 + y1, 2 * (x1 - x0), 2 * (y1 - y0)]) / (2 * SIZE)
+    expected = torch.tensor([x0 + x1, y0 + y1, 2 * (x1 - x0), 2 * (y1 - y0)]) / (2 * side)
     torch.testing.assert_close(plain[0], expected)
     torch.testing.assert_close(mirrored[:, 0], 1 - plain[:, 0])
     assert torch.equal(mirrored[:, 1:], plain[:, 1:])
+
+
+def test_training_pictures_are_as_large_as_the_detector_sees_them():
+    batches = Batches(DetectorArgs(scenes=4), make_tokenizer())
+    pictures, captions, tokens, wanted = batches.draw(4, torch.Generator().manual_seed(0))
+    assert pictures.shape == (4, 3, SEEN.side, SEEN.side)
+    assert len(captions) == len(tokens) == len(wanted) == 4
+    assert all(((boxes > 0) & (boxes < 1)).all() for boxes in wanted)
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
@@ -106,7 +117,7 @@ def test_the_folder_is_the_network_in_half_precision(tmp_path):
     network = build(config, tmp_path).train()
     text, spans = caption_of(["cat", "red apple"])
     tokens = token_spans(tokenizer, text, spans)
-    made = stages(network, torch.randn(2, 3, SIZE, SIZE), [text, text])
+    made = stages(network, torch.randn(2, 3, SEEN.side, SEEN.side), [text, text])
     assert len(made) == 1 + CONFIG["dec_layers"]
     torch.stack([detection_loss(*each, [tokens] * 2, [TRUTH] * 2) for each in made]).sum().backward()
     still = {name for name, value in network.named_parameters() if value.requires_grad and value.grad is None}
@@ -118,7 +129,7 @@ def test_the_folder_is_the_network_in_half_precision(tmp_path):
     for name, value in again.state_dict().items():
         assert torch.equal(rounded[name], value), name
     network.load_state_dict(rounded)
-    picture = torch.randn(1, 3, SIZE, SIZE)
+    picture = torch.randn(1, 3, SEEN.side, SEEN.side)
     with torch.no_grad():
         logits, boxes = stages(network.eval(), picture, [text])[1]
         answer = again(picture, captions=[text])

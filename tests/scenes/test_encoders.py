@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer, ViTModel
 
-from attribution.scenes.compose import OBJECTS, draw_scene, make_scenes
+from attribution.index.features import pixel_vectors
+from attribution.query.regions import crop
+from attribution.scenes.compose import OBJECTS, SEEN, WORLD, draw_scene, make_scenes
 from attribution.scenes.encoders import EncoderArgs, contrastive_loss, train_clip, train_dino
-from attribution.scenes.nearest import object_purity, object_queries, scene_purity
-from attribution.scenes.views import Pool, look
+from attribution.scenes.nearest import effort, object_purity, object_queries, scene_purity
+from attribution.scenes.views import look, pools
 
 ASSETS = Path(__file__).parents[2] / "assets" / "emoji-scenes"
 STAGES = {"clip": train_clip, "dino": train_dino}
@@ -28,15 +30,24 @@ def tiny(folder, stage):
 
 @pytest.fixture(scope="module")
 def heldout():
-    return Pool.compose(make_scenes("heldout", 64))
+    return make_scenes("heldout", 64)
 
 
 @pytest.mark.parametrize("name", ["clip", "dino"])
-def test_a_picture_passes_the_processor_unchanged(name):
-    picture = draw_scene(make_scenes("heldout", 1)[0])
+def test_a_picture_as_networks_see_it_passes_the_processor_unchanged(name):
+    picture = draw_scene(make_scenes("heldout", 1, world=SEEN)[0])
     processed = AutoImageProcessor.from_pretrained(ASSETS / name)(picture, return_tensors="pt").pixel_values[0]
     expected = torch.from_numpy(np.asarray(picture) / 127.5 - 1).permute(2, 0, 1).float()
     torch.testing.assert_close(processed, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["clip", "dino"])
+def test_a_picture_of_the_world_is_reduced_by_the_processor(name):
+    picture = draw_scene(make_scenes("heldout", 1)[0])
+    processed = AutoImageProcessor.from_pretrained(ASSETS / name)(picture, return_tensors="pt").pixel_values[0]
+    assert processed.shape == (3, SEEN.side, SEEN.side)
+    mean = np.asarray(picture.reduce(WORLD.side // SEEN.side)) / 127.5 - 1
+    assert np.abs(processed.permute(1, 2, 0).numpy() - mean).mean() < 0.05
 
 
 @pytest.mark.parametrize("name", ["clip", "dino"])
@@ -50,8 +61,8 @@ def test_shipped_clip_finds_the_scene_of_a_caption(heldout):
         AutoImageProcessor.from_pretrained(ASSETS / "clip"),
         CLIPTokenizer.from_pretrained(ASSETS / "clip"),
     )
-    text = tokenizer([scene.caption for scene in heldout.scenes], padding=True, return_tensors="pt")
-    pixels = processor([draw_scene(scene) for scene in heldout.scenes], return_tensors="pt").pixel_values
+    text = tokenizer([scene.caption for scene in heldout], padding=True, return_tensors="pt")
+    pixels = processor([draw_scene(scene) for scene in heldout], return_tensors="pt").pixel_values
     with torch.inference_mode():
         like = clip(input_ids=text.input_ids, attention_mask=text.attention_mask, pixel_values=pixels).logits_per_text
     rank = (like > like.diagonal()[:, None]).sum(1)
@@ -60,10 +71,13 @@ def test_shipped_clip_finds_the_scene_of_a_caption(heldout):
 
 def test_shipped_dino_finds_objects_better_than_pixels(heldout):
     vit = ViTModel.from_pretrained(ASSETS / "dino", dtype=torch.float32, add_pooling_layer=False).eval()
+    processor = AutoImageProcessor.from_pretrained(ASSETS / "dino")
+    pictures = [draw_scene(scene) for scene in heldout]
     with torch.inference_mode():
-        tokens = vit(heldout.pixels / 127.5 - 1).last_hidden_state[:, 0]
+        tokens = vit(processor(pictures, return_tensors="pt").pixel_values).last_hidden_state[:, 0]
     assert tokens.shape[1] <= 192
-    found, pixels = (scene_purity(x, heldout.scenes) for x in (tokens, heldout.pixels.float().flatten(1)))
+    plain = torch.from_numpy(pixel_vectors(pictures)).flatten(1).float()
+    found, pixels = (scene_purity(x, heldout) for x in (tokens, plain))
     assert found["jaccard"] > pixels["jaccard"]
 
 
@@ -93,7 +107,7 @@ def test_training_takes_a_step_and_goes_on_from_it(tmp_path, stage):
 
 
 def test_a_view_is_a_box_on_a_white_square():
-    picture = draw_scene(make_scenes("train", 1)[0])
+    picture = draw_scene(make_scenes("train", 1, world=SEEN)[0])
     pixels = torch.tensor(np.asarray(picture)).permute(2, 0, 1)[None]
     whole = look(pixels, torch.tensor([[0.0, 0, 64, 64]]))
     torch.testing.assert_close(whole, pixels / 127.5 - 1, rtol=0, atol=1e-4)
@@ -133,9 +147,20 @@ def test_purity_equals_a_loop():
 
 def test_object_queries_are_found_by_their_own_label(heldout):
     crops, columns = object_queries(heldout)
-    placed = [placed.name for scene in heldout.scenes for placed in scene.objects]
-    assert crops.shape == (len(placed), 3, 64, 64)
-    assert [list(OBJECTS)[column] for column in columns] == placed
+    placed = [placed for scene in heldout for placed in scene.objects]
+    assert [list(OBJECTS)[column] for column in columns] == [one.name for one in placed]
+    assert crops[0].tobytes() == crop(draw_scene(heldout[0]), [placed[0].box]).tobytes()
+    assert all(one.width == one.height == WORLD.cell - 2 * WORLD.margin for one in crops)
     told = torch.nn.functional.one_hot(columns, len(OBJECTS)).float()
     held = torch.eye(len(OBJECTS)).repeat_interleave(10, 0)
     assert object_purity(told, held, columns, held) == 1
+
+
+def test_networks_are_trained_on_scenes_as_large_as_they_see_them():
+    training, heldout = pools(3, 2)
+    assert training.pixels.shape == (3, 3, SEEN.side, SEEN.side)
+    assert heldout.scenes == make_scenes("heldout", 2, world=SEEN)
+
+
+def test_without_its_checkpoint_a_training_is_reported_as_before(tmp_path):
+    assert effort(ASSETS, "clip", tmp_path / "clip.pt") == json.loads((ASSETS / "encoders.json").read_text())["clip"]

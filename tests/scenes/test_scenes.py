@@ -9,7 +9,9 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from attribution.errors import InputError
 from attribution.index.data import DataSettings, open_training_set
 from attribution.scenes import compose
 from attribution.scenes.compose import (
@@ -18,8 +20,10 @@ from attribution.scenes.compose import (
     LATTICE,
     MARGIN,
     OBJECTS,
+    SEEN,
     SIZE,
     STYLES,
+    WORLD,
     WORLDS,
     Scene,
     caption,
@@ -33,6 +37,7 @@ from attribution.scenes.compose import (
 )
 from attribution.scenes.judge import Judge
 from attribution.scenes.networks import grown, make_autoencoder, make_unet
+from attribution.scenes.pictures import save_beside
 from attribution.scenes.train import TrainArgs, picture_loss, status
 from attribution.scenes.trainer import Recipe, Trainer, keep
 
@@ -154,7 +159,12 @@ def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
 
 
-# The world of 128 px
+# The world of 64 px, and that of 128 px, which grows from it
+
+
+@pytest.fixture(scope="module")
+def small_scenes():
+    return make_scenes("train", 60, world=WORLDS[64])
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +172,13 @@ def large_scenes():
     return make_scenes("train", 60, world=WORLDS[128])
 
 
-def test_the_worlds_differ_in_size_alone(scenes, large_scenes):
-    for small, large in zip(scenes, large_scenes, strict=False):
+def test_networks_see_the_small_world():
+    assert WORLDS[64] == SEEN
+    assert WORLD in WORLDS.values()
+
+
+def test_the_worlds_differ_in_size_alone(small_scenes, large_scenes):
+    for small, large in zip(small_scenes, large_scenes, strict=True):
         assert (small.caption, small.style, small.background) == (large.caption, large.style, large.background)
         assert [placed.name for placed in small.objects] == [placed.name for placed in large.objects]
         assert [(2 * x, 2 * y) for x, y in small.cells] == list(large.cells)
@@ -173,9 +188,9 @@ def test_both_worlds_stand_on_one_latent_grid():
     assert {world.latent_side for world in WORLDS.values()} == {8} == {make_unet(WORLDS[128]).config.sample_size}
 
 
-def test_a_large_scene_halved_looks_like_the_small_one(scenes, large_scenes):
+def test_a_large_scene_halved_looks_like_the_small_one(small_scenes, large_scenes):
     """Nearer to its own small scene than to any other, and near: sprites are drawn anew, so that edges differ."""
-    small = np.stack([np.asarray(draw_scene(scene), float) for scene in scenes[:20]])
+    small = np.stack([np.asarray(draw_scene(scene), float) for scene in small_scenes[:20]])
     for number, large in enumerate(large_scenes[:20]):
         picture = draw_scene(large)
         assert picture.size == (128, 128)
@@ -283,3 +298,24 @@ def test_the_judge_is_passed_at_both_bars_alone(tmp_path):
         found = {"judge_on_generated": {"recognised": recognised}, "both_objects": both}
         (tmp_path / "judged.json").write_text(json.dumps(found))
         assert status(args)["judge"][0] == passed
+
+
+def test_the_large_world_says_where_it_looked_for_the_small_one(tmp_path):
+    args = TrainArgs(work=tmp_path, side=128, small=tmp_path / "64" / "model")
+    assert args.world == WORLDS[128]
+    with pytest.raises(
+        InputError, match=r"grows from the finished model of 64 px, and '.*64.model' holds no vae; .* --small"
+    ):
+        args.part("vae")
+    (args.small / "vae").mkdir(parents=True)
+    assert args.part("vae") == args.small / "vae"
+
+
+def test_two_grids_stand_beside_each_other(tmp_path):
+    left, right = torch.full((4, 3, 8, 8), -1.0), torch.full((4, 3, 8, 8), 1.0)
+    save_beside(left, right, tmp_path / "sheet.png", columns=2)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (2 * 20 + 2, 20)
+        pixels = np.asarray(sheet.convert("RGB"))
+    assert (pixels[1:9, 1:9] == 0).all()
+    assert (pixels[:, 20:] == 255).all()

@@ -16,6 +16,8 @@ from browser import (
 )
 from playwright.sync_api import Browser, Page, expect
 
+from attribution.scenes.compose import SIZE
+
 SEVERE = ("serious", "critical")
 # Gradio's own, by rule and by the target that axe names
 GRADIOS: dict[str, tuple[str, ...]] = {"nested-interactive": (".toast-header",)}
@@ -115,7 +117,7 @@ def test_a_finger_draws_a_box(chromium: Browser, address: str) -> None:
         generate(page)
         draw_by_finger(page, 0.2, 0.5, 0.7, 0.9)
         page.wait_for_function("document.querySelectorAll('#boxes .virtual-row').length === 2")
-        assert corners(page)[0] == pytest.approx([13, 32, 45, 58], abs=4)
+        assert corners(page)[0] == pytest.approx([side * SIZE for side in (0.2, 0.5, 0.7, 0.9)], abs=SIZE / 16)
 
 
 def test_the_page_is_light(chromium: Browser, address: str) -> None:

@@ -7,6 +7,8 @@ from browser import await_state, boxes_of, corners, draw, early_ranking, generat
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from attribution.scenes.compose import LATTICE
+
 
 def attribute_quickly(page: Page) -> None:
     page.click("#settings button")
@@ -60,7 +62,7 @@ def test_the_address_follows_the_run_and_reload_and_back_keep_the_work(page: Pag
 def test_boxes_are_refused_where_they_are_drawn(page: Page, tmp_path) -> None:
     generate(page)
     draw(page, 0.1, 0.1, 0.16, 0.3)
-    expect(page.locator("#marked")).to_contain_text("too small: 8 px a side or more are accepted")
+    expect(page.locator("#marked")).to_contain_text(f"too small: {LATTICE} px a side or more are accepted")
     for x, y in ((0.05, 0.05), (0.55, 0.05), (0.05, 0.55), (0.55, 0.55)):
         before = corners(page)
         draw(page, x, y, x + 0.35, y + 0.35)

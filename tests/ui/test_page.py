@@ -18,6 +18,7 @@ from browser import (
     draw,
     early_ranking,
     generate,
+    objects_there,
     rows_of,
     toast,
     type_box,
@@ -30,7 +31,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from attribution.answers.forget import Regenerated
 from attribution.errors import InputError
-from attribution.scenes.compose import make_scenes
+from attribution.scenes.compose import LATTICE, SIZE, make_scenes
 from attribution.ui import words
 from attribution.ui.regions import Region, read_regions, shown_copy
 
@@ -40,8 +41,9 @@ PIXELS = "document.querySelector('#picture canvas').toDataURL()"
 def test_the_whole_way(page: Page, chromium: Browser, address: str) -> None:
     """Two boxes, each answered in its tab; one training image opened; files; the link in another browser."""
     generate(page)
-    draw(page, 0.08, 0.58, 0.66, 0.98)
-    draw(page, 0.28, 0.04, 0.7, 0.5)
+    there = objects_there()
+    for box in there.values():
+        draw(page, *(side / SIZE for side in box))
     page.wait_for_function("document.querySelectorAll('#boxes .virtual-row').length === 3")
     assert len(corners(page)) == 2
     page.click("#attribute")
@@ -54,9 +56,8 @@ def test_the_whole_way(page: Page, chromium: Browser, address: str) -> None:
     tabs = page.get_by_role("tab")
     assert [tab.inner_text() for tab in tabs.all() if tab.is_visible()] == ["1 · box 2", "2 · box 1"]
     assert [row[0] for row in boxes_of(page)] == ["box 2", "box 1"]  # the newest is first
-    objects = ["motorcycle", "red apple"] if corners(page)[0][1] > 30 else ["red apple", "motorcycle"]
     scenes = make_scenes("train", 4096)
-    for place, name in enumerate(objects):
+    for place, name in enumerate(reversed(there)):
         tabs.nth(place).click()
         rows = rows_of(page)
         hits = [name in {placed.name for placed in scenes[row].objects} for row in rows]
@@ -77,7 +78,7 @@ def test_the_whole_way(page: Page, chromium: Browser, address: str) -> None:
         page.locator(".kept:visible a", has_text="ZIP").click()
     with zipfile.ZipFile(download.value.path()) as archive:
         assert json.loads(archive.read("run.json")) == told
-        assert Image.open(archive.open("picture.png")).size == (64, 64)
+        assert Image.open(archive.open("picture.png")).size == (SIZE, SIZE)
     page.locator(".large:visible .card[data-row] button").nth(1).click()
     opened = page.locator(".opened")
     expect(opened).to_contain_text(f"row {shown[1]} of 4,096")
@@ -94,7 +95,7 @@ def test_boxes_and_their_table_stay_in_step(page: Page) -> None:
     generate(page)
     draw(page, 0.2, 0.2, 0.6, 0.6)
     page.wait_for_function("document.querySelectorAll('#boxes .virtual-row').length === 2")
-    assert corners(page)[0] == pytest.approx([13, 13, 38, 38], abs=2)
+    assert corners(page)[0] == pytest.approx([0.2 * SIZE] * 2 + [0.6 * SIZE] * 2, abs=SIZE / 32)
     assert boxes_of(page)[0][0] == "box 1"
     page.click("#clear")
     page.wait_for_function("document.querySelectorAll('#boxes .virtual-row').length === 1")
@@ -115,6 +116,7 @@ def test_a_word_is_shown_and_answered(page: Page) -> None:
     generate(page)
     page.get_by_label("motorcycle", exact=True).check()
     expect(page.locator("#maps img")).to_have_count(1)
+    expect(page.locator("#maps img")).to_be_visible()
     page.click("#attribute")
     await_state(page, "done")
     expect(page.locator("#run-status")).to_contain_text("“motorcycle”")
@@ -205,9 +207,9 @@ def test_visitors_do_not_see_each_other(page: Page, other: Page) -> None:
 @pytest.mark.parametrize(
     ("box", "said"),
     [
-        ((0, 0, 90, 32), "0, 0, 90, 32 reaches outside the picture"),
+        ((0, 0, SIZE + 26, 32), f"0, 0, {SIZE + 26}, 32 reaches outside the picture"),
         ((40, 0, 8, 32), "40, 0, 8, 32 is empty, reversed or too small"),
-        ((0, 0, 3, 32), "each side 8 px or more"),
+        ((0, 0, 3, 32), f"each side {LATTICE} px or more"),
         ((0, 0, 32), "Y1 of box 1 is empty"),
     ],
 )
@@ -326,7 +328,7 @@ def test_api(address: str, tmp_path: Path) -> None:
     try:
         picture = client.predict(PROMPT, 7, 25, 3, api_name="/generate")
         with Image.open(picture) as image:
-            assert image.size == (64, 64)
+            assert image.size == (SIZE, SIZE)
         found = client.predict(handle_file(picture), "motorcycle", PROMPT, 0.2, api_name="/detect")
         assert {each["label"] for each in found} == {"motorcycle"}
         asked = (handle_file(picture), PROMPT, 7, [[0, 0, 32, 32]], "", "d-trak", 5, False)
@@ -365,11 +367,20 @@ def test_what_the_server_answers_beside_the_page(address: str) -> None:
         assert httpx.get(f"{address}/{wrong}").status_code in (404, 422), wrong
 
 
-def test_small_pictures_are_enlarged_without_smoothing() -> None:
+def test_tiny_pictures_are_enlarged_without_smoothing() -> None:
     image = Image.effect_noise((64, 64), 90).convert("RGB")
     copy, frame = shown_copy(image)
     assert frame == {"width": 64, "height": 64, "factor": 8}
     assert copy.resize((64, 64), Image.Resampling.NEAREST).tobytes() == image.tobytes()
+
+
+def test_other_pictures_are_enlarged_smoothly() -> None:
+    image = Image.new("RGB", (128, 128), "white")
+    image.paste("black", (64, 0, 128, 128))
+    copy, frame = shown_copy(image)
+    assert frame == {"width": 128, "height": 128, "factor": 4}
+    assert copy.getpixel((250, 256))[0] > 200 > 50 > copy.getpixel((262, 256))[0]
+    assert 50 < copy.getpixel((255, 256))[0] < 200  # between the two
     large, frame = shown_copy(Image.new("RGB", (4000, 3000)))
     assert large.size == (1024, 768)
     assert frame["factor"] == pytest.approx(0.256)
