@@ -4,9 +4,12 @@ from pathlib import Path
 
 from attribution.cli.asked import check_file, opened
 from attribution.cli.progress import watch
+from attribution.evaluate import lds as halves
 from attribution.evaluate import locality as boxes
 from attribution.evaluate import tuning as grid
 from attribution.evaluate import verdict as grades
+from attribution.evaluate.retrain import trained
+from attribution.scenes.proof import lessons_of
 from attribution.scenes.unrelated import unrelated_of
 
 
@@ -55,4 +58,31 @@ def verdict(out: Path, *, settings: grades.VerdictSettings, index: Path | None =
     print(grades.summary(out, measured))
 
 
-evaluate = {"locality": locality, "tuning": tuning, "verdict": verdict}
+def retrain(folder: Path, *, settings: halves.LdsSettings) -> None:
+    """Train models on random halves of the world for proofs; several processes share the work.
+
+    Args:
+        folder: of the world for proofs, as `python -m attribution.scenes.proof` made it, with its index.
+        settings: how many, and how.
+    """
+    model, index = opened(folder / "index")
+    wanted = halves.removals(index, settings)
+    lessons = lessons_of(model, settings.training)
+    for removal in watch(trained(folder, lessons, settings.training, wanted), lambda each: each.name):
+        del removal
+
+
+def lds(folder: Path, *, settings: halves.LdsSettings) -> None:
+    """Linear datamodelling scores of the methods, from the halves that are trained so far.
+
+    Args:
+        folder: of the world for proofs, with its index and what `retrain` has trained.
+        settings: how many, and which methods.
+    """
+    model, index = opened(folder / "index")
+    queries = halves.queries_of(model, settings.queries)
+    found = halves.agreement(folder, model, index, queries, settings)
+    print(halves.table(found) if found else f"no two models are trained in {folder} yet; run evaluate retrain first")
+
+
+evaluate = {"retrain": retrain, "lds": lds, "locality": locality, "tuning": tuning, "verdict": verdict}

@@ -38,12 +38,22 @@ class WorldSettings:
         cell: side of the square that a sprite stands in.
         lattice: distance between places of cells; one latent cell.
         margin: kept free on each side of a cell, so that neighbours never touch.
+        step: distance between places of cells, where that is not the lattice's.
+        kinds: how many of OBJECTS there are; where that is not all, they are taken evenly from the list.
     """
 
     side: int
     cell: int
     lattice: int
     margin: int
+    step: int | None = None
+    kinds: int | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The objects that there are."""
+        every = list(OBJECTS)
+        return every[:: len(every) // (self.kinds or len(every))][: self.kinds]
 
     @property
     def latent_side(self) -> int:
@@ -168,8 +178,8 @@ def _openmoji(emoji_name: str, side: int) -> Image.Image:
 @cache
 def _layouts(count: int, world: WorldSettings) -> tuple[tuple[tuple[int, int], ...], ...]:
     """All ways to place `count` cells on the lattice without overlap."""
-    steps = range(0, world.side - world.cell + 1, world.lattice)
-    places = list(product(steps, steps))
+    along = range(0, world.side - world.cell + 1, world.step or world.lattice)
+    places = list(product(along, along))
 
     def apart(a: tuple[int, int], b: tuple[int, int]) -> bool:
         return max(abs(a[0] - b[0]), abs(a[1] - b[1])) >= world.cell
@@ -184,7 +194,7 @@ def make_scene(index: int, split: Split = "train", seed: int = 0, world: WorldSe
     """Scene `index` of a split: objects, places, style and background drawn from the seed."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     count = 1 + int(rng.choice(len(OBJECTS_PER_SCENE), p=OBJECTS_PER_SCENE))
-    names = tuple(str(name) for name in rng.choice(list(OBJECTS), size=count, replace=False))
+    names = tuple(str(name) for name in rng.choice(world.names, size=count, replace=False))
     layouts = _layouts(count, world)
     cells = layouts[int(rng.integers(len(layouts)))]
     style = STYLES[int(rng.integers(len(STYLES)))]
@@ -227,7 +237,9 @@ def metadata(scenes: list[Scene]) -> Iterator[dict[str, object]]:
         }
 
 
-def write_imagefolder(out: Path, split: Split = "train", count: int | None = None, seed: int = 0) -> Path:
+def write_imagefolder(
+    out: Path, split: Split = "train", count: int | None = None, seed: int = 0, world: WorldSettings = WORLD
+) -> Path:
     """Compose a split as a Hugging Face imagefolder with `metadata.jsonl`.
 
     The folder appears whole or not at all: it is written beside `out` and renamed.
@@ -237,7 +249,7 @@ def write_imagefolder(out: Path, split: Split = "train", count: int | None = Non
     """
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; name a folder that does not exist yet")
-    scenes = make_scenes(split, count, seed)
+    scenes = make_scenes(split, count, seed, world)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -90,13 +90,13 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def make_unet(world: WorldSettings = WORLD) -> UNet2DConditionModel:
-    """3.3 M parameters, cross-attention at 8x8 and 4x4."""
+def make_unet(world: WorldSettings = WORLD, channels: tuple[int, int] = (64, 128)) -> UNet2DConditionModel:
+    """Cross-attention at 8x8 and 4x4; 3.3 M parameters with as many channels."""
     return UNet2DConditionModel(
         sample_size=world.latent_side,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        block_out_channels=(64, 128),
+        block_out_channels=channels,
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D",) * 2,
         up_block_types=("CrossAttnUpBlock2D",) * 2,

@@ -12,7 +12,19 @@ import numpy as np
 from PIL import Image
 
 from attribution.query.query import Box
-from attribution.scenes.compose import BACKGROUNDS, CELL, LATTICE, OBJECTS, SIZE, STYLES, Style, caption, sprite
+from attribution.scenes.compose import (
+    BACKGROUNDS,
+    CELL,
+    LATTICE,
+    OBJECTS,
+    SIZE,
+    STYLES,
+    WORLD,
+    Style,
+    WorldSettings,
+    caption,
+    sprite,
+)
 from attribution.unlearning.score import Floats
 
 UNEXPLAINED = 0.5
@@ -28,11 +40,11 @@ class Subject:
     seed: int
 
 
-def subjects(seed: int) -> Iterator[Subject]:
-    """An endless list of prompts of two objects, fixed by the seed."""
+def subjects(seed: int, world: WorldSettings = WORLD) -> Iterator[Subject]:
+    """An endless list of prompts of two of a world's objects, fixed by the seed."""
     rng = np.random.default_rng([seed, 7])
     while True:
-        first, second = (str(name) for name in rng.choice(list(OBJECTS), size=2, replace=False))
+        first, second = (str(name) for name in rng.choice(world.names, size=2, replace=False))
         style = STYLES[int(rng.integers(len(STYLES)))]
         background = list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))]
         prompt = caption((first, second), style, background)

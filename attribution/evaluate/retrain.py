@@ -1,0 +1,138 @@
+"""Models trained again without some images, and what they do with the queries: the ground truth of attribution.
+
+Each (images left out, seed) is one job of a queue that any number of processes share; its result is the U-Net's
+weights, so that further queries need no further training. What a model does with the queries is a job of another queue.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from attribution.diffusion.loss import denoising_loss
+from attribution.diffusion.noise import NoiseBank, NoiseSettings
+from attribution.diffusion.pipeline import Model
+from attribution.evaluate.queue import Queue, open_queue
+from attribution.query.encoded import Encoded, encode
+from attribution.query.query import Query, image_sha256
+from attribution.scenes.networks import make_unet
+from attribution.scenes.proof import Lessons, RetrainSettings, retrain, with_unet
+from attribution.unlearning.score import Floats
+
+EVERY = 100  # steps, between two signs of life
+MEASURED = NoiseSettings(timesteps=50, noises=2, seed=11)  # what a query's loss is averaged over
+CALL = 50  # predictions at once
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One training.
+
+    Attributes:
+        rows: training images that are left out, in rising order.
+        seed: of first weights, batches and noises.
+    """
+
+    rows: tuple[int, ...]
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its job: the same images and seed are one job, whoever asks."""
+        return f"{hashlib.sha256(repr(self.rows).encode()).hexdigest()[:12]}-{self.seed}"
+
+
+def without(rows: Iterable[int], seed: int) -> Removal:
+    """A training without some images, in any order."""
+    return Removal(tuple(sorted(int(row) for row in rows)), seed)
+
+
+def halves(images: int, count: int, seeds: int) -> list[Removal]:
+    """Random halves of the training set, each trained with every seed; the first seed of all of them comes first."""
+    removed = [np.random.default_rng([64, number]).permutation(images)[: images // 2] for number in range(count)]
+    return [without(rows, seed) for seed in range(seeds) for rows in removed]
+
+
+def trained(folder: Path, lessons: Lessons, settings: RetrainSettings, wanted: Sequence[Removal]) -> Iterator[Removal]:
+    """Train what is wanted and not done yet, as far as no other process does; yields each that this one has done.
+
+    Raises:
+        InputError: the folder holds trainings of other settings.
+    """
+    queue, by_name = _trainings(folder, settings), {removal.name: removal for removal in wanted}
+    for name in queue.claimed(list(by_name)):
+        left = sorted(set(range(len(lessons.text))) - set(by_name[name].rows))
+
+        def alive(step: int, name: str = name) -> None:
+            if step % EVERY == 0:
+                queue.touch(name)
+
+        unet = retrain(lessons, left, settings, by_name[name].seed, alive)
+        queue.keep(name, {key: value.cpu().half().numpy() for key, value in unet.state_dict().items()})
+        yield by_name[name]
+
+
+def finished(folder: Path, settings: RetrainSettings, wanted: Sequence[Removal]) -> list[Removal]:
+    """Those of the wanted ones that are trained."""
+    queue = _trainings(folder, settings)
+    return [removal for removal in wanted if queue.done(removal.name)]
+
+
+def _trainings(folder: Path, settings: RetrainSettings) -> Queue:
+    return open_queue(folder / "trainings", asdict(settings))
+
+
+def retrained(folder: Path, model: Model, settings: RetrainSettings, removal: Removal) -> Model:
+    """The model that was trained without some images.
+
+    Raises:
+        InputError: it is not trained yet.
+    """
+    held = _trainings(folder, settings).result(removal.name)
+    unet = make_unet(channels=settings.channels)
+    unet.load_state_dict({name: torch.from_numpy(value).float() for name, value in held.items()})
+    return with_unet(model, unet.to(model.device).eval(), removal.name)
+
+
+@torch.inference_mode()
+def losses_of(model: Model, asked: Sequence[Encoded]) -> Floats:
+    """Each query's loss, in its region: (Q,), the mean over MEASURED's noises, the same for every model and query."""
+    bank = NoiseBank.draw(MEASURED, model.latent_shape, model.train_timesteps)
+    calls = [bank.select(list(range(at, at + CALL))) for at in range(0, len(bank), CALL)]
+    losses = [
+        [denoising_loss(model, one.latents, one.text, call, one.mask).double() for call in calls] for one in asked
+    ]
+    return torch.stack([torch.cat(parts, 1).mean() for parts in losses]).cpu().numpy()
+
+
+def drawn_again(model: Model, queries: Sequence[Query]) -> NDArray[np.uint8]:
+    """Each query's prompt and seed drawn by a model: (Q, side, side, 3)."""
+    return np.stack([np.asarray(model.generate(query.prompt, query.seed or 0)) for query in queries])
+
+
+def measured(
+    folder: Path, model: Model, settings: RetrainSettings, wanted: Sequence[Removal], queries: Sequence[Query]
+) -> dict[Removal, dict[str, Any]]:
+    """What each trained model does with the queries: "losses" (Q,) and "pictures" (Q, side, side, 3); kept by query.
+
+    Args:
+        folder: of trainings; measurements are kept beside them.
+        model: trained on all images; it drew the queries.
+        settings: of the trainings.
+        wanted: of which those that are trained are measured.
+        queries: of generated pictures.
+    """
+    asked = [encode(model, query) for query in queries]  # regions are those of the model that drew the pictures
+    told = [[query.prompt, query.seed, query.boxes, query.word, image_sha256(query.image)] for query in queries]
+    digest = hashlib.sha256(repr(told).encode()).hexdigest()[:12]
+    queue = open_queue(folder / f"measured-{digest}", {"queries": told, "noise": asdict(MEASURED)})
+    here = {removal.name: removal for removal in finished(folder, settings, wanted)}
+    for name in queue.claimed(list(here)):
+        other = retrained(folder, model, settings, here[name])
+        queue.keep(name, {"losses": losses_of(other, asked), "pictures": drawn_again(other, queries)})
+    return {removal: queue.result(name) for name, removal in here.items() if queue.done(name)}
