@@ -25,7 +25,7 @@ ROOMS = (
     *("scenes.views", "scenes.nearest", "scenes.encoders", "scenes.customise", "scenes.detector", "scenes.examples"),
     *("scenes.unrelated", "scenes.proof"),
     *("evaluate.queue", "evaluate.agreement", "evaluate.verdict", "evaluate.locality", "evaluate.tuning"),
-    *("evaluate.retrain", "evaluate.lds", "evaluate.bench"),
+    *("evaluate.retrain", "evaluate.lds", "evaluate.counterfactual", "evaluate.bench"),
     *("ui.style", "ui.zero", "ui.jobs", "ui.regions", "ui.studio", "ui.prompts", "ui.script"),
     *("ui.templates", "ui.words", "ui.answers", "ui.layout"),
     *("ui.handlers", "ui.first", "ui.pictures", "ui.marks", "ui.answering", "ui.asking", "ui.kept"),

@@ -4,11 +4,12 @@ from pathlib import Path
 
 from attribution.cli.asked import check_file, opened
 from attribution.cli.progress import watch
+from attribution.evaluate import counterfactual as removed
 from attribution.evaluate import lds as halves
 from attribution.evaluate import locality as boxes
 from attribution.evaluate import tuning as grid
 from attribution.evaluate import verdict as grades
-from attribution.evaluate.retrain import trained
+from attribution.evaluate.retrain import measured, trained
 from attribution.scenes.proof import lessons_of
 from attribution.scenes.unrelated import unrelated_of
 
@@ -68,8 +69,8 @@ def retrain(folder: Path, *, settings: halves.LdsSettings) -> None:
     model, index = opened(folder / "index")
     wanted = halves.removals(index, settings)
     lessons = lessons_of(model, settings.training)
-    for removal in watch(trained(folder, lessons, settings.training, wanted), lambda each: each.name):
-        del removal
+    for _ in watch(trained(folder, lessons, settings.training, wanted), lambda each: each.name):
+        pass
 
 
 def lds(folder: Path, *, settings: halves.LdsSettings) -> None:
@@ -85,4 +86,31 @@ def lds(folder: Path, *, settings: halves.LdsSettings) -> None:
     print(halves.table(found) if found else f"no two models are trained in {folder} yet; run evaluate retrain first")
 
 
-evaluate = {"retrain": retrain, "lds": lds, "locality": locality, "tuning": tuning, "verdict": verdict}
+def counterfactual(folder: Path, *, settings: removed.LeaveOutSettings) -> None:
+    """Take away the images that methods name, train again, and see what becomes of the pictures; resumable.
+
+    Several processes share the work. The table is of the methods whose trainings are all done.
+
+    Args:
+        folder: of the world for proofs, with its index.
+        settings: what is taken away.
+    """
+    model, index = opened(folder / "index")
+    queries = halves.queries_of(model, settings.queries)
+    scores = halves.scored(folder, model, index, queries, settings.methods)
+    wanted = removed.removals(scores, queries, settings)
+    lessons = lessons_of(model, settings.training)
+    for _ in watch(trained(folder, lessons, settings.training, wanted), lambda each: each.name):
+        pass
+    known = measured(folder, model, settings.training, wanted, queries)
+    print(removed.table(removed.outcome(known, scores, queries, settings)))
+
+
+evaluate = {
+    "retrain": retrain,
+    "lds": lds,
+    "counterfactual": counterfactual,
+    "locality": locality,
+    "tuning": tuning,
+    "verdict": verdict,
+}

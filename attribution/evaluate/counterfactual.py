@@ -1,0 +1,202 @@
+"""Leave-K-out: take away the images that a method names, train again, and see whether the picture goes (Section 5.1).
+
+One training may leave out the top K of several queries of different objects. A query whose images were left out is then
+compared with what the same training does when nothing is left out, and with how many random images do as much.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attribution.errors import InputError
+from attribution.evaluate.agreement import Estimate, equivalent_random, estimate
+from attribution.evaluate.lds import JUDGED
+from attribution.evaluate.retrain import Removal, without
+from attribution.query.query import Query
+from attribution.scenes.compose import OBJECTS
+from attribution.scenes.proof import RetrainSettings
+from attribution.unlearning.score import Floats
+
+Known = Mapping[Removal, Mapping[str, NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class LeaveOutSettings:
+    """What is taken away.
+
+    Attributes:
+        ks: how many images a query and method.
+        queries: the first ones.
+        together: queries whose images one training leaves out; 1 is the paper's own form.
+        methods: that name the images.
+        seeds: trainings of each; nothing is left out of as many more.
+        curve: sizes of random removals, that a method's are compared with.
+        draws: random removals of each size.
+        training: how each model is trained.
+    """
+
+    ks: tuple[int, ...] = (16, 64)
+    queries: int = 16
+    together: int = 8
+    methods: tuple[str, ...] = JUDGED
+    seeds: int = 3
+    curve: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 960)
+    draws: int = 3
+    training: RetrainSettings = field(default_factory=RetrainSettings)
+
+
+def groups(queries: Sequence[Query], together: int) -> list[tuple[int, ...]]:
+    """Queries that share a training, by their numbers: no two of one group name an object in common, where possible.
+
+    Each query joins the first group with room and none of its objects; where there is none, the emptiest.
+    """
+    count = -(-len(queries) // together)
+    found: list[list[int]] = [[] for _ in range(count)]
+    for number, query in enumerate(queries):
+        room = [group for group in found if len(group) < together]
+        apart = [group for group in room if not any(_objects(query) & _objects(queries[one]) for one in group)]
+        (apart or sorted(room, key=len))[0].append(number)
+    return [tuple(group) for group in found if group]
+
+
+def _objects(query: Query) -> set[str]:
+    return {name for name in OBJECTS if name in query.prompt}
+
+
+def top(scores: Floats, k: int) -> NDArray[np.intp]:
+    """The K rows of highest scores (N,); ties go to the earlier row."""
+    return np.lexsort((np.arange(len(scores)), -scores))[:k]
+
+
+def named(scores: Mapping[str, Floats], members: Sequence[int], method: str, k: int, seed: int) -> Removal:
+    """The training without what a method names first for each query of a group."""
+    rows = {int(row) for number in members for row in top(scores[method][number], k)}
+    return without(rows, seed)
+
+
+def by_chance(images: int, k: int, draw: int, seed: int) -> Removal:
+    """The training without K random images."""
+    return without(np.random.default_rng([16, k, draw]).permutation(images)[:k], seed)
+
+
+def removals(scores: Mapping[str, Floats], queries: Sequence[Query], settings: LeaveOutSettings) -> list[Removal]:
+    """All trainings: with nothing left out, by chance, and by every method; the first seed of all comes first.
+
+    Raises:
+        InputError: as many images as there are, or more, would be left out.
+    """
+    images = next(iter(scores.values())).shape[1]
+    if too_many := [k for k in (*settings.ks, *settings.curve) if not 1 <= k < images]:
+        raise InputError(f"{too_many[0]} of {images} images cannot be left out; accepted are 1 to {images - 1}")
+    wanted: list[Removal] = []
+    for seed in range(settings.seeds):
+        wanted.append(without((), seed))
+        wanted += [by_chance(images, k, draw, seed) for k in settings.curve for draw in range(settings.draws)]
+        for k in settings.ks:
+            for members in groups(queries[: settings.queries], settings.together):
+                wanted += [named(scores, members, method, k, seed) for method in settings.methods]
+    return list(dict.fromkeys(wanted))
+
+
+@dataclass(frozen=True)
+class Left:
+    """What happened to the queries when the images went that a method names.
+
+    Attributes:
+        method: that named them.
+        k: images a query.
+        change: (Q,) rise of each query's loss, mean over seeds.
+        moved: (Q,) mean squared difference of the picture drawn again, in [0, 1].
+        random: (Q,) how many random images would do as much to the loss.
+        removed: mean number of images left out of a training.
+    """
+
+    method: str
+    k: int
+    change: Floats
+    moved: Floats
+    random: Floats
+    removed: float
+
+    @property
+    def mean(self) -> Estimate:
+        """Of the change, over queries."""
+        return estimate(self.change)
+
+
+def outcome(
+    known: Known, scores: Mapping[str, Floats], queries: Sequence[Query], settings: LeaveOutSettings
+) -> list[Left]:
+    """What is known of every method and K whose trainings are all done."""
+    images, asked = next(iter(scores.values())).shape[1], queries[: settings.queries]
+    seeds = [seed for seed in range(settings.seeds) if without((), seed) in known]
+    curve = _curve(known, images, settings, seeds)
+    every = [
+        _left(known, scores, asked, settings, seeds, method, k) for k in settings.ks for method in settings.methods
+    ]
+    return [_compared(each, curve) for each in every if each is not None]
+
+
+def _left(
+    known: Known,
+    scores: Mapping[str, Floats],
+    asked: Sequence[Query],
+    settings: LeaveOutSettings,
+    seeds: Sequence[int],
+    method: str,
+    k: int,
+) -> Left | None:
+    """One method and K, not yet compared with random removals; None where a training is missing."""
+    change, moved, removed = np.zeros(len(asked)), np.zeros(len(asked)), []
+    for members in groups(asked, settings.together):
+        wanted = [named(scores, members, method, k, seed) for seed in seeds]
+        if not wanted or not all(each in known for each in wanted):
+            return None
+        changes, moves = zip(*(_against(known, each) for each in wanted), strict=True)
+        place = list(members)
+        change[place], moved[place] = np.mean(changes, 0)[place], np.mean(moves, 0)[place]
+        removed.append(len(wanted[0].rows))
+    return Left(method, k, change, moved, np.zeros(len(asked)), float(np.mean(removed)))
+
+
+def _compared(left: Left, curve: Mapping[int, Floats]) -> Left:
+    random = [equivalent_random(change, *_rising(curve, query)) for query, change in enumerate(left.change)]
+    return replace(left, random=np.array(random))
+
+
+def _against(known: Known, removal: Removal) -> tuple[Floats, Floats]:
+    """Changes of all queries against the training of the same seed without any removal: of loss, of picture (Q,)."""
+    here, plain = known[removal], known[without((), removal.seed)]
+    pictures, others = (each["pictures"].astype(np.float64) / 255 for each in (here, plain))
+    return here["losses"] - plain["losses"], ((pictures - others) ** 2).mean((1, 2, 3))
+
+
+def _curve(known: Known, images: int, settings: LeaveOutSettings, seeds: Sequence[int]) -> dict[int, Floats]:
+    """The rise of every query's loss (Q,) by how many random images were left out, as far as that is known."""
+    curve = {}
+    for k in settings.curve:
+        asked = [by_chance(images, k, draw, seed) for draw in range(settings.draws) for seed in seeds]
+        changes = [_against(known, each)[0] for each in asked if each in known]
+        if changes:
+            curve[k] = np.mean(changes, 0)
+    return curve
+
+
+def _rising(curve: Mapping[int, Floats], query: int) -> tuple[list[int], Floats]:
+    """One query's curve, from nothing removed on."""
+    return [0, *curve], np.array([0.0, *(changes[query] for changes in curve.values())])
+
+
+def table(found: Sequence[Left]) -> str:
+    """Markdown: a line a method and K, the largest change first."""
+    lines = [
+        "| K | method | change of loss | standard error | picture moved (MSE) | equals random | left out |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for left in sorted(found, key=lambda each: (each.k, -each.mean.mean)):
+        figures = f"{left.mean.mean:.5f} | {left.mean.error:.5f} | {left.moved.mean():.4f} | {left.random.mean():.0f}"
+        lines.append(f"| {left.k} | {left.method} | {figures} | {left.removed:.0f} |")
+    return "\n".join(lines)
