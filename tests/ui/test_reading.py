@@ -85,7 +85,6 @@ def test_a_new_picture_leaves_no_tab_of_the_answer_before(page: Page) -> None:
     expect(page.get_by_role("tab", name="motorcycle")).to_be_hidden()
 
 
-@pytest.mark.unsettled
 def test_an_example_is_drawn_on(page: Page) -> None:
     run = open_example(page, "A box")
     draw(page, 0.25, 0.05, 0.65, 0.45)
@@ -134,7 +133,6 @@ def test_an_image_is_marked_in_every_ranking(page: Page) -> None:
     expect(page.locator(".card.chosen")).to_have_count(alike.count())
 
 
-@pytest.mark.unsettled
 def test_an_opened_image_closes_and_gives_the_focus_back(page: Page) -> None:
     open_example(page, "A box")
     card = page.locator(".large:visible .card[data-row] button").nth(2)
@@ -149,7 +147,6 @@ def test_an_opened_image_closes_and_gives_the_focus_back(page: Page) -> None:
     expect(page.locator(".card.chosen")).to_have_count(0)
 
 
-@pytest.mark.unsettled
 def test_an_opened_image_is_left_by_escape_and_its_neighbours_are_an_arrow_away(page: Page) -> None:
     shown = rows_of(page)
     page.locator(".large:visible .card[data-row] button").nth(1).click()
