@@ -14,12 +14,8 @@ from attribution.scenes.compose import WORLD, Split, WorldSettings, draw_scene, 
 
 def load_pixels(split: Split, world: WorldSettings = WORLD, count: int | None = None) -> Tensor:
     """The first pictures of a split, or all: (N, 3, side, side) uint8."""
-    return torch.stack([uint8(draw_scene(scene)) for scene in make_scenes(split, count, world=world)])
-
-
-def uint8(picture: Image.Image) -> Tensor:
-    """An RGB picture's pixels: (3, H, W) uint8."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+    pictures = [np.asarray(draw_scene(scene)) for scene in make_scenes(split, count, world=world)]
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
 
 def to_unit(pixels: Tensor) -> Tensor:

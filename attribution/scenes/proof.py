@@ -20,9 +20,10 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
 from attribution.diffusion.pipeline import Model
-from attribution.scenes.compose import WORLD, draw_scene, make_scenes, write_imagefolder
+from attribution.scenes.compose import WORLD, make_scenes, write_imagefolder
 from attribution.scenes.networks import TRAIN_TIMESTEPS, make_scheduler, make_unet
-from attribution.scenes.pictures import encode, to_unit, uint8
+from attribution.scenes.pictures import load_pixels, to_unit
+from attribution.scenes.train import both_views
 from attribution.scenes.world import EMBEDDED
 
 PROOF = replace(WORLD, step=WORLD.cell, kinds=24)
@@ -73,8 +74,7 @@ class Lessons:
 def lessons_of(model: Model, settings: RetrainSettings) -> Lessons:
     """The scenes of the world for proofs, encoded by the embedded model."""
     scenes = make_scenes("train", settings.scenes, world=PROOF)
-    pictures = to_unit(torch.stack([uint8(draw_scene(scene)) for scene in scenes]))
-    latents = torch.stack([encode(model.vae, pictures), encode(model.vae, pictures.flip(-1))], 1)
+    latents = both_views(model.vae, to_unit(load_pixels("train", PROOF, settings.scenes)))
     captions = [scene.caption for scene in scenes]
     text = torch.cat([model.encode_text(captions[i : i + 64]) for i in range(0, len(captions), 64)])
     return Lessons(latents.cpu(), text.cpu(), model.encode_text([""])[0].cpu())
