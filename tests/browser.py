@@ -25,7 +25,6 @@ from attribution.ui import words
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 180  # seconds for the server to answer
-OPENING = 2000  # ms until the page has done what it does when it opens: it would undo what a quick hand does before
 FLAGS = [
     "--no-sandbox",
     "--disable-background-networking",
@@ -131,7 +130,6 @@ def visit(chromium: Browser, address: str, width: int = 1280, touch: bool = Fals
     page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
     page.goto(address)
     page.wait_for_selector("#boxes .virtual-row")
-    page.wait_for_timeout(OPENING)
     yield page
     context.close()
     assert hosts <= {"127.0.0.1", None}

@@ -40,6 +40,7 @@ class KeptRuns:
         panels = {panel: panel_of(self.studio, *each, folded) for panel, each in zip(on.panels, runs, strict=False)}
         return {
             **self._asked([run for _, run in runs]),
+            **self._nothing_of_before(),
             **seed,
             **dict.fromkeys(on.panels, ""),
             **tabs_of(on, names),
@@ -107,6 +108,6 @@ class KeptRuns:
         own = [(title, run_id) for title, run_id in mine or [] if self.studio.holds(run_id)]
         return gr.Dropdown(own, visible=bool(own))
 
-    def before(self) -> Update:
+    def _nothing_of_before(self) -> Update:
         """What belonged to the picture before is gone."""
         return {self.on.found: "", self.on.forgotten: "", **self.pictures.closed()}

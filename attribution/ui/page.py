@@ -151,15 +151,16 @@ def _wire_kept(kept: KeptRuns, marks: Marks, page: gr.Blocks) -> None:
     """Runs by link, examples, and the visitor's own."""
     on = kept.on
     outputs = [*on.shown, on.prompt, on.seed, on.table, on.status, on.runs, on.link, *on.tabs, *on.panels]
+    outputs += [on.found, on.forgotten, *on.drawer]
     page.load(None, None, None, js=script.START)
     loaded = page.load(kept.reopen_linked, on.folded, outputs, **QUIET)
     loaded.success(kept.list_runs, on.mine, on.history, **AT_ONCE)
     chosen = on.history.input(kept.reopen_chosen, [on.history, on.folded], outputs, **QUIET)
     example = on.examples.select(_reopening(kept), on.folded, outputs, **QUIET)
     for reopened in (loaded, chosen, example):
-        reopened.success(kept.before, None, [on.found, on.forgotten, *on.drawer], **AT_ONCE)
         reopened.success(marks.show_words, [on.picture, on.prompt, on.chosen], on.maps, **QUIET)
-    loaded.success(None, None, None, js=script.TO_LINKED)
+    for ended in (loaded.success, loaded.failure):
+        ended(None, None, None, js=script.TO_LINKED)
     for picked in (chosen, example):
         _follow_address(picked, on)
         picked.success(None, None, None, js=script.TO_ANSWERS)

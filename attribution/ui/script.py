@@ -55,8 +55,11 @@ TO_ANSWERS = f"""async () => {{
     await new Promise((resolve) => setTimeout(resolve, 50));
   document.querySelector("#acts").scrollIntoView({{block: "start", {SMOOTH}}});
 }}"""
-# After a link: it opens at the answer.
-TO_LINKED = f"async () => {{ if (new URLSearchParams(location.search).get('run')) await ({TO_ANSWERS})(); }}"
+# After a link: it opens at the answer, which was hidden until it was there.
+TO_LINKED = f"""async () => {{
+  delete document.documentElement.dataset.opening;
+  if (new URLSearchParams(location.search).get("run")) await ({TO_ANSWERS})();
+}}"""
 TO_OPENED = "() => document.querySelector('.opened')?.focus({preventScroll: true})"
 # Back to the card that was opened.
 CLOSED = """() => {
@@ -176,9 +179,11 @@ COLOUR_TABS = f"""(drawn) => {{
     document.documentElement.style.setProperty(`--region-${{at}}`, `rgb(${{colours[place]}})`));
 }}"""
 
-# At the start: the annotator zooms with the wheel where a person wants to scroll the page; the wheel is kept from it
-# unless Control is held.
+# At the start: where the address names a run, the example that the page begins with is not shown before it. The
+# annotator zooms with the wheel where a person wants to scroll the page; the wheel is kept from it unless Control is
+# held.
 START = """() => {
+  if (new URLSearchParams(location.search).get("run")) document.documentElement.dataset.opening = "";
   const scroll = (event) => !event.ctrlKey && event.target.closest?.("#picture") && event.stopPropagation();
   document.addEventListener("wheel", scroll, {capture: true, passive: true});
   const hold = (event) => (window.pointerHeld = event.type === "pointerdown");

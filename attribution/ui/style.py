@@ -56,6 +56,7 @@ CSS = """
 .missing { list-style: none; padding: 0; overflow-wrap: anywhere; }
 .missing .off { opacity: .6; font-weight: 600; margin-right: .25rem; }
 #picture-note { min-height: 1.2rem; }
+[data-opening] :is(#studio, #run-status, #answers) { visibility: hidden; }
 /* Gradio puts its own class after every comma, inside :has too, where it then matches nothing. */
 #found:not(:has(p)), #maps:not(:has(p)):not(:has(img)), #marked:not(:has(p)) { display: none; }
 .query { position: relative; }

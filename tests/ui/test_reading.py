@@ -8,7 +8,7 @@ import zipfile
 import pytest
 from browser import await_state, corners, draw, early_ranking, generate, index_folder, rows_of
 from PIL import Image
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 # (selector) -> what of it reaches out of something that cuts it off at the right
 CUT_OFF = """(selector) => [...document.querySelectorAll(selector)].filter((each) => {
@@ -32,7 +32,7 @@ def open_example(page: Page, kind: str) -> dict:
     button = page.locator(".examples button").filter(has_text=kind)
     run = examples()[button.get_attribute("data-run") or ""]
     button.click()
-    expect(page.locator(".kept:visible")).to_have_attribute("data-run", run["id"])
+    expect(page.locator("#run-status")).to_contain_text(f"Opened run {run['id']}")
     return run
 
 
@@ -71,6 +71,19 @@ def test_the_first_view_is_alive(page: Page) -> None:
         expect(page.locator("#prompt textarea")).not_to_have_value(before)
     page.locator("#chips").get_by_role("button", name="frog").click()
     expect(page.locator("#prompt textarea")).to_have_value(re.compile("frog"))
+
+
+def test_what_a_quick_hand_does_while_the_page_opens_is_left_alone(chromium: Browser, address: str) -> None:
+    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.goto(address)
+    page.locator(".large:visible .card[data-row] button").nth(1).click()
+    draw(page, 0.05, 0.6, 0.3, 0.9)
+    expect(page.locator(".opened svg")).to_be_visible()
+    page.wait_for_timeout(3000)
+    expect(page.locator(".opened svg")).to_be_visible()
+    assert len(corners(page)) == 2
+    context.close()
 
 
 def examples_in_order() -> list[str]:
