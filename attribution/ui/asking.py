@@ -99,7 +99,7 @@ class Questions:
             return {self.on.forgotten: words.forgotten(made), self.on.strength: step.strength}
 
         def ended() -> Update:
-            return {self.on.status: words.status("done", "Done", f"generated again without {asked.name}", 1)}
+            return {self.on.status: words.status("done", "Done", f"generated again without it: {asked.name}", 1)}
 
         stopped = {self.on.status: words.status("stopped", "Stopped.")}
         job = Job(forgetting, (query, picture.settings, None if weakest else strength))
