@@ -38,7 +38,7 @@ from attribution.scenes.compose import (
 from attribution.scenes.judge import Judge
 from attribution.scenes.networks import grown, make_autoencoder, make_unet
 from attribution.scenes.pictures import save_beside
-from attribution.scenes.train import TrainArgs, picture_loss, status
+from attribution.scenes.train import TrainArgs, picture_loss, shifted, status
 from attribution.scenes.trainer import Recipe, Trainer, keep
 
 
@@ -235,6 +235,18 @@ def test_the_picture_loss_is_least_without_error_and_dislikes_edges():
     assert picture_loss(torch.zeros(1, 3, 8, 8)) == 0
     assert picture_loss(flat) == pytest.approx(0.25 + 0.2 * 0.5)
     assert picture_loss(striped) == pytest.approx(0.25 + 0.2 * 0.5 + 0.1 * 1)
+
+
+def test_shifted_timesteps_multiply_the_odds_of_their_share():
+    u = torch.rand(100_000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(shifted(u, 1), (1000 * u).long())
+    t = shifted(u, 2)
+    assert t.min() >= 0
+    assert t.max() == 999
+    for share in (0.25, 0.5, 0.75):
+        plain = share / (1 - share) / 2  # the odds before the shift
+        assert abs((t < 1000 * share).double().mean() - plain / (1 + plain)) < 0.01
+    assert shifted(torch.tensor([1 - 1e-9]), 2).item() == 999
 
 
 def test_learning_rates_rise_then_fall_as_their_shape_says():
