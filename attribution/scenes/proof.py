@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 import tyro
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from attribution.diffusion.pipeline import Model
 from attribution.scenes.compose import WORLD, make_scenes, write_imagefolder
-from attribution.scenes.networks import TRAIN_TIMESTEPS, make_scheduler, make_unet
+from attribution.scenes.networks import TRAIN_TIMESTEPS, make_pipeline, make_scheduler, make_unet
 from attribution.scenes.pictures import load_pixels, to_unit
 from attribution.scenes.train import both_views
 from attribution.scenes.world import EMBEDDED
@@ -135,17 +135,7 @@ def _loss(unet: Any, lessons: Lessons, rows: Tensor, generator: torch.Generator)
 
 def with_unet(model: Model, unet: UNet2DConditionModel, source: str) -> Model:
     """A model that draws with another U-Net."""
-    pipe = StableDiffusionPipeline(
-        vae=model.vae,
-        text_encoder=model.text_encoder,
-        tokenizer=model.pipe.tokenizer,
-        unet=unet,
-        scheduler=make_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    return Model(pipe, source)
+    return Model(make_pipeline(model.vae, model.text_encoder, model.pipe.tokenizer, unet), source)
 
 
 @dataclass(frozen=True)

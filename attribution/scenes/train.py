@@ -14,7 +14,7 @@ encoder go on from there. That small model comes first; it may lie anywhere.
     $TRAIN --stage status          # what there is, and what comes next
     $TRAIN --stage autoencoder --minutes 30 --learning-rate 3e-3
     $TRAIN --stage diffusion --minutes 90 --batch 64
-    $TRAIN --stage cooldown --minutes 20 --batch 64
+    $TRAIN --stage cooldown --minutes 45 --batch 64 --shift 2
     $TRAIN --stage judge           # how good the pictures are so far
     $TRAIN --stage keep            # what a later sitting needs, into the folder after --kept
     $TRAIN --stage save --out DIR/model
@@ -50,6 +50,7 @@ from attribution.scenes.networks import (
     TRAIN_TIMESTEPS,
     grown,
     make_autoencoder,
+    make_pipeline,
     make_scheduler,
     make_text_encoder,
     make_tokenizer,
@@ -355,18 +356,7 @@ def assemble(weights: dict[str, Tensor], vae: AutoencoderKL, tokenizer: CLIPToke
     text_encoder, unet = make_text_encoder(tokenizer), make_unet()
     for name, module in zip(NETWORKS, (text_encoder, unet), strict=True):
         module.load_state_dict(part_of(weights, name + "."))
-    pipe = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder.eval(),
-        tokenizer=tokenizer,
-        unet=unet.eval(),
-        scheduler=make_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return make_pipeline(vae, text_encoder, tokenizer, unet)
 
 
 def finished_pipeline(args: TrainArgs) -> StableDiffusionPipeline:
