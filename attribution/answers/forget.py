@@ -141,8 +141,7 @@ def _regenerate(
     query, tried = asked.query, strengths(strength)
     prompts = [query.prompt, *controls(query.prompt, index.captions)]
     steps = (generate or GenerateSettings()).steps
-    gradients = unlearn.steps * unlearn.timesteps * unlearn.noises
-    course = _Course(gradients + steps * (2 * len(prompts) - 1 + len(tried)))
+    course = _Course(unlearn.predictions + steps * (2 * len(prompts) - 1 + len(tried)))
 
     def draw(prompt: str) -> Image.Image:
         return model.generate(prompt, query.seed or 0, generate, on_step=lambda *_: check_stop(stop))
@@ -153,10 +152,10 @@ def _regenerate(
         yield course.at("generating", steps)
     with unlearned(model, unlearn.weights or index.weights) as weights:
         start, before_it = {name: weight.clone() for name, weight in weights.items()}, 0
-        for done in unlearn_query(model, index, asked, unlearn, weights):
+        for taken in unlearn_query(model, index, asked, unlearn, weights):
             check_stop(stop)
-            yield course.at("unlearning", done - before_it)
-            before_it = done
+            yield course.at("unlearning", taken.predictions - before_it)
+            before_it = taken.predictions
         step = {name: weight - start[name] for name, weight in weights.items()}
         weakest = _weakest(weights, start, step, tried, asked, before[0], partial(draw, query.prompt))
         trials = []

@@ -202,10 +202,16 @@ def _ranking(
     ]
     took = ""
     if isinstance(answer, Attribution):
-        took = f"{answer.evaluations:,} evaluations in {sum(answer.seconds.values()):.1f} s"
+        took = f"{answer.evaluations:,} evaluations in {sum(answer.seconds.values()):.1f} s{_steps_words(answer)}"
     line = f"{entry.line} ({entry.source})"
     unit = UNIT if typical_of(answer) else ""
     return Ranking(method, line, network_behind(index, method), cards, max(0, top_k - len(answer.results)), took, unit)
+
+
+def _steps_words(answer: Attribution) -> str:
+    """The step size that was found, or the first and the last of several; "" where none was looked for."""
+    sizes = [f"{size:.3g}" for size in (*answer.step_sizes[:1], *answer.step_sizes[1:][-1:])]
+    return f"; step size {' to '.join(sizes)}, found by its effect" if sizes else ""
 
 
 def _others(found: Mapping[int, list[str]], result: Result, method: str) -> str:

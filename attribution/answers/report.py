@@ -38,7 +38,8 @@ Settings = TypeVar("Settings", AttributeSettings, UnlearnSettings, RaceSettings,
 def to_json(attribution: Attribution) -> dict[str, Any]:
     """The contract of `attribute --out`: query, method, results, evaluations, seconds, settings, index.
 
-    Scores are `score`, `score_low`, `score_high`, the bounds null where there is one noise alone.
+    Scores are `score`, `score_low`, `score_high`, the bounds null where there is one noise alone. `step_sizes` are of
+    each step, where they were found by their effect; none where the settings name the step size.
     """
     return {
         "query": query_json(attribution.query),
@@ -58,6 +59,7 @@ def to_json(attribution: Attribution) -> dict[str, Any]:
         "evaluations": attribution.evaluations,
         "seconds": {stage: round(seconds, 3) for stage, seconds in attribution.seconds.items()},
         "settings": asdict(attribution.settings),
+        "step_sizes": attribution.step_sizes,
         "index": {"id": attribution.index_id, "model_sha256": attribution.model_sha256},
     }
 
@@ -232,6 +234,7 @@ def _answer(query: Query, told: dict[str, Any]) -> Attribution:
         told["typical"],
         Evidence(**told["evidence"]) if told.get("evidence") else None,
         tuple(told.get("scores", ())),
+        tuple(told.get("step_sizes", ())),
     )
 
 

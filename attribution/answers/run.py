@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from attribution.diffusion.pipeline import GenerateSettings
-from attribution.methods.answer import Attribution
+from attribution.methods.answer import AttributeSettings, Attribution
 from attribution.query.query import Query, image_sha256, region_words
 
 
@@ -54,10 +54,19 @@ class Run:
             self.answers[0].index_id,
             self.answers[0].model_sha256,
             query_json(self.query),
-            [asdict(answer.settings) for answer in self.answers],
+            [_asked(answer.settings) for answer in self.answers],
             *filter(None, [self.label]),
         ]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _asked(settings: AttributeSettings) -> dict[str, Any]:
+    """Settings as an id tells them: what earlier versions did not know is left out where it is not used."""
+    told = asdict(settings)
+    for part, name in ((told, "noise_seed"), (told["unlearn"], "rise")):
+        if part[name] is None:
+            del part[name]
+    return told
 
 
 def query_json(query: Query) -> dict[str, Any]:

@@ -30,7 +30,7 @@ Boxes = tuple[tuple[float, float, float, float], ...]
 @flags(
     {
         AttributeSettings: Names(renamed={"seed": "random_seed"}),
-        UnlearnSettings: Names("unlearn_", ("weights", "steps", "step_size", "damping"), ("curvature",)),
+        UnlearnSettings: Names("unlearn_", ("weights", "steps", "step_size", "rise", "damping"), ("curvature",)),
         RaceSettings: Names("race_"),
     }
 )

@@ -6,6 +6,7 @@ the subset or the number of workers, and cached losses serve any subset of the t
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,6 +73,11 @@ class NoiseBank:
     def select(self, columns: list[int]) -> "NoiseBank":
         """The bank of some columns, in the order given."""
         return NoiseBank(self.t[columns], self.eps[columns])
+
+
+def drawn_anew(seed: int, by: int | None) -> int:
+    """Another seed in a seed's place, a different one for each of both; None leaves it as it is."""
+    return seed if by is None else int(np.random.SeedSequence([seed, by]).generate_state(1)[0])
 
 
 def spread(size: int) -> list[int]:

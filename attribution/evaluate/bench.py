@@ -116,7 +116,7 @@ def _estimate(model: Model, index: Index, query: Query, settings: AttributeSetti
     """From the first steps of unlearning and the first of scoring."""
     steps, began = attribute(model, index, query, settings), time.monotonic()
     seconds, total = 0.0, 0
-    gradients = settings.unlearn.steps * settings.unlearn.timesteps * settings.unlearn.noises
+    gradients = settings.unlearn.predictions
     for step in steps:
         if isinstance(step, Attribution):
             break

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from attribution.diffusion.noise import NoiseBank
+from attribution.diffusion.noise import NoiseBank, drawn_anew
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import WeightSubset, parameters
 from attribution.errors import IndexMismatch, InputError
@@ -229,9 +229,11 @@ class Index:
         """The pipelines whose U-Nets some gradients are of, in order; None is the index's own model."""
         return self.gradients(gradients).located(self.path)
 
-    def bank(self, model: Model) -> NoiseBank:
-        """The noise bank that the base losses were measured with."""
-        return NoiseBank.draw(self.manifest.settings.noise, model.latent_shape, model.train_timesteps)
+    def bank(self, model: Model, noise_seed: int | None = None) -> NoiseBank:
+        """The noise bank that the base losses were measured with; with a noise seed, one of other noises."""
+        own = self.manifest.settings.noise
+        noise = replace(own, seed=drawn_anew(own.seed, noise_seed))
+        return NoiseBank.draw(noise, model.latent_shape, model.train_timesteps)
 
     def check(self, model: Model) -> None:
         """Refuse a model other than the one that the index was made with.

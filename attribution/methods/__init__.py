@@ -35,11 +35,13 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "curvature": ("unlearn", "curvature"),
     "steps": ("unlearn", "steps"),
     "step_size": ("unlearn", "step_size"),
+    "rise": ("unlearn", "rise"),
     "damping": ("unlearn", "damping"),
     "unlearn_timesteps": ("unlearn", "timesteps"),
     "unlearn_noises": ("unlearn", "noises"),
     "unlearn_seed": ("unlearn", "seed"),
     "random_seed": ("seed",),
+    "noise_seed": ("noise_seed",),
 }
 
 
@@ -73,8 +75,8 @@ def _feature_method(name: str) -> Method:
 
 
 SCORED = ("latents", "base_losses")
-NEWTON = ("step_size", "damping", "unlearn_timesteps", "unlearn_noises", "unlearn_seed")
-UNLEARNS = ("exhaustive", "score", "race", "weights", "steps", *NEWTON)
+NEWTON = ("step_size", "damping", "unlearn_timesteps", "unlearn_noises", "unlearn_seed", "noise_seed")
+UNLEARNS = ("exhaustive", "score", "race", "weights", "steps", "rise", *NEWTON)
 METHODS: dict[str, Method] = {
     "unlearning": Method(
         unlearning,
@@ -115,18 +117,21 @@ METHODS: dict[str, Method] = {
         "projected gradients of the loss, through TRAK's kernel",
         "Park et al. 2023",
         artifacts=("gradients/loss",),
+        uses=("noise_seed",),
     ),
     "journey-trak": Method(
         partial(trak, "loss", True),
         "projected gradients, the picture's at one denoising step, through TRAK's kernel",
         "Georgiev et al. 2023",
         artifacts=("gradients/loss",),
+        uses=("noise_seed",),
     ),
     "d-trak": Method(
         partial(trak, "d-trak", False),
         "projected gradients of the prediction's squared norm, through TRAK's kernel",
         "Zheng et al. 2024",
         artifacts=("gradients/d-trak",),
+        uses=("noise_seed",),
     ),
     **{name: _feature_method(name) for name in FEATURES},
     "pixel": Method(
@@ -160,7 +165,9 @@ def check_settings(model: Model, index: Index, settings: AttributeSettings) -> A
     weights = settings.unlearn.weights or index.weights
     index.require_information(parameters(model, weights), method.curvature)
     unlearn = replace(settings.unlearn, curvature=method.curvature, weights=weights)
-    settings = replace(settings, unlearn=replace(unlearn, step_size=unlearn.alpha))
+    if unlearn.rise is None:
+        unlearn = replace(unlearn, step_size=unlearn.alpha)
+    settings = replace(settings, unlearn=unlearn)
     if "race" not in method.uses or settings.exhaustive:
         return settings
     return replace(settings, race=replace(settings.race, survivors=max(settings.race.survivors, 2 * settings.k)))
@@ -183,6 +190,8 @@ def _refuse_unused(index: Index, settings: AttributeSettings) -> None:
             raise InputError(f"{settings.method} does not use {_given(name, value)}; it is for {', '.join(using)}")
     if settings.exhaustive and settings.race != plain.race:
         raise InputError(f"--exhaustive does not use {_given('race', settings.race)}; name one of the two")
+    if settings.unlearn.rise is not None and settings.unlearn.step_size is not None:
+        raise InputError(f"--rise does not use {_given('step_size', settings.unlearn.step_size)}; name one of the two")
 
 
 def _given(name: str, value: Any) -> str:

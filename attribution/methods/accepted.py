@@ -28,6 +28,7 @@ def check_values(settings: AttributeSettings, images: int, timesteps: int) -> No
         (1 <= settings.k <= images, f"top_k = {settings.k} is", f"1 to {images}, the training images"),
         (1 <= unlearn.steps <= MAX_STEPS, f"{unlearn.steps} steps are", f"1 to {MAX_STEPS}"),
         (0 < unlearn.alpha < math.inf, f"a step size of {unlearn.alpha:g} is", "numbers above 0"),
+        (unlearn.rise is None or 0 < unlearn.rise < math.inf, f"a rise of {unlearn.rise} is", "shares above 0"),
         (0 <= unlearn.damping < math.inf, f"a damping of {unlearn.damping:g} is", "numbers from 0"),
         (1 <= unlearn.timesteps <= timesteps, f"unlearn_timesteps = {unlearn.timesteps} is", f"1 to {timesteps}"),
         (unlearn.noises >= 1, f"unlearn_noises = {unlearn.noises} is", "whole numbers from 1"),
@@ -44,3 +45,5 @@ def check_values(settings: AttributeSettings, images: int, timesteps: int) -> No
             raise InputError(f"{given} not possible; accepted are {accepted}")
     check_seed(settings.seed)
     check_seed(unlearn.seed)
+    if settings.noise_seed is not None:
+        check_seed(settings.noise_seed)

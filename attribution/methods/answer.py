@@ -3,11 +3,12 @@
 import math
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Event
 
 import numpy as np
 
+from attribution.diffusion.noise import drawn_anew
 from attribution.diffusion.pipeline import Model
 from attribution.errors import Stopped, WorkFailed
 from attribution.index.index import Index
@@ -35,6 +36,8 @@ class AttributeSettings:
         race: the schedule of halving.
         batch: predictions in one call of the U-Net.
         seed: of the method "random".
+        noise_seed: draws anew the noises that the query's gradient and the training images' losses are measured with;
+            None leaves the ones that `unlearn` and the index name.
     """
 
     method: str = "unlearning"
@@ -45,6 +48,12 @@ class AttributeSettings:
     race: RaceSettings = field(default_factory=RaceSettings)
     batch: int = 64
     seed: int = 0
+    noise_seed: int | None = None
+
+    @property
+    def newton(self) -> UnlearnSettings:
+        """The Newton step, with the noises that it is taken with."""
+        return replace(self.unlearn, seed=drawn_anew(self.unlearn.seed, self.noise_seed))
 
     @property
     def k(self) -> int:
@@ -113,6 +122,7 @@ class Attribution:
             on all noises; None where it does not unlearn.
         evidence: what the query itself tells of whether the model made it; None in runs that are older than that.
         scores: of the first MOST_SCORES of `rows`; a run that an earlier version kept has none.
+        step_sizes: alpha of each step, where it was found by its effect; otherwise the settings name it.
     """
 
     query: Query
@@ -127,6 +137,7 @@ class Attribution:
     typical: float | None = None
     evidence: Evidence | None = None
     scores: tuple[float, ...] = ()
+    step_sizes: tuple[float, ...] = ()
 
     def multiple(self, result: Result) -> float | None:
         """How many times the typical score a result's is: infinite where the typical one is none; None without one."""

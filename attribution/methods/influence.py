@@ -18,7 +18,7 @@ from attribution.unlearning.step import newton_step, query_bank, query_gradient
 
 def influence(model: Model, index: Index, asked: Encoded, settings: AttributeSettings, stop: Event) -> Answer:
     """First-order influence: each training loss's gradient times the query's Newton step (Appendix A.3)."""
-    clock, unlearn = Clock(), settings.unlearn
+    clock, unlearn = Clock(), settings.newton
     phi, kept = projected_gradients(index, "influence")
     bank, gradient = query_bank(model, unlearn), {}
     for done, so_far in query_gradient(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attribution.batches import batches
-from attribution.diffusion.noise import NoiseBank, NoiseSettings
+from attribution.diffusion.noise import NoiseBank, NoiseSettings, drawn_anew
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import checkpoint
 from attribution.errors import InputError
@@ -123,7 +123,11 @@ def trak(
     """
     clock = Clock()
     phi, kept = projected_gradients(index, name)
-    bank = journey_bank(kept, model.latent_shape, model.train_timesteps) if journey else index.bank(model)
+    if journey:
+        noises = replace(kept, seed=drawn_anew(kept.seed, settings.noise_seed))
+        bank = journey_bank(noises, model.latent_shape, model.train_timesteps)
+    else:
+        bank = index.bank(model, settings.noise_seed)
     project, output = Projection(kept.dimension, kept.seed), GRADIENT_OUTPUTS[name]
     total = np.zeros(len(index))
     for number, source in enumerate(index.checkpoints(name)):

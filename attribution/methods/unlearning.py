@@ -1,14 +1,17 @@
 """The paper's method: unlearn the query, then see which training images' losses rose (Eq. 4 to 6)."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from threading import Event
 
 import numpy as np
 from torch import Tensor
 
+from attribution.batches import batches
 from attribution.diffusion.noise import NoiseBank
 from attribution.diffusion.pipeline import Model
-from attribution.diffusion.weights import unlearned
+from attribution.diffusion.weights import pretrained, unlearned
 from attribution.index.index import Index
 from attribution.methods.answer import (
     MOST_RANKS,
@@ -24,39 +27,52 @@ from attribution.methods.answer import (
 )
 from attribution.query.encoded import Encoded
 from attribution.unlearning.race import Measure, Round, evaluations, exhaustive, race, schedule
+from attribution.unlearning.rise import step_to, trial_bank
 from attribution.unlearning.score import Floats, losses_by_call, score
-from attribution.unlearning.step import UnlearnSettings, add_step, newton_step, query_bank, query_gradient
+from attribution.unlearning.step import (
+    UnlearnSettings,
+    add_step,
+    newton_step,
+    query_bank,
+    query_gradient,
+    query_loss,
+)
 
 TYPICAL = 32  # training images that stand for all in the typical score
 
 
 def unlearning(model: Model, index: Index, asked: Encoded, settings: AttributeSettings, stop: Event) -> Answer:
     """Answer with the loss change of training images after a Newton step that unlearns the query."""
-    clock, unlearn, bank = Clock(), settings.unlearn, index.bank(model)
-    rounds, done, total = _rounds(index, settings), _gradients(settings), predicted(index, settings)
+    clock, unlearn, bank = Clock(), settings.newton, index.bank(model, settings.noise_seed)
+    rounds, done, total = _rounds(index, settings), unlearn.predictions, predicted(index, settings)
     with unlearned(model, unlearn.weights or index.weights) as weights:
         for taken in unlearn_query(model, index, asked, unlearn, weights):
             check_stop(stop)
-            yield Progress("unlearning", taken, total, clock.total())
+            yield Progress("unlearning", taken.predictions, total, clock.total())
         clock.lap("unlearning")
 
         measure, base = _measure(model, index, bank, settings.batch, stop), index.base_losses[:, : len(index.views)]
+        if settings.noise_seed is not None:  # which the index's base losses are not of
+            base = np.full(base.shape, np.nan, base.dtype)
+            measure = _with_base(model, measure, base, settings.batch)
         sample = typical_rows(len(index))
         after = np.empty_like(base[sample])
         for which, column, losses in measure(sample, range(len(bank)), index.views):
             after[which, :, column] = losses
-            done += losses.size
+            done += _measured(settings) * losses.size
             yield Progress("scoring", done, total, clock.total())
         typical = float(np.median(score(base[sample], after, settings.score).value))
         order = likely_first(asked.query.prompt, index.captions)
         for standing in race(measure, base, rounds, order, settings.score, settings.k):
             results = to_results(standing, index, settings.k)
-            yield Progress("scoring", done + standing.evaluations, total, clock.total(), results)
+            made = done + _measured(settings) * standing.evaluations
+            yield Progress("scoring", made, total, clock.total(), results)
     clock.lap("scoring")
     made_with, rows = (index.id, model.sha256), standing.rows
     ranks = (rows[:MOST_RANKS], len(rows))
     first = tuple(standing.scores.value[:MOST_SCORES].tolist())
-    yield Attribution(asked.query, settings, results, total, clock.laps, *made_with, *ranks, typical, scores=first)
+    found = Attribution(asked.query, settings, results, total, clock.laps, *made_with, *ranks, typical)
+    yield replace(found, scores=first, step_sizes=taken.step_sizes)
 
 
 def typical_rows(images: int) -> list[int]:
@@ -78,19 +94,57 @@ def _measure(model: Model, index: Index, bank: NoiseBank, batch: int, stop: Even
     return measure
 
 
+def _with_base(model: Model, measure: Measure, base: Floats, batch: int) -> Measure:
+    """Measure losses under the pretrained weights too, into `base` (N, views, S), a batch before those after it."""
+
+    def both(rows: Sequence[int], columns: Sequence[int], views: Sequence[int]) -> Iterator[tuple[slice, int, Floats]]:
+        for some in batches(len(rows), max(1, batch // len(views))):
+            here = rows[some.start : some.stop]
+            with pretrained(model):
+                for which, column, losses in measure(here, columns, views):
+                    base[np.ix_(here[which], views, [columns[column]])] = losses[..., None]
+            for which, column, losses in measure(here, columns, views):
+                yield slice(some.start + which.start, some.start + which.stop), column, losses
+
+    return both
+
+
+@dataclass(frozen=True)
+class Unlearning:
+    """How far unlearning is.
+
+    Attributes:
+        predictions: made so far.
+        step_sizes: of the steps so far, where they are found by their effect; the last one's may not be final.
+    """
+
+    predictions: int
+    step_sizes: tuple[float, ...] = ()
+
+
 def unlearn_query(
     model: Model, index: Index, asked: Encoded, settings: UnlearnSettings, weights: dict[str, Tensor]
-) -> Iterator[int]:
-    """Move `weights`, the model's own, to where the query is unlearned; yields predictions made so far."""
-    subset = settings.weights or index.weights
+) -> Iterator[Unlearning]:
+    """Move `weights`, the model's own, to where the query is unlearned; yields how far it is, after each prediction."""
+    subset, picture = settings.weights or index.weights, (asked.latents, asked.text)
     information = index.information(weights, settings.curvature)
-    bank = query_bank(model, settings)
-    for step in range(settings.steps):
+    bank, sizes = query_bank(model, settings), tuple[float, ...]()
+    few = trial_bank(bank)
+    loss = partial(query_loss, model, *picture, few, asked.mask, settings.batch)
+    before, done = (0.0, 0) if settings.rise is None else (loss(), len(few))
+    for number in range(1, settings.steps + 1):
         gradient: dict[str, Tensor] = {}
-        for done, so_far in query_gradient(model, subset, asked.latents, asked.text, bank, asked.mask, settings.batch):
+        for columns, so_far in query_gradient(model, subset, *picture, bank, asked.mask, settings.batch):
             gradient = so_far
-            yield step * len(bank) + done
-        add_step(weights, newton_step(gradient, information, settings, len(index)))
+            yield Unlearning(done + columns, sizes)
+        done, step = done + len(bank), newton_step(gradient, information, settings, len(index))
+        if settings.rise is None:
+            add_step(weights, step)
+            continue
+        wanted, known = before * (1 + settings.rise * number / settings.steps), sizes
+        for size in step_to(weights, step, loss, wanted, 1 / settings.steps):
+            done, sizes = done + len(few), (*known, size)
+            yield Unlearning(done, sizes)
 
 
 def likely_first(prompt: str, captions: list[str]) -> list[int]:
@@ -104,11 +158,12 @@ def predicted(index: Index, settings: AttributeSettings) -> int:
     """Predictions that an answer by unlearning takes."""
     columns: int = index.base_losses.shape[-1]
     sampled = len(typical_rows(len(index))) * len(index.views) * columns
-    return _gradients(settings) + sampled + evaluations(_rounds(index, settings))
+    return settings.unlearn.predictions + _measured(settings) * (sampled + evaluations(_rounds(index, settings)))
 
 
-def _gradients(settings: AttributeSettings) -> int:
-    return settings.unlearn.steps * settings.unlearn.timesteps * settings.unlearn.noises
+def _measured(settings: AttributeSettings) -> int:
+    """How often a training loss is measured: after unlearning, and before where the index does not hold it."""
+    return 1 if settings.noise_seed is None else 2
 
 
 def _rounds(index: Index, settings: AttributeSettings) -> list[Round]:

@@ -13,6 +13,7 @@ from attribution.diffusion.noise import NoiseBank, NoiseSettings
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import WeightSubset, tuned
 from attribution.unlearning.fisher import Information, precondition
+from attribution.unlearning.rise import trial_predictions
 
 Curvature = Literal["diagonal", "ek-fac", "none"]
 # Of the embedded world, each the best of several on the same tuning pictures
@@ -27,6 +28,8 @@ class UnlearnSettings:
         weights: the subset that changes; None is the index's own.
         curvature: the Fisher information's form; "none" is the ablation by gradient ascent (SGD).
         step_size: alpha of Eq. 5, of each step; without curvature, the learning rate. None is STEP_SIZES'.
+        rise: instead of a step size, the share of the query's own loss that it rises by, in equal parts with each step;
+            how large a step does that is found for every query. None leaves the step size as it is.
         steps: Newton steps; the gradient is taken anew at each.
         damping: added to the Fisher information, as a share of its mean over each parameter tensor.
         timesteps: of the noise bank that the query's gradient is averaged over.
@@ -38,6 +41,7 @@ class UnlearnSettings:
     weights: WeightSubset | None = None
     curvature: Curvature = "diagonal"
     step_size: float | None = None
+    rise: float | None = None
     steps: int = 1
     damping: float = 0.1
     timesteps: int = 100
@@ -47,8 +51,16 @@ class UnlearnSettings:
 
     @property
     def alpha(self) -> float:
-        """The step size that holds."""
+        """The step size that holds; 1 where it is yet to be found."""
+        if self.rise is not None:
+            return 1.0
         return STEP_SIZES[self.curvature] if self.step_size is None else self.step_size
+
+    @property
+    def predictions(self) -> int:
+        """Of the U-Net, that unlearning takes."""
+        columns = self.timesteps * self.noises
+        return self.steps * columns + (0 if self.rise is None else trial_predictions(columns, self.steps))
 
 
 def query_bank(model: Model, settings: UnlearnSettings) -> NoiseBank:
@@ -82,6 +94,16 @@ def query_gradient(
     for columns, part in in_batches(len(bank), batch, gradient):
         total = {name: total.get(name, 0) + precise(grad) for name, grad in part.items()}
         yield columns.stop, total
+
+
+def query_loss(model: Model, latents: Tensor, text: Tensor, bank: NoiseBank, mask: Tensor | None, batch: int) -> float:
+    """The query's loss under the model's weights, averaged over the bank; see `query_gradient`."""
+
+    def losses(columns: range) -> float:
+        with torch.inference_mode():
+            return float(denoising_loss(model, latents, text, bank.select(list(columns)), mask).sum())
+
+    return sum(part for _, part in in_batches(len(bank), batch, losses)) / len(bank)
 
 
 def newton_step(

@@ -41,6 +41,8 @@ from attribution.errors import IndexMismatch, InputError
 from attribution.methods import attribute
 from attribution.methods.answer import AttributeSettings, Progress
 from attribution.query.query import Query
+from attribution.scenes.world import EMBEDDED
+from attribution.unlearning.step import UnlearnSettings
 from attribution.version import VERSION
 
 BOX = ((4.0, 4.0, 20.0, 24.0),)
@@ -368,6 +370,50 @@ def test_a_replay_gives_the_same_ranking(run, packed, full_index, model32):
     assert isinstance(last, Replayed)
     assert last.differs == {"unlearning": None, "clip": None, "pixel": None}
     assert last.run.id == run.id
+
+
+def test_a_step_size_that_was_found_is_kept_shown_and_found_again(model32, full_index, tmp_path):
+    unlearn = UnlearnSettings(rise=1e-3, steps=2, timesteps=3, noises=1)
+    *_, answer = attribute(
+        model32, full_index, Query("a red bird", random_picture(99)), AttributeSettings(unlearn=unlearn)
+    )
+    assert len(answer.step_sizes) == 2
+    assert to_json(answer)["step_sizes"] == answer.step_sizes
+    write_zip(Run((answer,)), full_index, model32, tmp_path / "run.zip")
+    kept = read_zip(tmp_path / "run.zip")
+    assert kept.answers[0].step_sizes == answer.step_sizes
+    assert kept.answers[0].settings == answer.settings
+    first, second = (f"{size:.3g}" for size in answer.step_sizes)
+    html = zipfile.ZipFile(tmp_path / "run.zip").read(HTML).decode()
+    assert f"step size {first} to {second}, found by its effect" in html
+    *_, last = replay(model32, full_index, kept)
+    assert last.differs == {"unlearning": None}
+    again = last.run.answers[0]
+    assert again.step_sizes == pytest.approx(answer.step_sizes, rel=2e-3)
+    assert again.settings == answer.settings
+
+
+def test_a_noise_seed_is_kept_and_answered_with_again(model32, full_index, tmp_path):
+    settings = AttributeSettings("d-trak", top_k=4, noise_seed=3)
+    *_, answer = attribute(model32, full_index, Query("a red bird", random_picture(99)), settings)
+    write_zip(Run((answer,)), full_index, model32, tmp_path / "run.zip")
+    kept = read_zip(tmp_path / "run.zip")
+    assert kept.answers[0].settings == settings
+    *_, last = replay(model32, full_index, kept)
+    assert last.differs == {"d-trak": None}
+
+
+def test_what_earlier_versions_could_not_be_asked_for_changes_no_id_where_it_is_not_used(run):
+    """The runs that lie beside the embedded index are of such a version."""
+    examples = sorted((EMBEDDED.parent / "examples").glob("*.zip"))
+    assert [read_zip(path).id for path in examples] == [path.stem for path in examples]
+    assert examples
+    main, *others = run.answers
+    for changed in (
+        replace(main.settings, noise_seed=1),
+        replace(main.settings, unlearn=replace(main.settings.unlearn, rise=0.1)),
+    ):
+        assert Run((replace(main, settings=changed), *others)).id != run.id
 
 
 def rewritten(packed, **changed):

@@ -96,7 +96,9 @@ def test_attribute_writes_the_contracts_json(capsys, index_folder, model32, tmp_
     common = ("attribute", *PROMPT, "--image", str(picture), "--index", str(index_folder))
     assert main([*common, *box, "--top_k", "3", "--out", str(out)]) == 0
     answer = json.loads(out.read_text(), parse_constant=strict)
-    assert set(answer) == {"query", "method", "results", "evaluations", "seconds", "settings", "index"}
+    keys = {"query", "method", "results", "evaluations", "seconds", "settings", "step_sizes", "index"}
+    assert set(answer) == keys
+    assert answer["step_sizes"] == []  # they are named by the settings
     assert answer["query"] == {
         "prompt": "a green bus",
         "seed": None,
@@ -207,6 +209,17 @@ def test_few_images_are_all_reported_by_default(capsys, index_folder, tmp_path):
         (("--unlearn_noises", "0"), "unlearn_noises = 0 is not possible"),
         (("--unlearn_batch", "0"), "unlearn_batch = 0 is not possible"),
         (("--batch", "0"), "batch = 0 is not possible"),
+        (("--rise", "0"), "a rise of 0.0 is not possible; accepted are shares above 0"),
+        (("--rise", "0.1", "--step_size", "0.3"), "--rise does not use --step_size (given: 0.3); name one of the two"),
+        (
+            ("--method", "influence", "--rise", "0.1"),
+            "influence does not use --rise (given: 0.1); it is for unlearning",
+        ),
+        (
+            ("--method", "pixel", "--noise_seed", "1"),
+            "pixel does not use --noise_seed (given: 1); it is for unlearning",
+        ),
+        (("--noise_seed", "-1"), "seed -1 is not possible"),
         (("--damping", "-1"), "a damping of -1 is not possible"),
         (("--curvature", "none"), "--curvature none is no flag"),
     ],
@@ -234,6 +247,16 @@ def test_every_setting_is_used_and_recorded(index_folder, tmp_path):
     unlearn = told["unlearning"]["unlearn"]
     assert (told["unlearning"]["race"]["survivors"], unlearn["noises"], unlearn["timesteps"]) == (5, 1, 5)
     assert (unlearn["step_size"], unlearn["seed"]) == (0.02, AttributeSettings().unlearn.seed)
+
+
+def test_a_rise_and_a_noise_seed_are_flags_and_recorded(index_folder, tmp_path):
+    asked = ("--rise", "0.001", "--noise_seed", "5", "--unlearn_timesteps", "3", "--unlearn_noises", "1")
+    out = ("--out", str(tmp_path / "a.json"), "--index", str(index_folder))
+    assert main(["attribute", *PROMPT, *asked, *out]) == 0
+    told = json.loads((tmp_path / "a.json").read_text())
+    assert (told["settings"]["noise_seed"], told["settings"]["unlearn"]["rise"]) == (5, 0.001)
+    assert told["settings"]["unlearn"]["step_size"] is None
+    assert len(told["step_sizes"]) == 1
 
 
 def test_files_are_written_before_a_reader_of_the_results_can_leave(index_folder, tmp_path, monkeypatch):

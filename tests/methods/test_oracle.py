@@ -24,6 +24,7 @@ from attribution.unlearning.step import UnlearnSettings, query_gradient
 
 RTOL = 1e-6
 UNLEARN = UnlearnSettings(step_size=0.3, damping=0.1, timesteps=3, noises=2, seed=8, batch=4)
+RISE = 1e-3
 BOX = (8.0, 0.0, 32.0, 16.0)  # columns 2 to 7 and rows 0 to 3 of the latent grid
 
 
@@ -123,6 +124,48 @@ def test_weights_after_unlearning_equal_the_oracles(model, index, query, truth, 
     moved = {name: actual[name] - truth.start[name] for name in actual}
     assert_tensors_close(moved, {name: expected[name] - truth.start[name] for name in expected})
     assert all(float(change.abs().max()) > 1e-5 for name, change in moved.items())
+
+
+def searched(truth, query, mask, rise, steps):
+    """Step sizes at which the oracle's own loss of the query rises in equal parts, by its own search; to 1e-5."""
+    pipe = unlearn(truth, query, 0, None)
+    x, text = oracle.see(pipe, query.image), oracle.read(pipe, query.prompt)
+    named, found = oracle.weights(pipe), []
+
+    def loss():
+        with torch.no_grad():
+            return sum(float(oracle.loss(pipe, x, text, t, eps, mask)) for t, eps in truth.query_noises)
+
+    before = loss()
+    for number in range(1, steps + 1):
+        start = {name: parameter.detach().clone() for name, parameter in named.items()}
+        grads = oracle.query_gradient(pipe, x, text, truth.query_noises, mask)
+        low, high = 0.0, 1000.0
+        while high - low > 1e-5 * high:
+            middle = (low + high) / 2
+            for name, parameter in named.items():
+                f = truth.fisher[name]
+                parameter.data.copy_(start[name] + middle / len(truth.captions) * grads[name] / (f + 0.1 * f.mean()))
+            low, high = (middle, high) if loss() < before * (1 + rise * number / steps) else (low, middle)
+        found.append(high)
+    return found, pipe
+
+
+@pytest.mark.parametrize(("boxed", "steps"), [(False, 1), (True, 2)])
+def test_a_step_size_found_by_its_effect_is_the_oracles(model, index, query, truth, boxed, steps):
+    query = replace(query, boxes=(BOX,)) if boxed else query
+    expected, pipe = searched(truth, query, rectangle() if boxed else None, RISE, steps)
+    settings = replace(UNLEARN, step_size=None, rise=RISE, steps=steps)
+    with unlearned(model, index.weights) as weights:
+        *_, taken = unlearn_query(model, index, encode(model, query), settings, weights)
+        actual = {name: weight.cpu().clone() for name, weight in weights.items()}
+    assert taken.predictions == settings.predictions
+    assert_close(list(taken.step_sizes), expected, rtol=2e-3, atol=0)
+    for name, weight in oracle.weights(pipe).items():
+        moved = weight.detach() - truth.start[name]
+        assert_close(
+            actual[name] - truth.start[name], moved, rtol=5e-3, atol=5e-3 * float(moved.square().mean().sqrt())
+        )
 
 
 @pytest.mark.parametrize("boxed", [False, True])

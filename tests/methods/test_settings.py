@@ -11,13 +11,14 @@ from attribution.methods.answer import AttributeSettings
 from attribution.unlearning.race import RaceSettings
 from attribution.unlearning.step import UnlearnSettings
 
-NEWTON = {"step_size", "damping", "unlearn_timesteps", "unlearn_noises", "unlearn_seed"}
-UNLEARNS = NEWTON | {"exhaustive", "score", "race", "weights", "steps"}
+NEWTON = {"step_size", "damping", "unlearn_timesteps", "unlearn_noises", "unlearn_seed", "noise_seed"}
+UNLEARNS = NEWTON | {"exhaustive", "score", "race", "weights", "steps", "rise"}
 TAKES = {
     "unlearning": UNLEARNS,
     "unlearning+": UNLEARNS,
     "unlearning-sgd": UNLEARNS - {"damping"},
     "influence": NEWTON,
+    **{name: {"noise_seed"} for name in ("trak", "journey-trak", "d-trak")},
     "random": {"random_seed"},
 }
 QUICK = UnlearnSettings(timesteps=2, noises=1)
@@ -29,11 +30,13 @@ CHANGES = {
     "curvature": {"unlearn": replace(QUICK, curvature="ek-fac")},
     "steps": {"unlearn": replace(QUICK, steps=2)},
     "step_size": {"unlearn": replace(QUICK, step_size=0.3)},
+    "rise": {"unlearn": replace(QUICK, rise=0.02)},
     "damping": {"unlearn": replace(QUICK, damping=3.0)},
     "unlearn_timesteps": {"unlearn": replace(QUICK, timesteps=3)},
     "unlearn_noises": {"unlearn": replace(QUICK, noises=3)},
     "unlearn_seed": {"unlearn": replace(QUICK, seed=9)},
     "random_seed": {"seed": 3},
+    "noise_seed": {"noise_seed": 4},
 }
 
 
@@ -41,10 +44,15 @@ def takes(method):
     return TAKES.get(method, set())
 
 
+def quick(method):
+    """How a method unlearns, quick where it takes that."""
+    return QUICK if "unlearn_timesteps" in takes(method) else UnlearnSettings()
+
+
 def changed(method, option):
     """The settings of a method, quick where it takes a gradient, but for one option."""
     plain = AttributeSettings(method=method, top_k=1)
-    unlearn = QUICK if "unlearn_timesteps" in takes(method) else UnlearnSettings()
+    unlearn = quick(method)
     part, value = next(iter(CHANGES[option].items()))
     if part != "unlearn":
         return replace(plain, unlearn=unlearn, **{part: value})
@@ -85,7 +93,7 @@ def outcome(model, index, query, settings):
 
 @pytest.mark.parametrize("method", TAKES)
 def test_every_option_that_a_method_takes_changes_its_answer(model32, full_index, query, method):
-    base = AttributeSettings(method=method, top_k=1, unlearn=QUICK if method != "random" else UnlearnSettings())
+    base = AttributeSettings(method=method, top_k=1, unlearn=quick(method))
     plain, _ = outcome(model32, full_index, query, base)
     for option in sorted(TAKES[method]):
         if (method, option) != ("unlearning+", "weights"):
@@ -125,6 +133,20 @@ def test_fitting_keeps_what_both_methods_use():
     assert fitting(AttributeSettings(method="random", seed=4), "clip") == AttributeSettings(method="clip")
 
 
+def test_fitting_keeps_a_rise_for_whatever_unlearns():
+    """It says the same of every form of the Fisher information, as a step size does not."""
+    full = AttributeSettings(unlearn=replace(QUICK, rise=0.1))
+    for method in ("unlearning", "unlearning+", "unlearning-sgd"):
+        assert fitting(full, method).unlearn == full.unlearn
+    assert fitting(full, "influence").unlearn == QUICK
+
+
+def test_a_rise_and_a_step_size_are_not_both_taken(model32, full_index):
+    settings = AttributeSettings(top_k=1, unlearn=replace(QUICK, rise=0.1, step_size=0.3))
+    with pytest.raises(InputError, match=r"--rise does not use --step_size \(given: 0.3\); name one of the two"):
+        check_settings(model32, full_index, settings)
+
+
 def test_a_race_is_recorded_with_as_many_survivors_as_it_had(model32, full_index, query):
     settings = AttributeSettings(top_k=3, race=RaceSettings(keep=0.3, survivors=1), unlearn=QUICK)
     *_, last = attribute(model32, full_index, query, settings)
@@ -150,6 +172,10 @@ def test_a_race_where_none_is_run_is_refused(model32, full_index):
         (AttributeSettings(top_k=1, unlearn=UnlearnSettings(damping=-0.1)), "a damping of -0.1 is not possible"),
         (AttributeSettings(top_k=1, unlearn=UnlearnSettings(damping=float("nan"))), "a damping of nan"),
         (AttributeSettings(top_k=1, unlearn=UnlearnSettings(step_size=0.0)), "a step size of 0 is not possible"),
+        (AttributeSettings(top_k=1, unlearn=UnlearnSettings(rise=0.0)), "a rise of 0.0 is not possible; accepted are"),
+        (AttributeSettings(top_k=1, unlearn=UnlearnSettings(rise=float("nan"))), "a rise of nan is not possible"),
+        (AttributeSettings(top_k=1, unlearn=UnlearnSettings(rise=float("inf"))), "a rise of inf is not possible"),
+        (AttributeSettings(top_k=1, noise_seed=-1), "seed -1 is not possible"),
         (AttributeSettings(top_k=1, unlearn=UnlearnSettings(batch=0)), "unlearn_batch = 0 is not possible"),
         (AttributeSettings(top_k=1, batch=0), "^batch = 0 is not possible"),
         (AttributeSettings(method="clip", top_k=1, batch=-1), "^batch = -1 is not possible"),
