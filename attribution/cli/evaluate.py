@@ -2,16 +2,23 @@
 
 from pathlib import Path
 
-from attribution.cli.asked import check_file, opened
+from attribution.cli.asked import check_file, check_folder, opened
 from attribution.cli.progress import watch
+from attribution.errors import InputError
 from attribution.evaluate import counterfactual as removed
 from attribution.evaluate import lds as halves
 from attribution.evaluate import locality as boxes
+from attribution.evaluate import steadiness as steady
 from attribution.evaluate import tuning as grid
+from attribution.evaluate import twice as again
 from attribution.evaluate import verdict as grades
 from attribution.evaluate.retrain import measured, trained
-from attribution.scenes.proof import lessons_of
+from attribution.index.index import Index
+from attribution.index.manifest import Manifest
+from attribution.scenes.compose import WORLD
+from attribution.scenes.proof import PROOF, lessons_of
 from attribution.scenes.unrelated import unrelated_of
+from attribution.scenes.world import EMBEDDED
 
 
 def locality(out: Path, *, settings: boxes.LocalitySettings, index: Path | None = None) -> None:
@@ -106,10 +113,44 @@ def counterfactual(folder: Path, *, settings: removed.LeaveOutSettings) -> None:
     print(removed.table(removed.outcome(known, scores, queries, settings)))
 
 
+def steadiness(
+    folder: Path,
+    *,
+    settings: again.SteadinessSettings,
+    index: Path | None = None,
+    second: Path | None = None,
+    compute: bool = False,
+) -> None:
+    """How far two answers agree that differ in their noises alone: first images in common, rank correlation.
+
+    What was measured is printed at once, with what is missing; --compute measures that. Several processes share it.
+
+    Args:
+        folder: that answers are kept in; one for an index and its settings.
+        settings: what is compared.
+        index: an index folder; the embedded one by default.
+        second: an index that was built from the same pictures with another --seed, for other training gradients.
+        compute: measure what is missing.
+    """
+    if second is not None and not compute:
+        raise InputError(f"--second {second} is read to measure, with --compute; what was measured is printed without")
+    if compute:
+        check_folder("--folder", folder)
+        model, first = opened(index)
+        other = None if second is None else Index.open(second)
+        world = WORLD if first.path.resolve() == EMBEDDED else PROOF
+        queries = halves.queries_of(model, settings.queries, again.QUERY_SEED, world)
+        for _ in watch(again.measure(folder, model, first, other, queries, settings), str):
+            pass
+    found = steady.measured(folder, None if index is None else Manifest.read(index).id)
+    print(f"{steady.table(found)}\n\n{steady.notes(found, settings, steady.made_with(folder))}")
+
+
 evaluate = {
     "retrain": retrain,
     "lds": lds,
     "counterfactual": counterfactual,
+    "steadiness": steadiness,
     "locality": locality,
     "tuning": tuning,
     "verdict": verdict,

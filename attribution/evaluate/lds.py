@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from attribution.diffusion.pipeline import Model
+from attribution.errors import InputError
 from attribution.evaluate.agreement import Estimate, ceiling, estimate, lds, paired_p
 from attribution.evaluate.queue import open_queue
 from attribution.evaluate.retrain import Removal, halves, measured
@@ -20,10 +21,12 @@ from attribution.index.index import Index
 from attribution.methods import attribute
 from attribution.methods.answer import AttributeSettings, Attribution
 from attribution.query.query import Query
+from attribution.scenes.compose import WorldSettings
 from attribution.scenes.proof import PROOF, RetrainSettings
 from attribution.scenes.truth import locate, subjects
 from attribution.unlearning.score import Floats
 
+PATIENCE = 50  # prompts, after which a model that drew none of their objects is of another world
 JUDGED = ("unlearning", "unlearning+", "influence", "d-trak", "trak", "dino", "clip", "clip-text", "pixel", "random")
 
 
@@ -51,14 +54,22 @@ def removals(index: Index, settings: LdsSettings) -> list[Removal]:
     return halves(len(index), settings.models, settings.seeds)
 
 
-def queries_of(model: Model, count: int, seed: int = 3) -> list[Query]:
-    """Pictures of two objects that the model drew, with both of them; every other one with the box of one."""
-    return list(islice(_queries(model, seed), count))
+def queries_of(model: Model, count: int, seed: int = 3, world: WorldSettings = PROOF) -> list[Query]:
+    """Pictures of two objects that the model drew, with both of them; every other one with the box of one.
+
+    Raises:
+        InputError: the model draws nothing of the world.
+    """
+    return list(islice(_queries(model, seed, world), count))
 
 
-def _queries(model: Model, seed: int) -> Iterator[Query]:
+def _queries(model: Model, seed: int, world: WorldSettings) -> Iterator[Query]:
     made = 0
-    for subject in subjects(seed, PROOF):
+    for number, subject in enumerate(subjects(seed, world)):
+        if number == PATIENCE and not made:
+            raise InputError(
+                f"{model.source} draws none of the scenes' objects; name an index of the embedded world, or of proofs"
+            )
         picture = model.generate(subject.prompt, subject.seed)
         boxes = [box for name in subject.names if (box := locate(picture, name, subject.style))]
         if len(boxes) == len(subject.names):
