@@ -79,7 +79,7 @@ def _read(queue: Queue, names: Sequence[str], line: Line) -> Steadiness:
 def table(found: Sequence[Steadiness]) -> str:
     """Markdown: a line a method, each figure with its standard error over queries."""
     figures = [*(f"overlap@{k}" for k in TOPS), "rank correlation"]
-    lines = [f"| method | drawn anew | queries | {' | '.join(f'{each} | ±' for each in figures)} |"]
+    lines = [f"| method | drawn anew | queries | {' | '.join(f'{each} | s.e.' for each in figures)} |"]
     lines.append("|---" * (3 + 2 * len(figures)) + "|")
     for each in found:
         cells = " | ".join(_figure(values[np.isfinite(values)]) for values in each.values.T)

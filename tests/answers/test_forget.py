@@ -57,6 +57,15 @@ def test_the_picture_and_two_controls_before_and_after(model32, index32, generat
     assert all((value == before[name]).all() for name, value in model32.unet.state_dict().items())
 
 
+def test_a_step_of_a_set_effect_can_be_generated_from_too(model32, index32, generated):
+    unlearn = UnlearnSettings(rise=1e-3, steps=2, timesteps=3, noises=1)
+    steps = list(regenerate(model32, index32, generated, unlearn, FEW, strength=1))
+    progress = [step for step in steps if isinstance(step, Progress)]
+    assert [step.evaluations for step in progress] == sorted(step.evaluations for step in progress)
+    assert progress[-1].evaluations == progress[-1].total
+    assert len(steps) - len(progress) == 3
+
+
 def test_controls_share_few_words():
     captions = ["a cat and a dog", "a dog", "the sun shines", "a cat", "moon over water", "moon over water"]
     assert set(controls("a cat and a dog", captions)) == {"the sun shines", "moon over water"}

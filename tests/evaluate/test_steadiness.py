@@ -179,7 +179,8 @@ def test_the_table_is_of_what_was_kept_with_standard_errors(tmp_path):
     kept(tmp_path, "unlearning", 0, first, half, np.nan)
     kept(tmp_path / "second-77", "d-trak", 0, first, half, 0.1, second="77")
     told = table(measured(tmp_path)).splitlines()
-    assert told[0] == "| method | drawn anew | queries | overlap@10 | ± | overlap@50 | ± | rank correlation | ± |"
+    figures = "overlap@10 | s.e. | overlap@50 | s.e. | rank correlation | s.e."
+    assert told[0] == f"| method | drawn anew | queries | {figures} |"
     assert told[2] == "| d-trak | the query's gradient | 2 | 0.750 | 0.250 | 0.550 | 0.450 | 0.700 | 0.200 |"
     assert "| unlearning | the query's gradient, the training losses | 1 | 0.500 |  | 0.100 |  |  |  |" in told
     assert "| d-trak | the query's gradient, the training gradients | 1 | 0.500 |  | 0.100 |  | 0.100 |  |" in told
