@@ -51,10 +51,7 @@ def unlearning(model: Model, index: Index, asked: Encoded, settings: AttributeSe
             yield Progress("unlearning", taken.predictions, total, clock.total())
         clock.lap("unlearning")
 
-        measure, base = _measure(model, index, bank, settings.batch, stop), index.base_losses[:, : len(index.views)]
-        if settings.noise_seed is not None:  # which the index's base losses are not of
-            base = np.full(base.shape, np.nan, base.dtype)
-            measure = _with_base(model, measure, base, settings.batch)
+        measure, base = _losses(model, index, bank, settings, stop)
         sample = typical_rows(len(index))
         after = np.empty_like(base[sample])
         for which, column, losses in measure(sample, range(len(bank)), index.views):
@@ -78,6 +75,17 @@ def unlearning(model: Model, index: Index, asked: Encoded, settings: AttributeSe
 def typical_rows(images: int) -> list[int]:
     """The training images whose median score is the typical one: TYPICAL of them, the same for every query."""
     return sorted(int(row) for row in np.random.default_rng(TYPICAL).permutation(images)[:TYPICAL])
+
+
+def _losses(
+    model: Model, index: Index, bank: NoiseBank, settings: AttributeSettings, stop: Event
+) -> tuple[Measure, Floats]:
+    """How losses after unlearning are measured; and those before (N, views, S), the index's or measured beside them."""
+    measure, base = _measure(model, index, bank, settings.batch, stop), index.base_losses[:, : len(index.views)]
+    if settings.noise_seed is None:
+        return measure, base
+    anew = np.full(base.shape, np.nan, base.dtype)
+    return _with_base(model, measure, anew, settings.batch), anew
 
 
 def _measure(model: Model, index: Index, bank: NoiseBank, batch: int, stop: Event) -> Measure:
@@ -125,7 +133,7 @@ class Unlearning:
 def unlearn_query(
     model: Model, index: Index, asked: Encoded, settings: UnlearnSettings, weights: dict[str, Tensor]
 ) -> Iterator[Unlearning]:
-    """Move `weights`, the model's own, to where the query is unlearned; yields how far it is, after each prediction."""
+    """Move `weights`, the model's own, to where the query is unlearned; yields how far it is, call by call."""
     subset, picture = settings.weights or index.weights, (asked.latents, asked.text)
     information = index.information(weights, settings.curvature)
     bank, sizes = query_bank(model, settings), tuple[float, ...]()
