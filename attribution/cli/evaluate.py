@@ -3,19 +3,24 @@
 from pathlib import Path
 
 from attribution.cli.asked import check_file, check_folder, opened
+from attribution.cli.parsing import Names, flags
 from attribution.cli.progress import watch
 from attribution.errors import InputError
 from attribution.evaluate import counterfactual as removed
 from attribution.evaluate import lds as halves
 from attribution.evaluate import locality as boxes
+from attribution.evaluate import retrieval as exemplars
 from attribution.evaluate import steadiness as steady
 from attribution.evaluate import tuning as grid
 from attribution.evaluate import twice as again
 from attribution.evaluate import verdict as grades
+from attribution.evaluate.customised import RetrievalSettings, check_settings, own_cases
+from attribution.evaluate.published import Published, published_cases
 from attribution.evaluate.retrain import measured, trained
 from attribution.index.index import Index
 from attribution.index.manifest import Manifest
 from attribution.scenes.compose import WORLD
+from attribution.scenes.customise import CustomiseSettings
 from attribution.scenes.proof import PROOF, lessons_of
 from attribution.scenes.unrelated import unrelated_of
 from attribution.scenes.world import EMBEDDED
@@ -146,11 +151,51 @@ def steadiness(
     print(f"{steady.table(found)}\n\n{steady.notes(found, settings, steady.made_with(folder))}")
 
 
+@flags({CustomiseSettings: Names("customise_")})
+def retrieval(
+    folder: Path,
+    *,
+    settings: RetrievalSettings,
+    run: bool = False,
+    index: Path | None = None,
+    benchmark: Path | None = None,
+    benchmark_models: Path | None = None,
+    benchmark_prompts: Path | None = None,
+) -> None:
+    """Recall@K and mAP of the exemplars that customised models were made from; prints what is finished.
+
+    Args:
+        folder: of the models, their candidates and the rankings.
+        settings: how many, and who is judged.
+        run: do what is still to do first; resumable, any number of processes share the work.
+        index: an index folder; the embedded one by default.
+        benchmark: folder of the published benchmark (Wang et al. 2023), instead of models that are customised here.
+        benchmark_models: folder of what its models have of their own; BENCHMARK/models by default.
+        benchmark_prompts: JSON file of its pictures' prompts; BENCHMARK/path_to_prompts.json by default.
+    """
+    manifest = Manifest.read(index or EMBEDDED)
+    check_settings(settings, manifest.data.count)
+    check_folder("--folder", folder)
+    if benchmark:
+        beside = (benchmark_models or benchmark / "models", benchmark_prompts or benchmark / "path_to_prompts.json")
+        cases = published_cases(Published(benchmark, *beside), manifest.id, settings)
+    else:
+        cases = own_cases(folder, manifest.id, settings)
+    queue = exemplars.rankings(folder, cases, settings)
+    if run:
+        work = exemplars.run_all(folder, opened(index)[1], cases, settings, here=not benchmark)
+        for _ in watch(work, str):
+            pass
+    print(exemplars.table(exemplars.found(queue, cases, settings), cases, settings))
+    print(exemplars.left(queue, cases, settings))
+
+
 evaluate = {
     "retrain": retrain,
     "lds": lds,
     "counterfactual": counterfactual,
     "steadiness": steadiness,
+    "retrieval": retrieval,
     "locality": locality,
     "tuning": tuning,
     "verdict": verdict,

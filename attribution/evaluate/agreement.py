@@ -87,27 +87,27 @@ def equivalent_random(change: float, counts: Sequence[int], changes: Floats) -> 
     return float(np.interp(change, rising, np.asarray(counts, np.float64)))
 
 
-def recall_at(ranking: Rows, relevant: frozenset[int], k: int) -> float:
-    """Share of the relevant images that are among the first K.
+def ranks_of(ranking: Rows, relevant: Rows) -> NDArray[np.int64]:
+    """Ranks from 1 of the relevant images, in their order (R,); 0 of one that is not ranked.
 
     Raises:
         ValueError: nothing is relevant.
     """
-    if not relevant:
-        raise ValueError("no image is relevant: recall is not defined")
-    return len(relevant.intersection(ranking[:k])) / len(relevant)
+    if not len(relevant):
+        raise ValueError("no image is relevant: recall and precision are not defined")
+    places = {row: rank for rank, row in enumerate(ranking, start=1)}
+    return np.array([places.get(row, 0) for row in relevant])
 
 
-def average_precision(ranking: Rows, relevant: frozenset[int]) -> float:
-    """Mean of the precisions at the ranks of the relevant images; one that is not ranked counts as 0.
+def recall_at(ranks: NDArray[np.integer], k: int) -> float:
+    """Recall@K: the share of the relevant images, whose `ranks_of` these are, that are among the first K."""
+    return float(((ranks >= 1) & (ranks <= k)).mean())
 
-    Raises:
-        ValueError: nothing is relevant.
-    """
-    if not relevant:
-        raise ValueError("no image is relevant: precision is not defined")
-    ranks = [rank for rank, row in enumerate(ranking, start=1) if row in relevant]
-    return sum(found / rank for found, rank in enumerate(ranks, start=1)) / len(relevant)
+
+def average_precision(ranks: NDArray[np.integer]) -> float:
+    """Mean of the precisions at the `ranks_of` the relevant images; one that is not ranked counts as 0."""
+    found = np.sort(ranks[ranks >= 1])
+    return float((np.arange(1, len(found) + 1) / found).sum() / len(ranks))
 
 
 def overlap_at(one: Rows, other: Rows, k: int) -> float:

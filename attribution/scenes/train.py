@@ -78,7 +78,7 @@ OUTCOMES = {  # what each later step leaves beside the model, and the command th
     "clip": ("clip/model.safetensors", ".scenes.encoders --stage clip"),
     "dino": ("dino/model.safetensors", ".scenes.encoders --stage dino"),
     "detector": ("detector/model.safetensors", ".scenes.detector"),
-    "mappers": ("mappers.json", ".scenes.customise --stage pictures, then --stage mappers"),
+    "mappers": ("mappers.json", ".scenes.customise --work DIR, then .scenes.mappers --work DIR"),
     "index": ("index/manifest.json", " index"),
     "floor": ("index/floor.json", " floor"),
     "examples": ("examples", ".scenes.examples"),

@@ -11,6 +11,7 @@ from attribution.evaluate.agreement import (
     lds,
     overlap_at,
     paired_p,
+    ranks_of,
     recall_at,
 )
 
@@ -49,13 +50,27 @@ def test_a_random_curve_with_a_dip_is_made_monotone():
 
 
 def test_recall_and_average_precision_by_hand():
-    ranking, relevant = [5, 1, 7, 2, 9], frozenset({1, 2, 4})
-    assert recall_at(ranking, relevant, 2) == pytest.approx(1 / 3)
-    assert recall_at(ranking, relevant, 5) == pytest.approx(2 / 3)
-    assert average_precision(ranking, relevant) == pytest.approx((1 / 2 + 2 / 4) / 3)
-    for judge in (lambda: recall_at(ranking, frozenset(), 2), lambda: average_precision(ranking, frozenset())):
-        with pytest.raises(ValueError, match="not defined"):
-            judge()
+    ranks = ranks_of([5, 1, 7, 2, 9], [1, 2, 4])
+    assert ranks.tolist() == [2, 4, 0]
+    assert recall_at(ranks, 2) == pytest.approx(1 / 3)
+    assert recall_at(ranks, 5) == pytest.approx(2 / 3)
+    assert average_precision(ranks) == pytest.approx((1 / 2 + 2 / 4) / 3)
+    with pytest.raises(ValueError, match="not defined"):
+        ranks_of([5, 1], [])
+
+
+def test_a_perfect_ranking_a_reversed_one_and_one_that_finds_nothing():
+    """Of five images the first two are relevant: precisions at ranks 4 and 5 are 1/4 and 2/5."""
+    perfect, reversed_, nothing = (ranks_of(ranking, [0, 1]) for ranking in ([1, 0, 2, 3, 4], [4, 3, 2, 1, 0], [2, 3]))
+    assert average_precision(perfect) == recall_at(perfect, 2) == 1
+    assert average_precision(reversed_) == pytest.approx((1 / 4 + 2 / 5) / 2)
+    assert [recall_at(reversed_, k) for k in (3, 4, 5)] == [0, 0.5, 1]
+    assert average_precision(nothing) == recall_at(nothing, 10) == 0
+
+
+def test_precision_does_not_depend_on_the_order_of_the_relevant():
+    ranking = [3, 1, 4, 0, 2]
+    assert average_precision(ranks_of(ranking, [4, 0])) == average_precision(ranks_of(ranking, [0, 4]))
 
 
 def test_overlap_counts_the_first_k_only():

@@ -14,7 +14,8 @@ from attribution.evaluate.locality import ROWS, LocalitySettings, available, mea
 from attribution.index.features import open_feature
 from attribution.methods import METHODS
 from attribution.scenes.compose import OBJECTS, draw_scene, make_scenes
-from attribution.scenes.customise import UNSEEN, exemplar, fit_mapper, recall
+from attribution.scenes.customise import UNSEEN, exemplar
+from attribution.scenes.mappers import fit_mapper, recall
 from attribution.scenes.truth import locate, subjects
 from attribution.scenes.world import open_world
 
