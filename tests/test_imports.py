@@ -7,15 +7,9 @@ ROOT = Path(__file__).parent.parent
 ROOMS = (
     *("errors", "version", "files", "batches"),
     *("diffusion.tokens", "diffusion.words", "diffusion.pictures", "diffusion.fits", "diffusion.pipeline"),
-<<<<<<< HEAD
-    *("diffusion.weights", "diffusion.noise", "diffusion.loss", "diffusion.attention"),
+    *("diffusion.weights", "diffusion.custom", "diffusion.noise", "diffusion.loss", "diffusion.attention"),
     *("unlearning.gradients", "unlearning.ekfac", "unlearning.fisher", "unlearning.rise", "unlearning.step"),
     *("unlearning.projection", "unlearning.score", "unlearning.race"),
-=======
-    *("diffusion.weights", "diffusion.custom", "diffusion.noise", "diffusion.loss", "diffusion.attention"),
-    *("unlearning.gradients", "unlearning.ekfac", "unlearning.fisher", "unlearning.step", "unlearning.projection"),
-    *("unlearning.score", "unlearning.race"),
->>>>>>> 323a3b4 (Do methods find the exemplars of customised models? Recall@K and mAP, resumable)
     *("index.rows", "index.folder", "index.table"),
     *("index.data", "index.features", "index.typed", "index.manifest", "index.pictures", "index.stored", "index.work"),
     *("index.steps", "index.build", "index.index"),
@@ -32,13 +26,8 @@ ROOMS = (
     *("scenes.detector", "scenes.examples"),
     *("scenes.unrelated", "scenes.proof"),
     *("evaluate.queue", "evaluate.agreement", "evaluate.verdict", "evaluate.locality", "evaluate.tuning"),
-<<<<<<< HEAD
-    *("evaluate.retrain", "evaluate.lds", "evaluate.counterfactual", "evaluate.twice"),
-    *("evaluate.steadiness", "evaluate.bench"),
-=======
-    *("evaluate.retrain", "evaluate.lds", "evaluate.counterfactual"),
+    *("evaluate.retrain", "evaluate.lds", "evaluate.counterfactual", "evaluate.twice", "evaluate.steadiness"),
     *("evaluate.customised", "evaluate.candidates", "evaluate.retrieval", "evaluate.published", "evaluate.bench"),
->>>>>>> 323a3b4 (Do methods find the exemplars of customised models? Recall@K and mAP, resumable)
     *("ui.style", "ui.zero", "ui.jobs", "ui.regions", "ui.studio", "ui.prompts", "ui.script"),
     *("ui.templates", "ui.words", "ui.answers", "ui.layout"),
     *("ui.handlers", "ui.first", "ui.pictures", "ui.marks", "ui.answering", "ui.asking", "ui.kept"),

@@ -107,7 +107,7 @@ def test_a_model_or_prompts_that_are_missing_are_named(root):
     with pytest.raises(InputError, match=r"has no prompt of \(12\): dataset/synth/imagenet/media"):
         cases(root)
     (root / "path_to_prompts.json").unlink()
-    with pytest.raises(InputError, match="path_to_prompts.json could not be read"):
+    with pytest.raises(InputError, match=r"path_to_prompts\.json could not be read"):
         cases(root)
 
 

@@ -224,7 +224,7 @@ def test_all_done_is_said(by_hand):
     ("changed", "told"),
     [
         ({"models": 3}, "models = 3"),
-        ({"models": 22}, "accepted are even numbers from 2 to 20"),
+        ({"models": 0}, "models = 0 is not possible; accepted are even numbers from 2"),
         ({"pictures": 0}, "pictures = 0"),
         ({"scenes": 9}, "scenes = 9 is not possible; accepted are 1 to 8, the training images"),
         ({"k": 6}, "k = 6 is not possible; accepted are 1 to 5, the scenes"),
@@ -243,6 +243,12 @@ def test_objects_are_those_that_the_mappers_did_not_see():
     names = list(concepts(RetrievalSettings()))
     assert names[:10] == [f"object-{name}" for name in reversed(UNSEEN[-10:])]
     assert len(set(names)) == 20
+    assert list(concepts(RetrievalSettings(4))) == [*names[:2], *names[10:12]]
+
+
+def test_more_models_than_there_are_looks_are_refused(tmp_path):
+    with pytest.raises(InputError, match="models = 22 is not possible; accepted are even numbers from 2 to 20"):
+        own_cases(tmp_path, "an index", RetrievalSettings(22))
 
 
 def test_an_index_that_lacks_what_a_method_needs_is_refused_before_any_work(index32, tmp_path):
