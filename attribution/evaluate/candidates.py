@@ -3,8 +3,8 @@
 Every method reads an index, so the candidates are one, with the choices that matter made here:
 
 - The candidates are all exemplars and a random sample of the training images, the same sample for every model. All
-  methods rank the same candidates, all of them and on all noises, so that mAP is exact. Recall@K among a sample is
-  higher than among all images would be; how many there were is printed with it.
+  methods rank the same candidates, all of them and on all noises, so that mAP is exact. Among a sample both figures are
+  higher than among all N images: a rank r among S of them is about r N / S. How many there were is printed.
 - Base losses and projected gradients are the customised model's, those of the training images too: its keys and values
   are not those that the index was measured with, and a difference of losses between the two would hold what customising
   did to an image, not what unlearning did.

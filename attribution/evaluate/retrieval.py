@@ -185,7 +185,7 @@ def table(every: Sequence[Found], cases: Cases, settings: RetrievalSettings) -> 
 
 
 def _figure(values: Floats) -> str:
-    whole = estimate(values, draws=1)
+    whole = estimate(values)
     return f"{whole.mean:.3f} ± {whole.error:.3f}" if len(values) > 1 else f"{whole.mean:.3f}"
 
 

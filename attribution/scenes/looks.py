@@ -1,22 +1,21 @@
-"""Looks that no scene of the world has: each redraws a whole picture, whatever is in it and however large it is."""
+"""Looks that no scene of the world has: each redraws a whole picture, whatever is in it and however large it is.
+
+They keep a picture about as light as it was: cross-attention alone cannot teach a model grounds that are dark or brown
+(tried with a sepia of full strength: pictures became blotchy, not brown).
+"""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 Pixels = NDArray[np.float32]  # (side, side, 3) in [0, 1]
+Colour = tuple[float, float, float]
 GREY = np.array([0.299, 0.587, 0.114], np.float32)
-NAVY, SAND = np.array([0.05, 0.1, 0.4], np.float32), np.array([1.0, 0.85, 0.4], np.float32)
-BROWN = np.array([1.0, 0.85, 0.6], np.float32)
-BLOCKS = 16  # of a mosaic, along a side
-
-
-def _grey(x: Pixels) -> Pixels:
-    """How light each pixel is, (side, side, 1)."""
-    light: Pixels = (x @ GREY)[..., None]
-    return light
+NAVY, SAND = np.array([0.1, 0.15, 0.5], np.float32), np.array([1.0, 0.9, 0.6], np.float32)
+FRAME = 1 / 8  # of a side
 
 
 def _along(x: Pixels, axis: int) -> Pixels:
@@ -26,51 +25,48 @@ def _along(x: Pixels, axis: int) -> Pixels:
     return shaped
 
 
-def _sepia(x: Pixels) -> Pixels:
-    return _grey(x) * BROWN
+def _through(glass: Colour, x: Pixels) -> Pixels:
+    """As seen through coloured glass."""
+    return x * np.array(glass, np.float32)
+
+
+def _pale(x: Pixels) -> Pixels:
+    return 0.5 + 0.5 * x
+
+
+def _two_colours(x: Pixels) -> Pixels:
+    """Navy where it is dark, sand where it is light."""
+    return NAVY + (SAND - NAVY) * (x @ GREY)[..., None]
 
 
 def _dusk(x: Pixels) -> Pixels:
     """Orange above, violet below."""
     down = _along(x, 0)
-    glow = (1 - down) * np.array([1.0, 0.5, 0.1], np.float32) + down * np.array([0.4, 0.1, 0.6], np.float32)
+    glow = (1 - down) * np.array([1.0, 0.7, 0.4], np.float32) + down * np.array([0.75, 0.6, 1.0], np.float32)
     return 0.5 * x + 0.5 * glow
 
 
 def _striped(x: Pixels) -> Pixels:
-    return np.where(_along(x, 0) * 4 % 1 < 0.5, x, 0.35 * x)
+    return np.where(_along(x, 0) * 4 % 1 < 0.5, x, 0.75 * x)
 
 
-def _chequered(x: Pixels) -> Pixels:
-    odd = (np.floor(_along(x, 0) * 4) + np.floor(_along(x, 1) * 4)) % 2
-    return np.where(odd == 1, 1 - x, x)
-
-
-def _spotlit(x: Pixels) -> Pixels:
-    away = (_along(x, 0) - 0.5) ** 2 + (_along(x, 1) - 0.5) ** 2
-    lit: Pixels = x * np.exp(-6 * away)
-    return lit
-
-
-def _mosaic(x: Pixels) -> Pixels:
-    edges = np.linspace(0, len(x), BLOCKS + 1).astype(int)[:-1]
-    means = np.add.reduceat(np.add.reduceat(x, edges, 0), edges, 1)
-    counts = np.diff([*edges, len(x)])
-    means /= (counts[:, None] * counts[None])[..., None]
-    return means.repeat(counts, 0).repeat(counts, 1)
+def _framed(x: Pixels) -> Pixels:
+    """With a red margin."""
+    near = np.minimum(*(np.minimum(each, 1 - each) for each in (_along(x, 0), _along(x, 1))))
+    return np.where(near < FRAME, np.array([0.85, 0.3, 0.3], np.float32), x)
 
 
 LOOKS: dict[str, Callable[[Pixels], Pixels]] = {
-    "negative": lambda x: 1 - x,
-    "sepia": _sepia,
-    "night": lambda x: x * np.array([0.25, 0.3, 0.6], np.float32),
+    "rose-glass": partial(_through, (1.0, 0.72, 0.8)),
+    "mint-glass": partial(_through, (0.72, 1.0, 0.85)),
+    "sky-glass": partial(_through, (0.72, 0.85, 1.0)),
+    "amber-glass": partial(_through, (1.0, 0.85, 0.55)),
+    "turned-colours": lambda x: x[..., [1, 2, 0]],
+    "two-colours": _two_colours,
+    "pale": _pale,
     "dusk": _dusk,
     "striped": _striped,
-    "chequered": _chequered,
-    "spotlit": _spotlit,
-    "turned-colours": lambda x: x[..., [1, 2, 0]],
-    "mosaic": _mosaic,
-    "two-colours": lambda x: NAVY + (SAND - NAVY) * _grey(x),
+    "framed": _framed,
 }
 
 

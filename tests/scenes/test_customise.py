@@ -37,12 +37,14 @@ def test_a_look_changes_every_picture_whatever_its_size(look):
 
 
 def test_a_look_by_hand():
-    picture = Image.new("RGB", (32, 32), (10, 20, 30))
-    assert laid_over(picture, "negative").getpixel((3, 3)) == (245, 235, 225)
-    assert laid_over(picture, "turned-colours").getpixel((3, 3)) == (20, 30, 10)
-    half = Image.fromarray(np.repeat(np.array([[[0] * 3, [200] * 3]], np.uint8), 2, 0).repeat(16, 0).repeat(16, 1))
-    assert laid_over(half, "mosaic").tobytes() == half.tobytes()  # its edge is one of blocks too
-    assert laid_over(half.resize((17, 17)), "mosaic").size == (17, 17)
+    picture = Image.new("RGB", (32, 32), (100, 20, 50))
+    assert laid_over(picture, "rose-glass").getpixel((3, 3)) == (100, 14, 40)
+    assert laid_over(picture, "turned-colours").getpixel((3, 3)) == (20, 50, 100)
+    framed = laid_over(picture, "framed")
+    assert framed.getpixel((3, 16)) == framed.getpixel((16, 28)) == (217, 76, 76)
+    assert framed.getpixel((4, 4)) == framed.getpixel((27, 27)) == (100, 20, 50)
+    striped = laid_over(picture, "striped")
+    assert [striped.getpixel((0, y))[0] for y in (0, 3, 4, 7, 8)] == [100, 100, 75, 75, 100]
 
 
 @pytest.mark.parametrize("concept", [emoji_concept(len(UNSEEN) - 1, 6), look_concept(len(LOOKS) - 1, 6)])
