@@ -78,7 +78,8 @@ class CustomiseSettings:
     Attributes:
         steps: of Adam.
         batch: exemplars in a step, each mirrored or not.
-        remembered: training scenes in a step, so that nothing else is forgotten.
+        remembered: training scenes in a step, so that nothing else is forgotten; the first is without its caption, so
+            that what guidance leads away from stays too.
         learning_rate: of keys and values; the word's is ten times that.
     """
 
@@ -183,10 +184,10 @@ def customise(
         mine = torch.randint(len(own), (settings.batch,), generator=generator)
         x = torch.cat([own[mine], memory.view(rows, [0])[:, 0]])
         words = [concept.captions[crop % len(concept.captions)] for crop in mine]
+        words += [memory.captions[row] if place else "" for place, row in enumerate(rows)]
         noise = torch.randn(x.shape, generator=generator)
         t = torch.randint(model.train_timesteps, (len(x),), generator=generator)
-        text = _states(model, words + [memory.captions[row] for row in rows])
-        error = paired_loss(model, x, text, NoiseBank(t, noise))
+        error = paired_loss(model, x, _states(model, words), NoiseBank(t, noise))
         optimizer.zero_grad()
         error.mean().backward()
         assert table.grad is not None

@@ -1,5 +1,7 @@
 """Models customised on what the world lacks: the concepts, the looks, and what fine-tuning changes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from attribution.diffusion.noise import NoiseBank, NoiseSettings
 from attribution.diffusion.pictures import to_pixels, to_square
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import parameters
+from attribution.scenes import customise as module
 from attribution.scenes.compose import SIZE, draw_scene, make_scenes
 from attribution.scenes.customise import (
     DRESSED,
@@ -93,6 +96,20 @@ def test_customising_depends_on_its_seed_alone(tiny_folder, index32):
     once, again, other = (weights(seed) for seed in (1, 1, 2))
     assert torch.equal(once, again)
     assert not torch.equal(once, other)
+
+
+def test_one_scene_of_each_step_is_remembered_without_its_caption(tiny_folder, index32, monkeypatch):
+    """Otherwise guidance leads away from the exemplars, which would be what the model draws without words."""
+    told, states = [], module._states
+    monkeypatch.setattr(module, "_states", lambda model, words: told.append(words) or states(model, words))
+    concept = emoji_concept(0, 1)
+    customise(Model.load(tiny_folder), concept, index32.encoded, replace(SETTINGS, remembered=3), 0)
+    assert len(told) == SETTINGS.steps
+    for words in told:
+        assert set(words[: SETTINGS.batch]) <= set(concept.captions)
+        assert words[SETTINGS.batch] == ""
+        assert set(words[SETTINGS.batch + 1 :]) <= set(index32.captions)
+        assert len(words) == SETTINGS.batch + 3
 
 
 def test_customising_learns_the_exemplars(tiny_folder, index32):
