@@ -115,17 +115,21 @@ def check_settings(settings: RetrievalSettings, images: int) -> None:
     Raises:
         InputError: names the first value, and what is accepted.
     """
-    for possible, told, accepted in (
-        (settings.models >= 2 and settings.models % 2 == 0, "models", "even numbers from 2"),
-        (settings.pictures >= 1, "pictures", "whole numbers from 1"),
-        (1 <= settings.scenes <= images, "scenes", f"1 to {images}, the training images"),
-        (1 <= settings.k <= settings.scenes, "k", f"1 to {settings.scenes}, the scenes"),
-        (settings.batch >= 1, "batch", "whole numbers from 1"),
-        (settings.training.steps >= 1, "customise_steps", "whole numbers from 1"),
+    models, k, how = settings.models, settings.k, settings.training
+    for possible, given, accepted in (
+        (models >= 2 and models % 2 == 0, f"models = {models}", "even numbers from 2"),
+        (settings.pictures >= 1, f"pictures = {settings.pictures}", "whole numbers from 1"),
+        (1 <= settings.scenes <= images, f"scenes = {settings.scenes}", f"1 to {images}, the training images"),
+        (1 <= k <= settings.scenes, f"k = {k}", f"1 to {settings.scenes}, the scenes"),
+        (settings.batch >= 1, f"batch = {settings.batch}", "whole numbers from 1"),
+        (how.steps >= 1, f"customise_steps = {how.steps}", "whole numbers from 1"),
+        (how.batch >= 1, f"customise_batch = {how.batch}", "whole numbers from 1"),
+        (how.remembered >= 1, f"customise_remembered = {how.remembered}", "whole numbers from 1"),
+        (0 < how.learning_rate < 1, f"customise_learning_rate = {how.learning_rate:g}", "numbers between 0 and 1"),
+        (0 <= how.near_noise <= 1, f"customise_near_noise = {how.near_noise:g}", "shares from 0 to 1"),
     ):
         if not possible:
-            value = settings.training.steps if told == "customise_steps" else getattr(settings, told)
-            raise InputError(f"{told} = {value} is not possible; accepted are {accepted}")
+            raise InputError(f"{given} is not possible; accepted are {accepted}")
     for method in settings.methods:
         fitting(AttributeSettings(), method)  # refuses one that is not there
 

@@ -230,6 +230,8 @@ def test_all_done_is_said(by_hand):
         ({"k": 6}, "k = 6 is not possible; accepted are 1 to 5, the scenes"),
         ({"batch": 0}, "batch = 0"),
         ({"training": replace(TRAINING, steps=0)}, "customise_steps = 0"),
+        ({"training": replace(TRAINING, remembered=0)}, "customise_remembered = 0"),
+        ({"training": replace(TRAINING, near_noise=1.5)}, "customise_near_noise = 1"),
         ({"methods": ("dino", "magic")}, "there is no method 'magic'"),
     ],
 )
