@@ -156,8 +156,8 @@ def retrieval(
     folder: Path,
     *,
     settings: RetrievalSettings,
-    run: bool = False,
     index: Path | None = None,
+    compute: bool = False,
     benchmark: Path | None = None,
     benchmark_models: Path | None = None,
     benchmark_prompts: Path | None = None,
@@ -167,8 +167,8 @@ def retrieval(
     Args:
         folder: of the models, their candidates and the rankings.
         settings: how many, and who is judged.
-        run: do what is still to do first; resumable, any number of processes share the work.
         index: an index folder; the embedded one by default.
+        compute: do what is still to do first; resumable, any number of processes share the work.
         benchmark: folder of the published benchmark (Wang et al. 2023), instead of models that are customised here.
         benchmark_models: folder of what its models have of their own; BENCHMARK/models by default.
         benchmark_prompts: JSON file of its pictures' prompts; BENCHMARK/path_to_prompts.json by default.
@@ -182,7 +182,7 @@ def retrieval(
     else:
         cases = own_cases(folder, manifest.id, settings)
     queue = exemplars.rankings(folder, cases, settings)
-    if run:
+    if compute:
         work = exemplars.run_all(folder, opened(index)[1], cases, settings, here=not benchmark)
         for _ in watch(work, str):
             pass

@@ -211,4 +211,4 @@ def left(queue: Queue, cases: Cases, settings: RetrievalSettings) -> str:
     known = sum(means[method] * count for method, count in counts.items() if method in means)
     hours = f", {known / 3600:.1f} hours at the pace so far" if all(method in means for method in counts) else ""
     wanted = ", ".join(f"{method} {count}" for method, count in counts.items())
-    return f"{told}; to do: {wanted}{hours}. Add --run to do it."
+    return f"{told}; to do: {wanted}{hours}. Add --compute to do it."

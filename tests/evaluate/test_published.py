@@ -149,7 +149,7 @@ def test_the_command_ranks_the_benchmark(root, full_index, tmp_path, capsys):
     command += ["--index", str(full_index.path)]
     assert main(command) == 0
     assert "0 of 8 rankings are done" in capsys.readouterr().out
-    assert main([*command, "--run"]) == 0
+    assert main([*command, "--compute"]) == 0
     printed = capsys.readouterr().out
     assert "8 of 8 rankings are done, among 5 scenes and the exemplars." in printed
     assert printed.count("| unlearning |") == 2
@@ -159,5 +159,5 @@ def test_the_command_ranks_the_benchmark(root, full_index, tmp_path, capsys):
 def test_the_command_refuses_a_root_with_missing_files(root, full_index, tmp_path, refused):
     (root / "json" / "test_artchive.json").unlink()
     command = ("evaluate", "retrieval", "--folder", str(tmp_path / "work"), "--benchmark", str(root), *FLAGS)
-    assert "has 1 categories of objects and 0 styles" in refused(*command, "--run", index=full_index.path)
+    assert "has 1 categories of objects and 0 styles" in refused(*command, "--compute", index=full_index.path)
     assert not (tmp_path / "work").exists()

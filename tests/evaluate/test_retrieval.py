@@ -205,7 +205,7 @@ def test_a_table_has_means_and_errors_over_models(by_hand):
     told = left(queue, cases, settings)
     assert told == (
         "4 of 12 rankings are done, among 5 scenes and the exemplars; to do: dino 3, clip 5, 8.0 hours at the pace so"
-        " far. Add --run to do it."
+        " far. Add --compute to do it."
     )
 
 
@@ -272,7 +272,7 @@ def test_the_command_prints_what_there_is_to_do(tmp_path, full_index, capsys):
     assert main(["evaluate", "retrieval", "--folder", str(folder), "--index", str(full_index.path), *FLAGS]) == 0
     printed = capsys.readouterr().out
     assert "0 of 8 rankings are done" in printed
-    assert "to do: dino 4, unlearning 4. Add --run to do it." in printed
+    assert "to do: dino 4, unlearning 4. Add --compute to do it." in printed
     assert not folder.exists()
 
 
