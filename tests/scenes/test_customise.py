@@ -99,7 +99,7 @@ def test_customising_depends_on_its_seed_alone(tiny_folder, index32):
 
 
 def test_one_scene_of_each_step_is_remembered_without_its_caption(tiny_folder, index32, monkeypatch):
-    """Otherwise guidance leads away from the exemplars, which would be what the model draws without words."""
+    """A scene that is remembered goes without its caption now and then, as in the model's own training."""
     told, states = [], module._states
     monkeypatch.setattr(module, "_states", lambda model, words: told.append(words) or states(model, words))
     concept = emoji_concept(0, 1)
