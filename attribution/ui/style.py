@@ -221,7 +221,9 @@ CSS = """
 figure.word { margin: 0; width: 6rem; }
 figure.word img, .forgotten img { width: 100%; image-rendering: pixelated; margin: 0; border-radius: var(--radius-sm); }
 figcaption { font-size: .75rem; color: var(--body-text-color-subdued); }
-#forgetting { align-items: end; }
+#forgetting, #removing, #removing-by { align-items: end; }
+.checking h2 { font-size: 1rem; margin: 0 0 .15rem; }
+#removal { margin-top: .75rem; }
 .told { margin: .5rem 0 !important; font-size: .875rem; }
 .forgotten { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); gap: 1.25rem; }
 .forgotten figure { margin: 0; max-width: 26rem; }
@@ -243,7 +245,7 @@ footer .divider:last-child { display: none; }
 }
 @media (max-width: 760px) {
   #studio { grid-template: "asking" auto "looking" auto "marking" auto / minmax(0, 1fr); }
-  #settings :is(.row, .form), #forgetting { flex-direction: column; align-items: stretch; }
+  #settings :is(.row, .form), #forgetting, #removing, #removing-by { flex-direction: column; align-items: stretch; }
   .examples { grid-template-columns: repeat(3, 82%); overflow-x: auto; padding: 2px; }
   .chips { flex-wrap: nowrap; overflow-x: auto; padding: 2px; }
   .chips button { flex: none; }
