@@ -81,9 +81,11 @@ def unlearn_rows(
         weights: of the subset that changes, in place: those of `unlearned`.
 
     Raises:
-        InputError: none, all, or rows that are not there.
+        InputError: none, all, or rows that are not there; or a rise, which is of a query's loss.
     """
     check_rows(index, rows)
+    if settings.rise is not None:
+        raise InputError(f"a rise of {settings.rise:g} is of a query's loss; training images take a step size")
     subset = settings.weights or index.weights
     text = model.encode_text([index.captions[row] for row in rows])
     images = Images(index.encoded.view(rows, index.views), text)

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+from attribution.answers.provenance import art_credits
 from attribution.cli.asked import check_file, check_folder, opened
 from attribution.cli.progress import watch
 from attribution.errors import InputError
 from attribution.evaluate import counterfactual as removed
 from attribution.evaluate import lds as halves
 from attribution.evaluate import locality as boxes
+from attribution.evaluate import proof as shown
 from attribution.evaluate import steadiness as steady
 from attribution.evaluate import tuning as grid
 from attribution.evaluate import twice as again
@@ -146,6 +148,25 @@ def steadiness(
     print(f"{steady.table(found)}\n\n{steady.notes(found, settings, steady.made_with(folder))}")
 
 
+def proof(folder: Path, out: Path, *, settings: shown.ProofSettings) -> None:
+    """Write the pictures that the page shows as proof, from what `counterfactual` has trained.
+
+    Args:
+        folder: of the world for proofs.
+        out: a folder, assets/proof for the page.
+        settings: what is shown, and the settings that `counterfactual` was run with.
+    """
+    check_folder("--out", out)
+    model, index = opened(folder / "index")
+    queries = halves.queries_of(model, settings.leave_out.queries)
+    scores = halves.scored(folder, model, index, queries, settings.leave_out.methods)
+    wanted = removed.removals(scores, queries, settings.leave_out)
+    known = measured(folder, model, settings.leave_out.training, wanted, queries)
+    results = shown.Results(index, queries, scores, known)
+    command = "python -m attribution evaluate counterfactual"
+    shown.write_proof(out, results, settings, command, model.sha256, art_credits(EMBEDDED))
+
+
 evaluate = {
     "retrain": retrain,
     "lds": lds,
@@ -154,4 +175,5 @@ evaluate = {
     "locality": locality,
     "tuning": tuning,
     "verdict": verdict,
+    "proof": proof,
 }

@@ -17,6 +17,7 @@ from attribution.ui.kept import KeptRuns
 from attribution.ui.layout import Parts
 from attribution.ui.marks import Marks
 from attribution.ui.pictures import Pictures, throw_dice
+from attribution.ui.proof import lay_proof
 from attribution.ui.studio import LINE, Studio
 
 KEEP = (600, 7200)  # seconds: look every ten minutes, delete temporary files that are two hours old
@@ -66,6 +67,7 @@ def lay(studio: Studio) -> Parts:
     parts |= layout.lay_acting(studio)
     parts |= layout.lay_answering()
     parts |= lay_check()
+    lay_proof(studio)
     gr.HTML(words.credited(credits), elem_id="credits")
     return Parts(**parts)
 

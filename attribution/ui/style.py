@@ -230,6 +230,17 @@ figcaption { font-size: .75rem; color: var(--body-text-color-subdued); }
 .forgotten figure > div { display: grid; grid-template-columns: 1fr 1fr; gap: .25rem; }
 .forgotten span { display: block; font-size: .75rem; color: var(--body-text-color-subdued); }
 .forgotten b { color: var(--body-text-color); }
+#proof { margin-top: 1rem; }
+#proof h2 { font-size: 1.125rem; margin: 0 0 .2rem; }
+#proof .note { max-width: 130ch; }
+.proven { margin: .75rem 0 1rem; }
+.drawn { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 15rem)); gap: 1.25rem; }
+.drawn figure { margin: 0; min-width: 0; }
+.drawn img { display: block; width: 100%; margin: 0; image-rendering: pixelated; border-radius: var(--radius-sm); }
+.drawn .strip { margin: .3rem 0 .15rem; }
+.drawn b, .drawn em { display: block; font-style: normal; color: var(--body-text-color); }
+.drawn em { font-size: .9375rem; }
+.drawn rect { stroke: ACCENT; }
 
 footer .divider:last-child { display: none; }
 
@@ -256,6 +267,7 @@ footer .divider:last-child { display: none; }
   .cards.large { grid-template-columns: repeat(3, minmax(0, 1fr)); }
   .cards.small { grid-template-columns: repeat(10, minmax(2.75rem, 1fr)); }
   .asked { grid-template-columns: 5rem minmax(0, 1fr); }
+  .drawn { grid-template-columns: 1fr 1fr; gap: .75rem; }
   #drawer:has(.opened) { max-height: 55vh; }
   .opened { grid-template-columns: 4rem minmax(0, 1fr); gap: .75rem; font-size: .8125rem; }
   .opened h3 { font-size: .875rem; }

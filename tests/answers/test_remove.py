@@ -162,6 +162,14 @@ def test_the_losses_of_what_is_taken_away_rise(model32, index32):
     assert_close(losses(), before, rtol=0, atol=0)
 
 
+def test_a_rise_is_of_a_query_alone(model32, index32):
+    with (
+        unlearned(model32, index32.weights) as weights,
+        pytest.raises(InputError, match=r"a rise of 0\.1 is of a query"),
+    ):
+        next(unlearn_rows(model32, index32, [1], UnlearnSettings(rise=0.1), weights))
+
+
 def test_the_step_is_with_ek_fac_where_the_index_holds_it(model32, index32, full_index):
     assert removal_settings(model32, index32).curvature == "diagonal"
     assert removal_settings(model32, full_index).curvature == "ek-fac"

@@ -123,6 +123,11 @@ def test_a_word_is_shown_and_answered(page: Page) -> None:
     assert len(rows_of(page)) > 5
 
 
+def test_a_word_of_the_example_that_is_open_at_first_can_be_picked(page: Page) -> None:
+    page.get_by_label("motorcycle", exact=True).check()
+    expect(page.locator("#maps img")).to_have_count(1)
+
+
 def test_objects_are_found(page: Page) -> None:
     generate(page)
     expect(page.locator("#labels input, #labels textarea")).to_have_value("red apple . motorcycle")
