@@ -88,6 +88,15 @@ def forgotten(page: Page, address: str) -> None:
     await_state(page, "done")
 
 
+def removed(page: Page, address: str) -> None:
+    """An example's picture without the training images of its ranking."""
+    fresh(page, address)
+    page.click("#check button")
+    page.click("#remove")
+    await_state(page, "done")
+    page.locator("#removal").scroll_into_view_if_needed()
+
+
 def refused(page: Page, address: str) -> None:
     """Settings open, and a value that is not possible."""
     fresh(page, address)
@@ -106,6 +115,7 @@ STATES: dict[str, Callable[[Page, str], None]] = {
     "opened": opened,
     "uploaded": uploaded,
     "forgotten": forgotten,
+    "removed": removed,
     "refused": refused,
     "all-methods": all_methods,
 }

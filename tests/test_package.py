@@ -15,8 +15,8 @@ def test_every_room_is_installed():
 
 def test_the_embedded_world_is_installed_inside_the_package():
     assert BUILT["package-dir"] == {"attribution.assets": "assets"}
-    (pattern,) = BUILT["package-data"]["attribution.assets"]
-    held = {path.relative_to(ROOT / "assets") for path in (ROOT / "assets").glob(pattern)}
+    patterns = BUILT["package-data"]["attribution.assets"]
+    held = {path.relative_to(ROOT / "assets") for each in patterns for path in (ROOT / "assets").glob(each)}
     assert {path for path in held if path.suffix == ".npy"}
     assert Path("emoji-scenes/index/manifest.json") in held
     assert Path("emoji-scenes/model/unet/diffusion_pytorch_model.safetensors") in held

@@ -66,11 +66,11 @@ def change(before: Image.Image, after: Image.Image, mask: Floats | None = None) 
     return float(np.average(each, weights=np.asarray(fitted)))
 
 
-def strengths(asked: float | None) -> list[float]:
-    """Those to try, in order: the one that was asked for, or doubled from WEAKEST to STRONGEST."""
+def strengths(asked: float | None, weakest: float = WEAKEST, strongest: float = STRONGEST) -> list[float]:
+    """Those to try, in order: the one that was asked for, or doubled from the weakest to the strongest."""
     if asked is not None:
         return [asked]
-    return [WEAKEST * 2**doubled for doubled in range(round(np.log2(STRONGEST / WEAKEST)) + 1)]
+    return [weakest * 2**doubled for doubled in range(round(np.log2(strongest / weakest)) + 1)]
 
 
 def controls(prompt: str, captions: list[str]) -> list[str]:
@@ -108,16 +108,21 @@ def regenerate(
         InputError: the query is an upload, or a value is not acceptable.
         Stopped: after `stop` was set.
     """
+    check_again(model, index, query, strength)
+    asked = encode(model, query, index.center_crop)
+    return _regenerate(model, index, asked, unlearn or UnlearnSettings(), generate, strength, stop or Event())
+
+
+def check_again(model: Model, index: Index, query: Query, strength: float | None) -> None:
+    """Refuse what cannot be generated again; raises what `regenerate` does."""
     if query.seed is None:
         raise InputError("an upload has no seed to generate it from again; accepted are generated pictures")
     if strength is not None and not 0 < strength <= 1000:
         raise InputError(f"a strength of {strength:g} is not possible; accepted are numbers above 0, up to 1000")
     check_query(query, model, index.center_crop)
-    asked = encode(model, query, index.center_crop)
-    return _regenerate(model, index, asked, unlearn or UnlearnSettings(), generate, strength, stop or Event())
 
 
-class _Course:
+class Course:
     """How far it is: denoising steps and gradients made, of all that it may take."""
 
     def __init__(self, total: int) -> None:
@@ -141,7 +146,7 @@ def _regenerate(
     query, tried = asked.query, strengths(strength)
     prompts = [query.prompt, *controls(query.prompt, index.captions)]
     steps = (generate or GenerateSettings()).steps
-    course = _Course(unlearn.predictions + steps * (2 * len(prompts) - 1 + len(tried)))
+    course = Course(unlearn.predictions + steps * (2 * len(prompts) - 1 + len(tried)))
 
     def draw(prompt: str) -> Image.Image:
         return model.generate(prompt, query.seed or 0, generate, on_step=lambda *_: check_stop(stop))
@@ -157,7 +162,7 @@ def _regenerate(
             yield course.at("unlearning", taken.predictions - before_it)
             before_it = taken.predictions
         step = {name: weight - start[name] for name, weight in weights.items()}
-        weakest = _weakest(weights, start, step, tried, asked, before[0], partial(draw, query.prompt))
+        weakest = weakest_visible(weights, start, step, tried, asked, before[0], partial(draw, query.prompt))
         trials = []
         for trial in weakest:
             trials.append(trial)
@@ -170,7 +175,13 @@ def _regenerate(
             yield Regenerated(prompt, first, after, trials[-1].strength, change(first, after))
 
 
-def _weakest(
+def move(weights: dict[str, Tensor], start: dict[str, Tensor], step: dict[str, Tensor], strength: float = 1.0) -> None:
+    """Put weights to where a step of some strength leads from a start, in place."""
+    for name, weight in weights.items():
+        weight.copy_(start[name] + strength * step[name])
+
+
+def weakest_visible(
     weights: dict[str, Tensor],
     start: dict[str, Tensor],
     step: dict[str, Tensor],
@@ -182,8 +193,7 @@ def _weakest(
     """The query's picture after ever stronger steps, until one changes its region by VISIBLE; the weights stay so."""
     mask = None if asked.mask is None else asked.mask.cpu().numpy()
     for strength in tried:
-        for name, weight in weights.items():
-            weight.copy_(start[name] + strength * step[name])
+        move(weights, start, step, strength)
         after = draw()
         made = Regenerated(asked.query.prompt, before, after, strength, change(before, after, mask))
         yield made

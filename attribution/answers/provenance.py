@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from attribution.answers.calibration import SHARES, read_calibration
@@ -36,15 +37,28 @@ def credits_of(index: Index) -> Credits:
     Raises:
         IndexMismatch: the file is damaged.
     """
-    path = index.path / CREDITS
+    about, pictures = _read_credits(index.path)
+    return Credits(about.replace("{count}", f"{len(index):,}"), pictures)
+
+
+def art_credits(folder: Path) -> list[str]:
+    """A line for each whose pictures an index's folder credits; raises what `credits_of` does."""
+    return list(map(_line, _read_credits(folder)[1]))
+
+
+def _read_credits(folder: Path) -> tuple[str, tuple[Credit, ...]]:
+    path = folder / CREDITS
     if not path.is_file():
-        return Credits()
+        return "", ()
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-        about = str(told["about"]).replace("{count}", f"{len(index):,}")
-        return Credits(about, tuple(Credit(**each) for each in told["pictures"]))
+        return str(told["about"]), tuple(Credit(**each) for each in told["pictures"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IndexMismatch(f"{path} is damaged; delete it, or write it anew") from error
+
+
+def _line(credit: Credit) -> str:
+    return f"{credit.name} ({credit.licence}, {credit.address})"
 
 
 def calibrated(index: Index) -> dict[str, Any] | None:
@@ -72,7 +86,7 @@ def provenance(run_id: str, index: Index) -> dict[str, Any]:
         "link": f"?run={run_id}",
         "version": VERSION,
         "floor": calibrated(index),
-        "licences": [f"{each.name} ({each.licence}, {each.address})" for each in credits.pictures],
+        "licences": list(map(_line, credits.pictures)),
         "source": credits.about or index.manifest.source,
         "count": len(index),
     }

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from attribution.answers.provenance import art_credits
 from attribution.cli.asked import check_file, check_folder, opened
 from attribution.cli.parsing import Names, flags
 from attribution.cli.progress import watch
@@ -9,6 +10,7 @@ from attribution.errors import InputError
 from attribution.evaluate import counterfactual as removed
 from attribution.evaluate import lds as halves
 from attribution.evaluate import locality as boxes
+from attribution.evaluate import proof as shown
 from attribution.evaluate import retrieval as exemplars
 from attribution.evaluate import steadiness as steady
 from attribution.evaluate import tuning as grid
@@ -190,6 +192,25 @@ def retrieval(
     print(exemplars.left(queue, cases, settings))
 
 
+def proof(folder: Path, out: Path, *, settings: shown.ProofSettings) -> None:
+    """Write the pictures that the page shows as proof, from what `counterfactual` has trained.
+
+    Args:
+        folder: of the world for proofs.
+        out: a folder, assets/proof for the page.
+        settings: what is shown, and the settings that `counterfactual` was run with.
+    """
+    check_folder("--out", out)
+    model, index = opened(folder / "index")
+    queries = halves.queries_of(model, settings.leave_out.queries)
+    scores = halves.scored(folder, model, index, queries, settings.leave_out.methods)
+    wanted = removed.removals(scores, queries, settings.leave_out)
+    known = measured(folder, model, settings.leave_out.training, wanted, queries)
+    results = shown.Results(index, queries, scores, known)
+    command = "python -m attribution evaluate counterfactual"
+    shown.write_proof(out, results, settings, command, model.sha256, art_credits(EMBEDDED))
+
+
 evaluate = {
     "retrain": retrain,
     "lds": lds,
@@ -199,4 +220,5 @@ evaluate = {
     "locality": locality,
     "tuning": tuning,
     "verdict": verdict,
+    "proof": proof,
 }

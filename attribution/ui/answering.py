@@ -13,6 +13,7 @@ from attribution.errors import NotKept
 from attribution.methods.answer import AttributeSettings, Attribution, Progress
 from attribution.query.query import Query
 from attribution.ui import answers, words
+from attribution.ui.check import Runs, runs_shown
 from attribution.ui.handlers import Update, sentence
 from attribution.ui.jobs import Answered
 from attribution.ui.layout import Parts
@@ -20,8 +21,6 @@ from attribution.ui.regions import MOST, Region
 from attribution.ui.studio import Studio, Waiting
 
 EVERY = 0.3  # seconds between updates of the status line and of a changing ranking, which takes time to show
-
-Runs = list[tuple[str, Run]]  # by region
 
 NOTHING = Progress("waiting", 0, 1, 0.0)
 
@@ -60,7 +59,7 @@ class Answering:
     def begun(self) -> Update:
         """Places for all that will come."""
         tabs, panels = tabs_of(self.on, [region.name for region in self.regions]), self._panels()
-        return {self.on.status: words.status("waiting", "Starting"), self.on.runs: [], **tabs, **panels}
+        return {self.on.status: words.status("waiting", "Starting"), **runs_shown(self.on, []), **tabs, **panels}
 
     def take(self, step: Answered | Waiting) -> Update:
         """What changes at a step: a finished answer at once, a ranking and the status line now and then."""
@@ -84,7 +83,7 @@ class Answering:
         """All that was found, once more whole."""
         lost = words.note(sentence(self._lost), "warning") if self._lost else ""
         told = {self.on.status: words.done(self.runs) + lost, self.on.link: link_of(self.studio, self.runs)}
-        return {**told, self.on.runs: self.runs, **self._panels()}
+        return {**told, **runs_shown(self.on, self.runs), **self._panels()}
 
     def _kept(self, place: int) -> Update:
         """Keep a region's run when its last method has ended: it can be opened then."""
@@ -95,7 +94,7 @@ class Answering:
         run = Run(ended, self.sampled, region.label)
         self._lost = self.studio.keep(run) or self._lost
         self.runs.append((region.name, run))
-        return {self.on.runs: list(self.runs)}
+        return runs_shown(self.on, list(self.runs))
 
     def _panel(self, place: int) -> str:
         if place < len(self.runs):  # one region after the other

@@ -1,23 +1,22 @@
-"""Handlers of questions: Attribute, what is opened of an answer, and generating again without the picture."""
+"""Handlers of questions: Attribute, and what is opened of an answer."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 
-from attribution.answers.forget import Regenerated
 from attribution.errors import InputError
 from attribution.methods import check_settings, fitting
-from attribution.methods.answer import AttributeSettings, Progress
+from attribution.methods.answer import AttributeSettings
 from attribution.query.query import Query
 from attribution.query.regions import check_query
 from attribution.ui import answers, words
-from attribution.ui.answering import Answering, Runs, panel_of
+from attribution.ui.answering import Answering, panel_of
+from attribution.ui.check import Runs
 from attribution.ui.handlers import UNCHANGED, Asked, Handlers, Update, there_is, whole
-from attribution.ui.jobs import Job, attributing, forgetting
-from attribution.ui.marks import data_uri
+from attribution.ui.jobs import Job, attributing
 from attribution.ui.regions import read_regions
-from attribution.ui.studio import Picture, Waiting
+from attribution.ui.studio import Picture
 
 LARGEST_K = 100
 
@@ -80,27 +79,3 @@ class Questions:
         shown = gr.Button(visible=True)
         html = answers.opened(row, run, self.studio.index, timesteps)
         return {self.on.row: row, self.on.opened: html, self.on.search: shown, self.on.close: shown}
-
-    def forgetting(
-        self, picture: Picture | None, table: list[list[Any]], chosen: list[str], weakest: bool, strength: float
-    ) -> Asked:
-        """Pictures before and after the first region was unlearned."""
-        picture = there_is(picture)
-        asked = read_regions(table, chosen)[0]
-        query = Query(picture.prompt or "", picture.image, picture.seed, asked.boxes, asked.word)
-        made: list[tuple[Regenerated, str, str]] = []
-
-        def show(step: Progress | Regenerated | Waiting) -> Update:
-            if isinstance(step, Waiting):
-                return {self.on.status: words.waiting(step)}
-            if isinstance(step, Progress):
-                return {self.on.status: words.progress(step, asked.name, 1, 1)}
-            made.append((step, data_uri(step.before), data_uri(step.after)))
-            return {self.on.forgotten: words.forgotten(made), self.on.strength: step.strength}
-
-        def ended() -> Update:
-            return {self.on.status: words.status("done", "Done", f"generated again without it: {asked.name}", 1)}
-
-        stopped = {self.on.status: words.status("stopped", "Stopped.")}
-        job = Job(forgetting, (query, picture.settings, None if weakest else strength))
-        return Asked(job, show, stopped, ended=ended)

@@ -11,13 +11,17 @@ from attribution.ui.handlers import Update
 def begin_with(update: Update) -> None:
     """Let components begin with what a handler would change them to, so that no visitor waits for it.
 
+    Gradio makes a visitor's components anew from their arguments when they change, also when a handler changes nothing:
+    the arguments are those of the beginning too, or a choice that the page shows would be refused.
+
     Args:
         update: what a handler gives; made outside of the page's layout, which would take its components in.
     """
     for component, change in update.items():
         if isinstance(change, Block):
-            for name in change._constructor_args[0]:
+            for name in change.constructor_args:
                 setattr(component, name, getattr(change, name))
+            component.constructor_args.update(change.constructor_args)
         else:
             component.value = change if isinstance(component, State) else as_sent(component, change)
 

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from attribution.answers.forget import Regenerated, regenerate
+from attribution.answers.remove import Named, regenerate_without
 from attribution.diffusion.attention import word_map
 from attribution.diffusion.pictures import to_pixels, to_square
 from attribution.diffusion.pipeline import GenerateSettings, Model
@@ -164,6 +165,21 @@ def forgetting(
 ) -> Generator[Progress | Regenerated, None, None]:
     """Pictures before and after the query is unlearned, by a step of some strength or the weakest that shows."""
     with closing(regenerate(model, index, query, None, settings, strength, stop)) as steps:
+        yield from steps
+
+
+def removing(
+    model: Model,
+    index: Index,
+    stop: Event,
+    query: Query,
+    named: Named,
+    beside: Named,
+    settings: GenerateSettings | None,
+    strength: float | None = None,
+) -> Generator[Progress | Regenerated, None, None]:
+    """Pictures before and after training images are unlearned, by a step of some strength or the weakest that shows."""
+    with closing(regenerate_without(model, index, query, named, beside, None, settings, strength, stop)) as steps:
         yield from steps
 
 

@@ -6,7 +6,8 @@ from attribution.answers.run import Run
 from attribution.errors import AttributionError, InputError
 from attribution.query.labels import telling
 from attribution.ui import words
-from attribution.ui.answering import Runs, link_of, panel_of, tabs_of
+from attribution.ui.answering import link_of, panel_of, tabs_of
+from attribution.ui.check import Runs, runs_shown
 from attribution.ui.handlers import UNCHANGED, Update, refusal
 from attribution.ui.pictures import Pictures
 from attribution.ui.regions import EMPTY, drawn_boxes
@@ -45,7 +46,7 @@ class KeptRuns:
             **dict.fromkeys(on.panels, ""),
             **tabs_of(on, names),
             **panels,
-            on.runs: runs,
+            **runs_shown(on, runs),
             on.link: link_of(self.studio, runs),
             on.note: words.note(f"Run {asked} opened."),
             on.status: words.status("done", "Opened", f"run {asked}: {', '.join(names)}", 1),

@@ -6,7 +6,6 @@ from typing import Any
 import gradio as gr
 from gradio_image_annotation import image_annotator
 
-from attribution.answers.forget import STRONGEST, WEAKEST
 from attribution.answers.networks import detector_behind
 from attribution.answers.provenance import credits_of
 from attribution.diffusion.pipeline import GenerateSettings
@@ -68,6 +67,13 @@ class Parts:
     weakest: gr.Checkbox
     forget: gr.Button
     forgotten: gr.HTML
+    removal: gr.Column
+    named: gr.Dropdown
+    beside: gr.Dropdown
+    removal_strength: gr.Slider
+    removal_weakest: gr.Checkbox
+    remove: gr.Button
+    removed: gr.HTML
     examples: gr.HTML
     history: gr.Dropdown
     mine: gr.BrowserState
@@ -75,7 +81,7 @@ class Parts:
     @property
     def acts(self) -> list[gr.Button]:
         """What uses the device."""
-        return [self.generate, self.attribute, self.find, self.forget]
+        return [self.generate, self.attribute, self.find, self.forget, self.remove]
 
     @property
     def shown(self) -> list[Any]:
@@ -90,8 +96,13 @@ class Parts:
     @property
     def answered(self) -> list[Any]:
         """What belongs to one picture alone."""
-        asked = [self.table, self.marked, self.found, self.maps, self.status, self.runs, self.link, self.forgotten]
-        return [*asked, *self.drawer, *self.tabs, *self.panels]
+        asked = [self.table, self.marked, self.found, self.maps, self.status, self.link, self.forgotten]
+        return [*asked, *self.finished, *self.drawer, *self.tabs, *self.panels]
+
+    @property
+    def finished(self) -> list[Any]:
+        """Finished runs, and what of them can be taken away."""
+        return [self.runs, self.named, self.beside, self.removal, self.removed]
 
 
 def lay_asking(studio: Studio) -> dict[str, Any]:
@@ -229,7 +240,7 @@ def lay_acting(studio: Studio) -> dict[str, Any]:
 
 
 def lay_answering() -> dict[str, Any]:
-    """Rankings, the training image that is opened, and the check by generating again."""
+    """Rankings, and the training image that is opened."""
     tabs, panels = [], []
     with gr.Tabs(elem_id="answers"):
         for place in range(MOST):
@@ -241,13 +252,6 @@ def lay_answering() -> dict[str, Any]:
         with gr.Row(elem_id="drawn"):
             search = gr.Button("Search from this image", size="sm", visible=False, elem_id="search")
             close = gr.Button("Close", size="sm", visible=False, elem_id="close")
-    with gr.Accordion("Generate again without it", open=False, visible=False, elem_id="check") as check:
-        gr.HTML(words.note(words.FORGET))
-        with gr.Row(equal_height=True, elem_id="forgetting"):
-            weakest = gr.Checkbox(True, label=words.WEAKEST, elem_id="weakest", container=False)
-            strength = gr.Slider(WEAKEST, STRONGEST, 1, step=0.25, label=words.STRENGTH, elem_id="strength")
-            forget = gr.Button("Generate again without it", elem_id="forget")
-        forgotten = gr.HTML(elem_id="forgotten")
     return {
         "runs": gr.State([]),
         "link": gr.Textbox("", visible=False),  # ids of the runs that are shown, for the address
@@ -257,11 +261,6 @@ def lay_answering() -> dict[str, Any]:
         "opened": opened,
         "search": search,
         "close": close,
-        "check": check,
-        "strength": strength,
-        "weakest": weakest,
-        "forget": forget,
-        "forgotten": forgotten,
     }
 
 

@@ -9,12 +9,15 @@ from attribution.answers.provenance import credits_of
 from attribution.ui import layout, script, words
 from attribution.ui.api import add_api
 from attribution.ui.asking import Questions
+from attribution.ui.check import lay_check
+from attribution.ui.checking import Checks
 from attribution.ui.first import begin_with
 from attribution.ui.handlers import Handlers, Update
 from attribution.ui.kept import KeptRuns
 from attribution.ui.layout import Parts
 from attribution.ui.marks import Marks
 from attribution.ui.pictures import Pictures, throw_dice
+from attribution.ui.proof import lay_proof
 from attribution.ui.studio import LINE, Studio
 
 KEEP = (600, 7200)  # seconds: look every ten minutes, delete temporary files that are two hours old
@@ -37,6 +40,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         _wire_picture(pictures)
         _wire_regions(Marks(handlers))
         _wire_answers(Questions(handlers), pictures, kept)
+        _wire_checks(Checks(handlers))
         _wire_kept(kept, Marks(handlers), page)
         page.unload(handlers.stop)
     if studio.shipped:
@@ -62,6 +66,8 @@ def lay(studio: Studio) -> Parts:
             parts |= layout.lay_boxes()
     parts |= layout.lay_acting(studio)
     parts |= layout.lay_answering()
+    parts |= lay_check()
+    lay_proof(studio)
     gr.HTML(words.credited(credits), elem_id="credits")
     return Parts(**parts)
 
@@ -124,20 +130,12 @@ def _wire_answers(questions: Questions, pictures: Pictures, kept: KeptRuns) -> N
     answered = coloured.then(handlers.starting, None, on.acts, **AT_ONCE).then(
         handlers.following(questions.attribution, questions.refused),
         [on.prompt, on.picture, on.table, on.chosen, on.top_k, on.exhaustive, on.compared, on.folded],
-        [on.status, on.runs, on.link, *on.tabs, *on.panels, on.stop],
-        **QUIET,
-    )
-    forgot = on.forget.click(handlers.starting, None, on.acts, **AT_ONCE).then(
-        handlers.following(questions.forgetting, questions.refused),
-        [on.picture, on.table, on.chosen, on.weakest, on.strength],
-        [on.status, on.forgotten, on.strength, on.stop],
+        [on.status, *on.finished, on.link, *on.tabs, *on.panels, on.stop],
         **QUIET,
     )
     _follow_address(answered, on)
-    on.strength.input(None, None, on.weakest, js="() => false")  # whoever chooses one wants that one
     answered.success(kept.remember, [on.runs, on.mine], [on.mine, on.history], **AT_ONCE)
-    for run in (answered, forgot):
-        _free_after(run, handlers)
+    _free_after(answered, handlers)
     on.stop.click(handlers.stop, **AT_ONCE)
     on.folded.input(questions.fold, [on.runs, on.folded], on.panels, **QUIET)
     coloured.then(None, None, None, js=script.TO_ANSWERS)
@@ -147,11 +145,31 @@ def _wire_answers(questions: Questions, pictures: Pictures, kept: KeptRuns) -> N
     on.close.click(pictures.closed, None, on.drawer, js=script.CLOSED, **AT_ONCE)
 
 
+def _wire_checks(checks: Checks) -> None:
+    on, handlers = checks.on, checks.handlers
+    forgot = on.forget.click(handlers.starting, None, on.acts, **AT_ONCE).then(
+        handlers.following(checks.forgetting, checks.refused),
+        [on.picture, on.table, on.chosen, on.weakest, on.strength],
+        [on.status, on.forgotten, on.strength, on.stop],
+        **QUIET,
+    )
+    removed = on.remove.click(handlers.starting, None, on.acts, **AT_ONCE).then(
+        handlers.following(checks.removing, checks.refused),
+        [on.runs, on.named, on.beside, on.removal_weakest, on.removal_strength],
+        [on.status, on.removed, on.removal_strength, on.stop],
+        **QUIET,
+    )
+    for strength, weakest in ((on.strength, on.weakest), (on.removal_strength, on.removal_weakest)):
+        strength.input(None, None, weakest, js="() => false")  # whoever chooses one wants that one
+    for run in (forgot, removed):
+        _free_after(run, handlers)
+
+
 def _wire_kept(kept: KeptRuns, marks: Marks, page: gr.Blocks) -> None:
     """Runs by link, examples, and the visitor's own."""
     on = kept.on
-    outputs = [*on.shown, on.prompt, on.seed, on.table, on.status, on.runs, on.link, *on.tabs, *on.panels]
-    outputs += [on.found, on.forgotten, *on.drawer]
+    outputs = [*on.shown, on.prompt, on.seed, on.table, on.status, on.link, *on.tabs, *on.panels]
+    outputs += [on.found, on.forgotten, *on.finished, *on.drawer]
     page.load(None, None, None, js=script.START)
     loaded = page.load(kept.reopen_linked, on.folded, outputs, **QUIET)
     loaded.success(kept.list_runs, on.mine, on.history, **AT_ONCE)

@@ -14,6 +14,7 @@ from attribution.diffusion.tokens import check_prompt
 from attribution.errors import AttributionError, InputError
 from attribution.query.labels import phrases, telling
 from attribution.ui import words
+from attribution.ui.check import runs_shown
 from attribution.ui.handlers import PROGRESS, UNCHANGED, Asked, Handlers, Update, sentence, whole
 from attribution.ui.jobs import Job, generating
 from attribution.ui.prompts import prompt_with
@@ -121,7 +122,7 @@ class Pictures:
         told: Update = {
             on.table: EMPTY,
             on.status: words.IDLE,
-            on.runs: [],
+            **runs_shown(on, []),
             **dict.fromkeys(on.tabs, gr.Tab(visible=False)),
         }
         return {

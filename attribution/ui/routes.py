@@ -1,4 +1,4 @@
-"""What the server answers beside the page: its health, thumbnails, and kept runs."""
+"""What the server answers beside the page: its health, thumbnails, pictures of the proof, and kept runs."""
 
 import itertools
 import zipfile
@@ -38,6 +38,13 @@ def routes(studio: Studio) -> list[BaseRoute]:
         if not 0 <= row < len(studio.index):
             raise HTTPException(404, f"there is no row {row}; accepted are 0 to {len(studio.index) - 1}")
         return FileResponse(studio.index.thumbnail(row), media_type="image/png", headers=LONG)
+
+    @router.get("/proof/{name}")
+    def proof(name: str) -> FileResponse:
+        """A picture of the proof."""
+        if studio.proof is None or name not in studio.proof.files:
+            raise HTTPException(404, f"there is no {name[:40]!r} in the proof")
+        return FileResponse(studio.proven / name, media_type="image/png")
 
     @router.get("/runs/{run_id}.{kind}")
     def run(run_id: str, kind: str) -> Response:

@@ -15,11 +15,13 @@ from typing import Any
 from PIL import Image
 
 from attribution.answers.kept import RunFolder, is_run_id
+from attribution.answers.proof import Proof, read_proof
 from attribution.answers.report import read_zip
 from attribution.answers.run import Run
 from attribution.diffusion.pipeline import GenerateSettings, Model
 from attribution.diffusion.weights import pretrained
 from attribution.errors import AttributionError, InputError, NotKept, Stopped, WorkFailed, reason
+from attribution.files import assets_folder
 from attribution.index.index import Index
 from attribution.methods import METHODS, check_settings
 from attribution.methods.answer import AttributeSettings
@@ -88,11 +90,14 @@ class Studio:
     them: a step of the one waits for one step of the other at most.
     """
 
-    def __init__(self, model: Model, index: Index, runs: RunFolder, detector: str | None = None) -> None:
+    def __init__(
+        self, model: Model, index: Index, runs: RunFolder, detector: str | None = None, proven: Path | None = None
+    ) -> None:
         self.model = model
         self.index = index
         self.runs = runs
         self.detector = detector
+        self.proven = proven or assets_folder() / "proof"
         self._turn = Condition()
         self._device = ThreadPoolExecutor(1, "device")
         self._took: dict[str, float] = {}  # by job, the seconds of the last one that ended
@@ -120,6 +125,11 @@ class Studio:
         """The examples: boxes, then words, then whole pictures."""
         runs = [read_zip(path) for path in self.examples.glob("*.zip")]
         return sorted(runs, key=lambda run: (not run.query.boxes, run.query.word is None, run.id))
+
+    @cached_property
+    def proof(self) -> Proof | None:
+        """What was found by training again, of which the page shows nothing where the folder is not there."""
+        return read_proof(self.proven)
 
     def keep(self, run: Run) -> NotKept | None:
         """Keep a run; gives why it could not be kept, where that is so: what was found out stands without it."""

@@ -221,13 +221,26 @@ CSS = """
 figure.word { margin: 0; width: 6rem; }
 figure.word img, .forgotten img { width: 100%; image-rendering: pixelated; margin: 0; border-radius: var(--radius-sm); }
 figcaption { font-size: .75rem; color: var(--body-text-color-subdued); }
-#forgetting { align-items: end; }
+#forgetting, #removing, #removing-by { align-items: end; }
+.checking h2 { font-size: 1rem; margin: 0 0 .15rem; }
+#removal { margin-top: .75rem; }
 .told { margin: .5rem 0 !important; font-size: .875rem; }
 .forgotten { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); gap: 1.25rem; }
 .forgotten figure { margin: 0; max-width: 26rem; }
 .forgotten figure > div { display: grid; grid-template-columns: 1fr 1fr; gap: .25rem; }
 .forgotten span { display: block; font-size: .75rem; color: var(--body-text-color-subdued); }
 .forgotten b { color: var(--body-text-color); }
+#proof { margin-top: 1rem; }
+#proof h2 { font-size: 1.125rem; margin: 0 0 .2rem; }
+#proof .note { max-width: 130ch; }
+.proven { margin: .75rem 0 1rem; }
+.drawn { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 15rem)); gap: 1.25rem; }
+.drawn figure { margin: 0; min-width: 0; }
+.drawn img { display: block; width: 100%; margin: 0; image-rendering: pixelated; border-radius: var(--radius-sm); }
+.drawn .strip { margin: .3rem 0 .15rem; }
+.drawn b, .drawn em { display: block; font-style: normal; color: var(--body-text-color); }
+.drawn em { font-size: .9375rem; }
+.drawn rect { stroke: ACCENT; }
 
 footer .divider:last-child { display: none; }
 
@@ -243,7 +256,7 @@ footer .divider:last-child { display: none; }
 }
 @media (max-width: 760px) {
   #studio { grid-template: "asking" auto "looking" auto "marking" auto / minmax(0, 1fr); }
-  #settings :is(.row, .form), #forgetting { flex-direction: column; align-items: stretch; }
+  #settings :is(.row, .form), #forgetting, #removing, #removing-by { flex-direction: column; align-items: stretch; }
   .examples { grid-template-columns: repeat(3, 82%); overflow-x: auto; padding: 2px; }
   .chips { flex-wrap: nowrap; overflow-x: auto; padding: 2px; }
   .chips button { flex: none; }
@@ -254,6 +267,7 @@ footer .divider:last-child { display: none; }
   .cards.large { grid-template-columns: repeat(3, minmax(0, 1fr)); }
   .cards.small { grid-template-columns: repeat(10, minmax(2.75rem, 1fr)); }
   .asked { grid-template-columns: 5rem minmax(0, 1fr); }
+  .drawn { grid-template-columns: 1fr 1fr; gap: .75rem; }
   #drawer:has(.opened) { max-height: 55vh; }
   .opened { grid-template-columns: 4rem minmax(0, 1fr); gap: .75rem; font-size: .8125rem; }
   .opened h3 { font-size: .875rem; }

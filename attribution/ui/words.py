@@ -1,9 +1,7 @@
 """What the page says: statuses, captions and notes, as text or escaped HTML."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from attribution.answers.forget import VISIBLE, Regenerated
 from attribution.answers.provenance import Credits
 from attribution.answers.run import Run
 from attribution.diffusion.pictures import MAX_BYTES, MAX_SIDE
@@ -35,15 +33,7 @@ BETTER = (
 NOT_HERE = "is not in this page's index"
 FOLDED = "Show nearly equal training images once."
 HISTORY = "Your finished runs, listed in this browser alone"
-FORGET = (
-    "The model takes a step that unlearns this picture (the picture, not the training images above); then the same"
-    " prompt and seed are drawn again, and two unrelated prompts as controls. What the controls lose tells how much"
-    " else the step breaks."
-)
 ASK_PROMPT = "Write above what it shows: the model reads the picture with its prompt."
-WEAKEST = f"Take the weakest step that changes the region by {VISIBLE:.0%} of the intensities' range"
-STRENGTH = "Strength, in steps that scores are measured with"
-SLIGHT, CLEAR = 0.02, 0.05  # changes of a control, of the intensities' range: seen when looked for, seen at a glance
 BEGUN = "A finished example is open below. Ask of it again, or make a picture of your own."
 NO_PICTURE = "No picture yet: generate one, or upload one."
 KEPT_PICTURE = "Stopped; the picture before is kept."
@@ -62,6 +52,7 @@ def progress(step: Progress, region: str, number: int, count: int) -> str:
     stage = {
         "unlearning": "Unlearning the picture",
         "scoring": "Scoring training images",
+        "removing": "Unlearning training images",
         "generating": "Generating",
         "gradient": "Taking its gradient",
     }.get(step.stage, step.stage)
@@ -187,53 +178,6 @@ def word_figure(word: str, picture: str) -> str:
 def searched(name: str) -> str:
     """What it means to attribute a training image."""
     return note(f"The training image {name}, taken as the picture: its own rank tells whether a method finds itself.")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A prompt's two pictures, by their addresses, and what became of it."""
-
-    prompt: str
-    before: str
-    after: str
-    title: str
-    change: str
-
-
-def forgotten(made: Sequence[tuple[Regenerated, str, str]]) -> str:
-    """Pictures before and after unlearning, the first of the query's prompt, with their addresses."""
-    if not made:
-        return ""
-    (this, *_), *others = made
-    pairs = [
-        Pair(pair.prompt, before, after, *(_lost(pair) if place else _unlearned(pair)))
-        for place, (pair, before, after) in enumerate(made)
-    ]
-    return render("words.html", "forgotten", pairs, _forgetting(this, [pair for pair, *_ in others]))
-
-
-def _unlearned(pair: Regenerated) -> tuple[str, str]:
-    whole = "" if pair.inside == pair.change else f", {pair.change:.0%} over the whole picture"
-    return "This picture", f"changed by {pair.inside:.0%}{' in the region' if whole else ''}{whole}"
-
-
-def _lost(pair: Regenerated) -> tuple[str, str]:
-    said = "as good as nothing lost" if pair.change < SLIGHT else "a little lost"
-    return "Control", f"changed by {pair.change:.1%}: {said if pair.change < CLEAR else 'something visible is lost'}"
-
-
-def _forgetting(this: Regenerated, others: Sequence[Regenerated]) -> str:
-    """The step's strength, what it did to the picture, and what the controls lost."""
-    step = f"A step {this.strength:g} times as large as the one that scores are measured with"
-    did = f"changes the region by {this.inside:.0%}"
-    if this.inside < VISIBLE:
-        did += f", which is hardly seen (from {VISIBLE:.0%} on it is)"
-    if not others:
-        return f"{step} {did}."
-    lost = max(pair.change for pair in others)
-    harm = "as good as nothing" if lost < SLIGHT else "a little" if lost < CLEAR else "something that is seen"
-    changes = " and ".join(f"{pair.change:.1%}" for pair in others)
-    return f"{step} {did}. The controls changed by {changes}: they lost {harm}."
 
 
 def note(text: str, kind: str = "plain") -> str:

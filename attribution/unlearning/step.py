@@ -1,6 +1,6 @@
 """Unlearning a picture: a Newton step on some weights, held back by the Fisher information (Eq. 4 and 5)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,16 +84,34 @@ def query_gradient(
         batch: columns in one pass, at most.
     """
 
-    def gradient(columns: range) -> dict[str, Tensor]:
+    def loss(columns: range) -> Tensor:
+        return denoising_loss(model, latents, text, bank.select(list(columns)), mask).sum() / len(bank)
+
+    yield from running_gradient(model, subset, len(bank), batch, loss)
+
+
+def running_gradient(
+    model: Model, subset: WeightSubset, count: int, batch: int, loss: Callable[[range], Tensor]
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Gradient of a sum of losses, some of them in one pass: yields (how many are done, running sum, `precise`).
+
+    Args:
+        model: at the weights of interest.
+        subset: the weights to differentiate by.
+        count: of losses.
+        batch: losses in one pass, at most.
+        loss: the sum of some of them.
+    """
+
+    def gradient(some: range) -> dict[str, Tensor]:
         with tuned(model, subset) as parameters, torch.enable_grad():
-            loss = denoising_loss(model, latents, text, bank.select(list(columns)), mask).sum() / len(bank)
-            grads = torch.autograd.grad(loss, list(parameters.values()))
+            grads = torch.autograd.grad(loss(some), list(parameters.values()))
         return dict(zip(parameters, grads, strict=True))
 
     total: dict[str, Tensor] = {}
-    for columns, part in in_batches(len(bank), batch, gradient):
+    for some, part in in_batches(count, batch, gradient):
         total = {name: total.get(name, 0) + precise(grad) for name, grad in part.items()}
-        yield columns.stop, total
+        yield some.stop, total
 
 
 def query_loss(model: Model, latents: Tensor, text: Tensor, bank: NoiseBank, mask: Tensor | None, batch: int) -> float:

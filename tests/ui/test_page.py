@@ -32,7 +32,7 @@ from playwright.sync_api import Browser, Page, expect
 from attribution.answers.forget import Regenerated
 from attribution.errors import InputError
 from attribution.scenes.compose import LATTICE, SIZE, make_scenes
-from attribution.ui import words
+from attribution.ui import again, words
 from attribution.ui.regions import Region, read_regions, shown_copy
 
 PIXELS = "document.querySelector('#picture canvas').toDataURL()"
@@ -123,6 +123,11 @@ def test_a_word_is_shown_and_answered(page: Page) -> None:
     assert len(rows_of(page)) > 5
 
 
+def test_a_word_of_the_example_that_is_open_at_first_can_be_picked(page: Page) -> None:
+    page.get_by_label("motorcycle", exact=True).check()
+    expect(page.locator("#maps img")).to_have_count(1)
+
+
 def test_objects_are_found(page: Page) -> None:
     generate(page)
     expect(page.locator("#labels input, #labels textarea")).to_have_value("red apple . motorcycle")
@@ -173,6 +178,22 @@ def test_generating_again_without_it(page: Page) -> None:
     page.click("#forget")
     expect(page.locator(".forgotten figure")).to_have_count(3, timeout=LONG)
     await_state(page, "done")
+
+
+def test_generating_again_without_training_images(page: Page) -> None:
+    """Of the example that is open: the picture without the named ones, without random ones, and two controls."""
+    page.click("#check button")
+    page.click("#named input")
+    page.locator("#named [role=option]").filter(has_text="d-trak").click()
+    page.click("#remove")
+    expect(page.locator("#removed figure")).to_have_count(4, timeout=LONG)
+    await_state(page, "done")
+    expect(page.locator("#run-status")).to_contain_text("without the 10 of d-trak")
+    expect(page.locator("#removed .told")).to_contain_text("The named images matter more to this picture")
+    expect(page.locator("#remove")).to_be_enabled()
+    generate(page)  # another picture: nothing of it can be taken away yet
+    expect(page.locator("#removal")).to_be_hidden()
+    expect(page.locator("#removed figure")).to_have_count(0)
 
 
 def test_searching_from_a_training_image(page: Page) -> None:
@@ -413,6 +434,6 @@ def test_words_escape_what_people_type() -> None:
     assert "<script>" not in words.status("error", "", "<script>")
     assert "<script>" not in words.word_figure("<script>", "data:")
     pictures = Image.new("RGB", (2, 2)), Image.new("RGB", (2, 2), (255, 0, 0))
-    told = words.forgotten([(Regenerated("<script>", *pictures, strength=1, inside=1 / 3), "data:", "data:")])
+    told = again.forgotten([(Regenerated("<script>", *pictures, strength=1, inside=1 / 3), "data:", "data:")])
     assert "<script>" not in told
     assert "changed by 33%" in told
