@@ -2,7 +2,13 @@
 
 import json
 
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -119,6 +125,17 @@ def make_scheduler() -> DDIMScheduler:
     )
 
 
+def make_sampler() -> DPMSolverMultistepScheduler:
+    """How the pictures are drawn: DPM-Solver++ as a stochastic equation (Lu et al. 2022), of the same schedule.
+
+    Its fresh noise mends what an early step got wrong: DDIM leaves out or repeats an object more often.
+    """
+    sampler: DPMSolverMultistepScheduler = DPMSolverMultistepScheduler.from_config(
+        make_scheduler().config, algorithm_type="sde-dpmsolver++", solver_order=2
+    )
+    return sampler
+
+
 def make_pipeline(
     vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
 ) -> StableDiffusionPipeline:
@@ -128,7 +145,7 @@ def make_pipeline(
         text_encoder=text_encoder.eval(),
         tokenizer=tokenizer,
         unet=unet.eval(),
-        scheduler=make_scheduler(),
+        scheduler=make_sampler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
