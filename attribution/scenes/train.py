@@ -1,6 +1,6 @@
 """Train a world's model: an autoencoder, a tokenizer, then text encoder and U-Net together.
 
-The world of 128 px grows from the finished model of 64 px: its scenes are the same at twice the size,
+The world of 128 px, which ships, grows from the finished model of 64 px: its scenes are the same at twice the size,
 so its autoencoder takes over all levels but the first and keeps near the same latents, and its U-Net and text
 encoder go on from there. That small model comes first; it may lie anywhere.
 
@@ -10,7 +10,7 @@ encoder go on from there. That small model comes first; it may lie anywhere.
     $FIRST --stage cooldown --minutes 10 --batch 32
     $FIRST --stage save
 
-    TRAIN="python -m attribution.scenes.train --side 128 --work WORK --small WORK/64/model --kept KEPT"
+    TRAIN="python -m attribution.scenes.train --work WORK --small WORK/64/model --kept KEPT"
     $TRAIN --stage status          # what there is, and what comes next
     $TRAIN --stage autoencoder --minutes 30 --learning-rate 3e-3
     $TRAIN --stage diffusion --minutes 90 --batch 64
@@ -112,7 +112,7 @@ class TrainArgs:
     small: Path = Path("work/64/model")
     out: Path = MODEL
     stage: Stage = "status"
-    side: Literal[64, 128] = 64
+    side: Literal[64, 128] = 128
     minutes: float = 40.0
     batch: int = 8
     learning_rate: float = 1e-3

@@ -60,7 +60,7 @@ CSS = """
 /* Gradio puts its own class after every comma, inside :has too, where it then matches nothing. */
 #found:not(:has(p)), #maps:not(:has(p)):not(:has(img)), #marked:not(:has(p)) { display: none; }
 .query { position: relative; }
-.query img { display: block; width: 100%; margin: 0; image-rendering: pixelated; border-radius: var(--radius-sm); }
+.query img { display: block; width: 100%; margin: 0; border-radius: var(--radius-sm); }
 .query svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 
 /* Finished runs, to open at once. */
@@ -116,9 +116,8 @@ CSS = """
 #how { align-items: start; }
 #how > * { flex: 1 1 20rem !important; min-width: 0 !important; }
 
-/* The picture: its place is kept while it is empty, its pixels stay sharp, and it is never turned. */
+/* The picture: its place is kept while it is empty, and it is never turned. */
 #picture .image-container:has(.empty) { height: auto; aspect-ratio: 1; }
-#picture canvas { image-rendering: pixelated; }
 #picture button[aria-label^=Rotate] { display: none; }
 
 .status p { margin: 0 0 .3rem; min-height: 1.4em; line-height: 1.4; font-variant-numeric: tabular-nums; }
@@ -156,7 +155,7 @@ CSS = """
 .card { position: relative; margin: 0; min-width: 0; }
 .card button { all: unset; display: block; width: 100%; cursor: pointer; box-sizing: border-box; }
 .card button:focus-visible { outline: 2px solid ACCENT; outline-offset: 2px; }
-.card img { display: block; width: 100%; aspect-ratio: 1; margin: 0; image-rendering: pixelated;
+.card img { display: block; width: 100%; aspect-ratio: 1; margin: 0;
   border-radius: var(--radius-sm); border: 1px solid var(--border-color-primary); box-sizing: border-box; }
 .card.weak img, .card.weak .score { opacity: .4; }
 .card.empty::before { content: ""; display: block; aspect-ratio: 1; box-sizing: border-box;
@@ -213,13 +212,13 @@ CSS = """
 .opened td { font-variant-numeric: tabular-nums; }
 .opened td:nth-child(2) { white-space: nowrap; }
 .opened:focus { outline: none !important; }
-.opened img { width: 100%; image-rendering: pixelated; border-radius: var(--radius-md); margin: 0; }
+.opened img { width: 100%; border-radius: var(--radius-md); margin: 0; }
 .opened h3 { font-size: 1rem; margin: 0; }
 .opened h4 { font-size: .875rem; margin: 0 0 .25rem; }
 .opened svg { max-width: 24rem; }
 #maps { display: flex; gap: .75rem; flex-wrap: wrap; }
 figure.word { margin: 0; width: 6rem; }
-figure.word img, .forgotten img { width: 100%; image-rendering: pixelated; margin: 0; border-radius: var(--radius-sm); }
+figure.word img, .forgotten img { width: 100%; margin: 0; border-radius: var(--radius-sm); }
 figcaption { font-size: .75rem; color: var(--body-text-color-subdued); }
 #forgetting, #removing, #removing-by { align-items: end; }
 .checking h2 { font-size: 1rem; margin: 0 0 .15rem; }

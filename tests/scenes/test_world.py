@@ -111,7 +111,7 @@ def test_as_any_other_index_the_shipped_one_lacks_thumbnails():
 
 def test_how_the_shipped_samples_were_chosen_is_told(embedded):
     steps = embedded[1].manifest.steps
-    assert {steps[name].made.order for name in ("fisher", "fisher-all", "ekfac")} == {"modulo"}
+    assert {steps[name].made.order for name in ("fisher", "fisher-all", "ekfac")} == {"permutation"}
 
 
 def test_customising_is_done_on_the_cpu_whatever_device_there_is(monkeypatch):
