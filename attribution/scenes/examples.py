@@ -1,6 +1,7 @@
 """Make the finished runs that open on the page at once: `python -m attribution.scenes.examples`.
 
-A box that the detector found, a word of the prompt, and an unrelated picture, which has no clear source.
+A box that the detector found, a word of the prompt whose object the picture lacks, and an unrelated picture, which has
+no clear source.
 """
 
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ def queries(model: Model, detector: Path) -> list[tuple[str, Query]]:
     worded = "a line drawing of a pineapple and a penguin on a green background"
     return [
         (named, Query(boxed, picture, 7, ((x0, y0, x1, y1),))),
-        ("", Query(worded, model.generate(worded, 3), 3, word="penguin")),
+        ("", Query(worded, model.generate(worded, 3), 3, word="pineapple")),
         ("", Query(UNRELATED, DRAWN["noise"](np.random.default_rng(12), model.resolution))),
     ]
 
