@@ -100,7 +100,7 @@ def test_a_training_picture_of_the_world_is_the_scene(embedded):
 
 
 def test_the_worlds_own_folder_is_the_world(embedded, index_folder):
-    assert open_world_or(EMBEDDED)[1].id == open_world_or(None)[1].id == embedded[1].id == "e25c112f94a6"
+    assert open_world_or(EMBEDDED)[1].id == open_world_or(None)[1].id == embedded[1].id == "8d0d6cbe91dc"
     assert open_world_or(index_folder)[1].id == Index.open(index_folder).id
 
 
