@@ -235,7 +235,7 @@ figcaption { font-size: .75rem; color: var(--body-text-color-subdued); }
 .proven { margin: .75rem 0 1rem; }
 .drawn { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 15rem)); gap: 1.25rem; }
 .drawn figure { margin: 0; min-width: 0; }
-.drawn img { display: block; width: 100%; margin: 0; image-rendering: pixelated; border-radius: var(--radius-sm); }
+.drawn img { display: block; width: 100%; margin: 0; border-radius: var(--radius-sm); }
 .drawn .strip { margin: .3rem 0 .15rem; }
 .drawn b, .drawn em { display: block; font-style: normal; color: var(--body-text-color); }
 .drawn em { font-size: .9375rem; }
