@@ -13,7 +13,7 @@ from attribution.errors import InputError
 from attribution.evaluate.locality import ROWS, LocalitySettings, available, measure, summary
 from attribution.index.features import open_feature
 from attribution.methods import METHODS
-from attribution.scenes.compose import OBJECTS, draw_scene, make_scenes
+from attribution.scenes.compose import OBJECTS, SIZE, draw_scene, make_scenes
 from attribution.scenes.customise import UNSEEN, exemplar
 from attribution.scenes.mappers import fit_mapper, recall
 from attribution.scenes.truth import locate, subjects
@@ -31,7 +31,7 @@ def test_objects_that_are_not_there_are_not_located():
     for scene in make_scenes("heldout", 6):
         picture, there = draw_scene(scene), {placed.name for placed in scene.objects}
         assert not [name for name in OBJECTS if name not in there and locate(picture, name, scene.style)]
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8))
     assert not [name for name in OBJECTS if locate(noise, name, "flat")]
 
 

@@ -2,14 +2,11 @@
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from attribution import files
-from attribution.diffusion.pipeline import Model
 from attribution.errors import IndexMismatch
 from attribution.index.data import DataSettings, open_training_set
 from attribution.index.index import Index, open_index
@@ -112,14 +109,3 @@ def test_as_any_other_index_the_shipped_one_lacks_thumbnails():
 def test_how_the_shipped_samples_were_chosen_is_told(embedded):
     steps = embedded[1].manifest.steps
     assert {steps[name].made.order for name in ("fisher", "fisher-all", "ekfac")} == {"permutation"}
-
-
-def test_customising_is_done_on_the_cpu_whatever_device_there_is(monkeypatch):
-    from attribution.scenes.customise import CustomiseArgs, customise, exemplar
-
-    monkeypatch.setattr("attribution.diffusion.pipeline.default_device", lambda: torch.device("meta"))
-    crops, words = [exemplar("lemon", "flat", "pink", (0, 0))], ["a flat drawing of a <new> on a pink background"]
-    latents = torch.zeros(1, *Model.load(EMBEDDED.parent / "model", torch.device("cpu")).latent_shape)
-    args = CustomiseArgs(Path("unused"), steps=1, batch=2, remembered=1)
-    _, loss = customise(args, crops, words, latents, ["a bus"], 0)
-    assert loss > 0
