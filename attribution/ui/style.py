@@ -147,7 +147,7 @@ CSS = """
 .answer.many { grid-template: "main agreed" auto "others others" auto / minmax(0, 3fr) minmax(0, 2fr); }
 .main { grid-area: main; } .agreed { grid-area: agreed; }
 .others { grid-area: others; display: grid; gap: .25rem 2rem; align-content: start; }
-.many .others { grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
+.many .others { grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); }
 .ranking { min-width: 0; }
 .cards { list-style: none; display: grid; gap: .6rem; margin: .4rem 0 1rem; padding: 0; }
 .cards.large { grid-template-columns: repeat(5, minmax(0, 1fr)); }
