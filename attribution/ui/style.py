@@ -257,6 +257,7 @@ footer .divider:last-child { display: none; }
   #studio { grid-template: "asking" auto "looking" auto "marking" auto / minmax(0, 1fr); }
   #settings :is(.row, .form), #forgetting, #removing, #removing-by { flex-direction: column; align-items: stretch; }
   .examples { grid-template-columns: repeat(3, 82%); overflow-x: auto; padding: 2px; }
+  #boxes .cell-wrap { padding-inline: 4px; }
   .chips { flex-wrap: nowrap; overflow-x: auto; padding: 2px; }
   .chips button { flex: none; }
   .chips .any { order: -1; }
