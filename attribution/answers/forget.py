@@ -1,6 +1,6 @@
 """Generate again without it: the same prompt and seed, and two unrelated prompts, from the model that unlearned."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
@@ -151,10 +151,7 @@ def _regenerate(
     def draw(prompt: str) -> Image.Image:
         return model.generate(prompt, query.seed or 0, generate, on_step=lambda *_: check_stop(stop))
 
-    before = []
-    for prompt in prompts:
-        before.append(draw(prompt))
-        yield course.at("generating", steps)
+    before = yield from drawn(draw, prompts, steps, course)
     with unlearned(model, unlearn.weights or index.weights) as weights:
         start, before_it = {name: weight.clone() for name, weight in weights.items()}, 0
         for taken in unlearn_query(model, index, asked, unlearn, weights):
@@ -163,16 +160,34 @@ def _regenerate(
             before_it = taken.predictions
         step = {name: weight - start[name] for name, weight in weights.items()}
         weakest = weakest_visible(weights, start, step, tried, asked, before[0], partial(draw, query.prompt))
-        trials = []
-        for trial in weakest:
-            trials.append(trial)
-            yield course.at("generating", steps)
-        yield course.at("generating", steps * (len(tried) - len(trials)))
-        yield trials[-1]
+        without = yield from settled(weakest, len(tried), steps, course)
+        yield without
         for prompt, first in zip(prompts[1:], before[1:], strict=True):
-            after = draw(prompt)
-            yield course.at("generating", steps)
-            yield Regenerated(prompt, first, after, trials[-1].strength, change(first, after))
+            (after,) = yield from drawn(draw, [prompt], steps, course)
+            yield Regenerated(prompt, first, after, without.strength, change(first, after))
+
+
+def drawn(
+    draw: Callable[[str], Image.Image], prompts: Sequence[str], steps: int, course: Course
+) -> Generator[Progress, None, list[Image.Image]]:
+    """Pictures of some prompts, with Progress after each."""
+    pictures = []
+    for prompt in prompts:
+        pictures.append(draw(prompt))
+        yield course.at("generating", steps)
+    return pictures
+
+
+def settled(
+    trials: Iterator[Regenerated], most: int, steps: int, course: Course
+) -> Generator[Progress, None, Regenerated]:
+    """The last of some trials, with Progress after each; of those that were not needed too."""
+    made = []
+    for trial in trials:
+        made.append(trial)
+        yield course.at("generating", steps)
+    yield course.at("generating", steps * (most - len(made)))
+    return made[-1]
 
 
 def move(weights: dict[str, Tensor], start: dict[str, Tensor], step: dict[str, Tensor], strength: float = 1.0) -> None:

@@ -19,7 +19,9 @@ from attribution.answers.forget import (
     change,
     check_again,
     controls,
+    drawn,
     move,
+    settled,
     strengths,
     weakest_visible,
 )
@@ -155,20 +157,20 @@ class _Removal:
         """See `regenerate_without`."""
         prompt, *others = [self.asked.query.prompt, *controls(self.asked.query.prompt, self.index.captions)]
         course = self.course(len(named.rows) + len(beside.rows), 2 * (1 + len(others)) + len(tried))
-        before = yield from self.drawn([prompt, *others], course)
+        before = yield from drawn(self.draw, [prompt, *others], self.steps, course)
         with unlearned(self.model, self.settings.weights or self.index.weights) as weights:
             start = {name: weight.clone() for name, weight in weights.items()}
             step = yield from self.step_of(named, weights, start, course)
             other = yield from self.step_of(beside, weights, start, course)
             trials = weakest_visible(weights, start, step, tried, self.asked, before[0], partial(self.draw, prompt))
-            without = yield from self.settled(trials, len(tried), course)
+            without = yield from settled(trials, len(tried), self.steps, course)
             yield without
             move(weights, start, other, without.strength)
-            (after,) = yield from self.drawn([prompt], course)
+            (after,) = yield from drawn(self.draw, [prompt], self.steps, course)
             yield Regenerated(prompt, before[0], after, without.strength, change(before[0], after, self.mask))
             move(weights, start, step, without.strength)
             for control, first in zip(others, before[1:], strict=True):
-                (after,) = yield from self.drawn([control], course)
+                (after,) = yield from drawn(self.draw, [control], self.steps, course)
                 yield Regenerated(control, first, after, without.strength, change(first, after))
 
     @property
@@ -183,22 +185,13 @@ class _Removal:
 
     def course(self, images: int, pictures: int) -> Course:
         """How far it is, at the beginning."""
-        gradients = self.settings.steps * self.settings.timesteps * self.settings.noises
-        return Course(gradients * images + self.steps * pictures)
+        return Course(self.settings.predictions * images + self.steps * pictures)
 
     def draw(self, prompt: str) -> Image.Image:
         """A picture from the weights that the model has now."""
         return self.model.generate(
             prompt, self.asked.query.seed or 0, self.generate, on_step=lambda *_: check_stop(self.stop)
         )
-
-    def drawn(self, prompts: Sequence[str], course: Course) -> Generator[Progress, None, list[Image.Image]]:
-        """Pictures of some prompts, with Progress after each."""
-        pictures = []
-        for prompt in prompts:
-            pictures.append(self.draw(prompt))
-            yield course.at("generating", self.steps)
-        return pictures
 
     def step_of(
         self, named: Named, weights: dict[str, Tensor], start: dict[str, Tensor], course: Course
@@ -213,14 +206,3 @@ class _Removal:
         for name, weight in weights.items():
             weight.copy_(start[name])
         return step
-
-    def settled(
-        self, trials: Iterator[Regenerated], most: int, course: Course
-    ) -> Generator[Progress, None, Regenerated]:
-        """The last of some trials, with Progress after each; of those that were not needed too."""
-        made = []
-        for trial in trials:
-            made.append(trial)
-            yield course.at("generating", self.steps)
-        yield course.at("generating", self.steps * (most - len(made)))
-        return made[-1]
