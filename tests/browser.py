@@ -193,6 +193,7 @@ def draw_by_finger(page: Page, x0: float, y0: float, x1: float, y1: float) -> No
 def _drag(page: Page, x0: float, y0: float, x1: float, y1: float) -> list[tuple[float, float]]:
     """Points on the screen, from one corner to the other."""
     canvas = page.locator("#picture canvas")
+    expect(canvas).to_be_visible()  # it has no height before its picture has come
     canvas.scroll_into_view_if_needed()
     around = canvas.bounding_box()
     assert around is not None
