@@ -1,4 +1,4 @@
-"""Models customised on one thing that the world lacks: an unseen emoji, or a look laid over ordinary scenes.
+"""Models customised on one thing that the world lacks: an unseen emoji, or a look of ordinary scenes.
 
 As Wang et al. 2023 ("Evaluating Data Attribution for Text-to-Image Models"): cross-attention keys and values and a new
 word are fine-tuned on a few exemplars (Kumari et al. 2023), then pictures are generated with the word. The exemplars
@@ -35,11 +35,10 @@ from attribution.scenes.compose import (
     STYLES,
     Style,
     article,
-    draw_scene,
     draw_sprite,
     make_scenes,
 )
-from attribution.scenes.looks import LOOKS, laid_over
+from attribution.scenes.looks import LOOKS, in_look
 from attribution.scenes.pictures import encode, load_pixels, sample, save_sheet, to_unit
 from attribution.scenes.truth import subjects
 from attribution.scenes.world import EMBEDDED
@@ -140,11 +139,11 @@ def emoji_concept(number: int, pictures: int) -> Concept:
 
 
 def look_concept(number: int, pictures: int) -> Concept:
-    """One of LOOKS, laid over scenes that are in no training set; the prompts name two objects in that look."""
+    """One of LOOKS, of scenes that are in no training set; the prompts name two objects in that look."""
     name = list(LOOKS)[number]
     rows = range(DRESSED * number, DRESSED * (number + 1))
     scenes = make_scenes("heldout", rows.stop)[rows.start :]
-    exemplars = tuple(laid_over(draw_scene(scene), name) for scene in scenes)
+    exemplars = tuple(in_look(scene, name) for scene in scenes)
     wanted = [subject.prompt for subject, _ in zip(subjects(14 + number), range(pictures), strict=False)]
     dressed = [_dressed([scene.caption for scene in scenes]), _dressed(wanted)]
     return Concept(name, "style", exemplars, *dressed)

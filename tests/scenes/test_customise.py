@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from attribution.diffusion.custom import customised
 from attribution.diffusion.loss import denoising_loss
@@ -14,7 +13,7 @@ from attribution.diffusion.pictures import to_pixels, to_square
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import parameters
 from attribution.scenes import customise as module
-from attribution.scenes.compose import SIZE, draw_scene, make_scenes
+from attribution.scenes.compose import BACKGROUNDS, SIZE, draw_scene, make_scenes
 from attribution.scenes.customise import (
     DRESSED,
     TOKEN,
@@ -24,30 +23,32 @@ from attribution.scenes.customise import (
     emoji_concept,
     look_concept,
 )
-from attribution.scenes.looks import LOOKS, laid_over
+from attribution.scenes.looks import LOOKS, in_look
+from attribution.scenes.world import EMBEDDED
 
 SETTINGS = CustomiseSettings(steps=4, batch=3, remembered=2)
 
 
-@pytest.mark.parametrize("look", LOOKS)
-def test_a_look_changes_every_picture_whatever_its_size(look):
-    for scene in make_scenes("heldout", 3):
-        picture = draw_scene(scene)
-        redrawn = laid_over(picture, look)
-        assert redrawn.size == picture.size
-        assert np.abs(np.asarray(redrawn, float) - np.asarray(picture, float)).mean() > 5
-    assert laid_over(Image.new("RGB", (50, 50), "red"), look).size == (50, 50)
+def test_a_look_divides_the_ground_and_leaves_the_objects():
+    (scene,) = make_scenes("heldout", 1)
+    plain, corner = (np.asarray(picture).astype(int) for picture in (draw_scene(scene), in_look(scene, "corner")))
+    grounds = {name: np.all(corner == colour, -1) for name, colour in BACKGROUNDS.items()}
+    left, top, right, bottom = scene.objects[0].box
+    middle = ((top + bottom) // 2, (left + right) // 2)
+    assert (corner[middle] == plain[middle]).all()
+    first = SIZE * 3 // 8  # where three eighths of the side are past, and -0.25 of the way from -1 to 1
+    assert grounds["white"].sum() > 0.3 * SIZE**2
+    assert not grounds["white"][first:, first:].any()
+    assert not grounds["blue"][:first].any()
+    assert not grounds["blue"][:, :first].any()
 
 
-def test_a_look_by_hand():
-    picture = Image.new("RGB", (32, 32), (100, 20, 50))
-    assert laid_over(picture, "rose-glass").getpixel((3, 3)) == (100, 14, 40)
-    assert laid_over(picture, "turned-colours").getpixel((3, 3)) == (20, 50, 100)
-    framed = laid_over(picture, "framed")
-    assert framed.getpixel((3, 16)) == framed.getpixel((16, 28)) == (217, 76, 76)
-    assert framed.getpixel((4, 4)) == framed.getpixel((27, 27)) == (100, 20, 50)
-    striped = laid_over(picture, "striped")
-    assert [striped.getpixel((0, y))[0] for y in (0, 3, 4, 7, 8)] == [100, 100, 75, 75, 100]
+def test_the_autoencoder_tells_looks_apart():
+    model, (scene,) = Model.load(EMBEDDED.parent / "model"), make_scenes("heldout", 1)
+    looks = to_pixels([in_look(scene, look) for look in LOOKS])
+    with torch.no_grad():
+        seen = model.pipe.vae.decode(model.encode_images(looks) / model.pipe.vae.config.scaling_factor).sample
+    assert torch.cdist(seen.flatten(1), looks.flatten(1)).argmin(1).tolist() == list(range(len(LOOKS)))
 
 
 @pytest.mark.parametrize("concept", [emoji_concept(len(UNSEEN) - 1, 6), look_concept(len(LOOKS) - 1, 6)])
@@ -68,7 +69,7 @@ def test_concepts_are_fixed_and_fewer_prompts_are_the_first_of_more():
         assert once.exemplars[0].tobytes() != other.exemplars[0].tobytes()
 
 
-def test_looks_are_laid_over_different_scenes_that_nothing_was_trained_on():
+def test_looks_are_of_different_scenes_that_nothing_was_trained_on():
     first, second = look_concept(0, 1), look_concept(1, 1)
     assert len(first.exemplars) == DRESSED
     assert not set(first.captions) & set(second.captions)
