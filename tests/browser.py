@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from filelock import FileLock
-from playwright.sync_api import Browser, Error, Page, Playwright, expect
+from playwright.sync_api import Browser, BrowserContext, Error, Page, Playwright, expect
 
 from attribution.diffusion.pipeline import Model
 from attribution.query.query import Box
@@ -75,10 +75,10 @@ def _quiet(*command: str) -> None:
 
 
 @contextmanager
-def served(log: Path, temporary: Path) -> Iterator[str]:
+def served(log: Path, temporary: Path, index: Path | None = None) -> Iterator[str]:
     """The page's address while app.py serves it on a free port."""
     port = free_port()
-    command = [sys.executable, "app.py", "--index", str(index_folder()), "--port", str(port)]
+    command = [sys.executable, "app.py", "--index", str(index or index_folder()), "--port", str(port)]
     environment = {**os.environ, "GRADIO_TEMP_DIR": str(temporary), "PYTHONUNBUFFERED": "1"}
     address = f"http://127.0.0.1:{port}"
     with log.open("w") as output:
@@ -124,14 +124,28 @@ expect.set_options(timeout=60_000)
 def visit(chromium: Browser, address: str, width: int = 1280, touch: bool = False) -> Iterator[Page]:
     """A visitor of their own; afterwards, nothing may have been asked of another machine."""
     context = chromium.new_context(viewport={"width": width, "height": 900}, has_touch=touch, is_mobile=touch)
+    yield from _look(context.new_page(), address)
+    context.close()
+
+
+def visit_in(context: BrowserContext, address: str) -> Iterator[Page]:
+    """A visitor whose browser has the page's scripts already, and nothing else of who came before; as `visit`."""
     page = context.new_page()
+    context.clear_cookies()
+    context.clear_permissions()
+    about = {"origin": address, "storageTypes": "all"}
+    context.new_cdp_session(page).send("Storage.clearDataForOrigin", about)
+    yield from _look(page, address)
+
+
+def _look(page: Page, address: str) -> Iterator[Page]:
     page.set_default_timeout(120_000)
     hosts: set[str | None] = set()
     page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
     page.goto(address)
     page.wait_for_selector("#boxes .virtual-row")
     yield page
-    context.close()
+    page.close()
     assert hosts <= {"127.0.0.1", None}
 
 

@@ -1,6 +1,7 @@
 """A tiny random pipeline, a folder of eight captioned pictures, and an index of the two."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from browser import launch, served, visit
+from browser import launch, served, visit, visit_in
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from networks import tiny_clip, tiny_dinov2, tiny_mappers, tiny_vit
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -53,7 +54,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Bits are promised on the CPU alone."""
+    """Files with a browser begin, as they take longest; bits are promised on the CPU alone."""
+    long = {item.path for item in items if "chromium" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path not in long)
     if (where := config.getoption("--device")) != "cpu":
         skip = pytest.mark.skip(reason=f"{where} does not add in the same order each time")
         for item in items:
@@ -62,9 +65,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Workers share the cores."""
+    """Workers share the cores, and so do the processes that they start."""
     if workers := getattr(config, "workerinput", {}).get("workercount"):
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+        os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -371,9 +375,17 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(scope="session")
+def window(chromium: Browser) -> Iterator[BrowserContext]:
+    """Where one visitor follows the other."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+    yield context
+    context.close()
+
+
 @pytest.fixture
-def page(chromium: Browser, address: str) -> Iterator[Page]:
-    yield from visit(chromium, address)
+def page(window: BrowserContext, address: str) -> Iterator[Page]:
+    yield from visit_in(window, address)
 
 
 @pytest.fixture

@@ -3,16 +3,12 @@
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import (
-    EDITING,
-    IN_TABLE,
     await_state,
     corners,
     draw_by_finger,
     early_ranking,
     generate,
-    rows_of,
     visit,
-    working,
 )
 from playwright.sync_api import Browser, Page, expect
 
@@ -21,7 +17,6 @@ from attribution.scenes.compose import SIZE
 SEVERE = ("serious", "critical")
 # Gradio's own, by rule and by the target that axe names
 GRADIOS: dict[str, tuple[str, ...]] = {"nested-interactive": (".toast-header",)}
-MOST_TABS = 150
 
 
 def violations(page: Page) -> list[tuple[str, str]]:
@@ -36,15 +31,6 @@ def violations(page: Page) -> list[tuple[str, str]]:
         for target in [" ".join(map(str, node["target"]))]
         if not any(known in target for known in GRADIOS.get(rule["id"], ()))
     ]
-
-
-def tab_to(page: Page, selector: str) -> None:
-    """Press Tab until what has the focus is, or is in, the selector."""
-    for _ in range(MOST_TABS):
-        page.keyboard.press("Tab")
-        if page.evaluate("(selector) => Boolean(document.activeElement?.closest(selector))", selector):
-            return
-    raise AssertionError(f"{MOST_TABS} tabs do not reach {selector}")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -72,33 +58,6 @@ def test_axe_finds_nothing_severe(chromium: Browser, address: str, theme: str) -
         await_state(page, "error")
         expect(page.locator("#attribute")).to_be_enabled()
         assert violations(page) == []
-
-
-def test_the_keyboard_alone(page: Page) -> None:
-    """Generate, type a box, attribute, open a training image, by Tab, Enter and digits."""
-    tab_to(page, "#generate")
-    with working(page):
-        page.keyboard.press("Enter")
-    expect(page.locator("#picture-note")).to_contain_text("seed 7.")
-    page.locator("#generate").focus()
-    tab_to(page, "#boxes [role=gridcell]")
-    for number in (None, 8, 8, 48, 48):
-        if number is not None:
-            page.keyboard.press("Enter")
-            page.wait_for_function(EDITING)
-            page.keyboard.type(str(number))
-            page.keyboard.press("Enter")
-            page.wait_for_function(IN_TABLE)
-        page.keyboard.press("ArrowRight")
-    page.locator("#clear").focus()
-    tab_to(page, "#attribute")
-    page.keyboard.press("Enter")
-    await_state(page, "done")
-    expect(page.locator("#run-status")).to_contain_text("box 1")
-    page.locator("#top-k, #settings button").first.focus()
-    tab_to(page, ".large .card[data-row]")
-    page.keyboard.press("Enter")
-    expect(page.locator(".opened")).to_contain_text(f"row {rows_of(page)[0]} of")
 
 
 def test_a_phone_needs_no_sideways_scroll(chromium: Browser, address: str) -> None:

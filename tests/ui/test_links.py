@@ -2,19 +2,11 @@
 
 import time
 
-import httpx
-from browser import await_state, boxes_of, corners, draw, early_ranking, generate, rows_of
+from browser import await_state, boxes_of, corners, draw, early_ranking, generate
 from PIL import Image
 from playwright.sync_api import Page, expect
 
 from attribution.scenes.compose import LATTICE
-
-
-def attribute_quickly(page: Page) -> None:
-    page.click("#settings button")
-    page.fill("#top-k input", "3")
-    page.click("#attribute")
-    await_state(page, "done")
 
 
 def await_boxes(page: Page, count: int) -> None:
@@ -22,41 +14,6 @@ def await_boxes(page: Page, count: int) -> None:
     while (found := len(corners(page))) != count:
         assert time.monotonic() < until, f"there are {found} boxes, not {count}"
         page.wait_for_timeout(200)
-
-
-def test_the_address_follows_the_run_and_reload_and_back_keep_the_work(page: Page, address: str) -> None:
-    generate(page)
-    for word in ("apple", "motorcycle"):
-        page.get_by_label(word, exact=True).check()
-    attribute_quickly(page)
-    page.wait_for_url("**/?run=*")
-    link, shown = page.url, rows_of(page)
-    assert len(link.partition("run=")[2].split(",")) == 2  # one link for both regions
-    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    for place in (0, 1):  # which every panel's button copies
-        page.get_by_role("tab").nth(place).click()
-        page.evaluate("navigator.clipboard.writeText('')")
-        page.locator(".kept:visible [data-copy]").click()
-        page.wait_for_function("(link) => navigator.clipboard.readText().then((text) => text === link)", arg=link)
-    page.get_by_role("tab").nth(0).click()
-    first = link.partition("run=")[2].split(",")[0]
-    page.reload()
-    expect(page.locator(".kept:visible")).to_have_attribute("data-run", first)  # not the example of the first view
-    expect(page.locator("#run-status")).to_contain_text("“motorcycle”")
-    tabs = page.get_by_role("tab").filter(visible=True)
-    expect(tabs).to_have_text(["1 · the word “apple”", "2 · the word “motorcycle”"])
-    assert rows_of(page) == shown
-    expect(page.locator("#acts")).to_be_in_viewport()  # it opens at the answer
-    generate(page, seed=8)
-    page.wait_for_url(lambda url: "run=" not in url)
-    page.go_back()
-    expect(page.locator(".kept:visible")).to_have_attribute("data-run", first)
-    assert page.url == link
-    assert rows_of(page) == shown
-    html = httpx.get(link).text
-    assert f'<meta property="og:image" content="{address}/runs/{first}.png">' in html
-    assert "Click to try out the app" not in html
-    assert httpx.get(f"{address}/runs/{first}.png").headers["content-type"] == "image/png"
 
 
 def test_boxes_are_refused_where_they_are_drawn(page: Page, tmp_path) -> None:

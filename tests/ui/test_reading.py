@@ -105,29 +105,6 @@ def test_an_example_is_drawn_on(page: Page) -> None:
     assert run["query"]["boxes"][0] in corners(page)
 
 
-def test_a_visitors_own_runs_are_there_after_a_reload(page: Page) -> None:
-    expect(page.locator("#history")).to_be_hidden()
-    generate(page)
-    page.fill("#labels input, #labels textarea", "motorcycle")
-    page.click("#find")
-    expect(page.locator("#found")).to_contain_text("Found by")
-    page.click("#settings button")
-    page.fill("#top-k input", "3")
-    page.click("#attribute")
-    await_state(page, "done")
-    run, shown = page.locator(".kept:visible").get_attribute("data-run"), rows_of(page)
-    expect(page.locator("#history")).to_be_visible()
-    page.reload()
-    page.click("#history input")
-    chosen = page.get_by_role("option").first
-    expect(chosen).to_contain_text("· motorcycle")
-    chosen.click()
-    expect(page.locator(".kept:visible")).to_have_attribute("data-run", str(run))
-    expect(page.get_by_role("tab", name="1 · motorcycle")).to_be_visible()
-    assert rows_of(page) == shown
-    expect(page.locator("#seed input")).to_have_value("7")
-
-
 def test_an_image_is_marked_in_every_ranking(page: Page) -> None:
     open_example(page, "A box")
     card = shared_card(page)
@@ -223,23 +200,6 @@ def test_while_a_run_is_under_way_images_open_and_stop_stays_in_sight(page: Page
     expect(page.locator("#stop")).to_be_in_viewport()
     page.click("#stop")
     await_state(page, "stopped")
-
-
-def test_the_answer_of_the_first_region_can_be_read_while_the_second_is_under_way(page: Page) -> None:
-    generate(page)
-    for word in ("apple", "motorcycle"):
-        page.get_by_label(word, exact=True).check()
-    page.click("#settings button")
-    page.fill("#top-k input", "5")
-    page.click("#attribute")
-    page.wait_for_function(
-        "document.querySelector('#run-status')?.innerText.includes('region 2 of 2')", timeout=180_000
-    )
-    page.locator(".large:visible .card[data-row] button").first.click()
-    expect(page.locator(".opened svg")).to_be_visible()
-    page.click("#stop")
-    await_state(page, "stopped")
-    expect(page.locator(".kept:visible")).to_contain_text("ZIP")
 
 
 def test_an_example_takes_the_place_of_a_run_that_works(page: Page) -> None:
