@@ -1,5 +1,6 @@
 """A browser, a served page, and what a person does there: Chromium is found or installed, app.py runs as it is."""
 
+import json
 import os
 import shutil
 import socket
@@ -8,6 +9,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,6 +174,24 @@ def generate(page: Page, prompt: str = PROMPT, seed: int = 7) -> None:
         page.click("#generate")
     expect(page.locator("#picture-note")).to_contain_text(f"seed {seed}.")
     expect(page.locator("#picture canvas")).to_be_visible()
+
+
+def examples() -> dict[str, dict]:
+    """Runs that ship with the index, by id."""
+    runs = {}
+    for path in (index_folder().parent / "examples").glob("*.zip"):
+        with zipfile.ZipFile(path) as archive:
+            runs[path.stem] = json.loads(archive.read("run.json"))
+    return runs
+
+
+def open_example(page: Page, kind: str) -> dict:
+    """Click the example whose title begins so; returns its run."""
+    button = page.locator(".examples button").filter(has_text=kind)
+    run = examples()[button.get_attribute("data-run") or ""]
+    button.click()
+    expect(page.locator("#run-status")).to_contain_text(f"Opened run {run['id']}")
+    return run
 
 
 def objects_there() -> dict[str, Box]:

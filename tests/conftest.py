@@ -320,6 +320,15 @@ def two_checkpoints(index_folder: Path, model32: Model, extend_all: Callable[...
     return opened
 
 
+@pytest.fixture(scope="module")
+def few_gradients() -> Iterator[None]:
+    """Candidates are asked with few gradients: how many there are is not what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        quick = AttributeSettings(unlearn=UnlearnSettings(timesteps=3, noises=1))
+        patch.setattr("attribution.evaluate.candidates.AttributeSettings", lambda: quick)
+        yield
+
+
 # The command line
 
 

@@ -1,5 +1,6 @@
 """Batches that grow smaller where the device's memory is too small, and what is then computed."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -76,12 +77,20 @@ def small_device(monkeypatch):
     return limit
 
 
+@pytest.fixture(scope="module")
+def projected(index, model, extend_all, tmp_path_factory):
+    """The float64 model's index with EK-FAC and gradients of few dimensions."""
+    folder = shutil.copytree(index.path, tmp_path_factory.mktemp("projected") / "index")
+    extend_all(folder, model, dimension=64, ekfac=True, gradients=("loss", "d-trak", "influence"))
+    return Index.open(folder)
+
+
 @pytest.mark.parametrize("method", ["unlearning", "unlearning+", "influence", "trak", "d-trak"])
-def test_a_small_device_gives_the_same_answer(exact_index, model, query, small_device, method):
+def test_a_small_device_gives_the_same_answer(projected, model, query, small_device, method):
     wanted = AttributeSettings(top_k=8, unlearn=UnlearnSettings(timesteps=9, batch=16), batch=12)
     settings = fitting(wanted, method)
-    *_, roomy = attribute(model, exact_index, query, settings)
-    *_, tight = attribute(small_device(model), exact_index, query, settings)
+    *_, roomy = attribute(model, projected, query, settings)
+    *_, tight = attribute(small_device(model), projected, query, settings)
     assert [result.row for result in tight.results] == [result.row for result in roomy.results]
     scores = [[result.score for result in each.results] for each in (tight, roomy)]
     np.testing.assert_allclose(*scores, rtol=1e-4)

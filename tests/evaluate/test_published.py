@@ -18,6 +18,8 @@ SETTINGS = RetrievalSettings(2, 3, 5, ("clip", "unlearning"), k=3)
 FLAGS = ("--models", "2", "--pictures", "3", "--scenes", "5", "--k", "3", "--methods", "clip", "unlearning")
 PLACES = {"bird_0008": ("imagenet", "bird", ["media", "gpt"]), "monet": ("artchive", None, ["gpt", "object"])}
 
+pytestmark = pytest.mark.usefixtures("few_gradients")
+
 
 @pytest.fixture
 def root(tmp_path, model32):

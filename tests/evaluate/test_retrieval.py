@@ -32,6 +32,8 @@ FLAGS = (
     *("--customise_learning_rate", "0.05"),
 )
 
+pytestmark = pytest.mark.usefixtures("few_gradients")
+
 
 def run(folder, index, settings=SETTINGS):
     cases = own_cases(folder, index.id, settings)
@@ -45,7 +47,7 @@ def ranks(folder):
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory, full_index):
+def done(tmp_path_factory, full_index, few_gradients):
     """A folder with two models and all that two methods say of them."""
     folder = tmp_path_factory.mktemp("retrieval")
     steps, _ = run(folder, full_index)

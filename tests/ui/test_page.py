@@ -19,6 +19,7 @@ from browser import (
     early_ranking,
     generate,
     objects_there,
+    open_example,
     rows_of,
     toast,
     type_box,
@@ -212,7 +213,7 @@ def test_visitors_do_not_see_each_other(page: Page, other: Page) -> None:
 )
 def test_a_bad_box(page: Page, box: tuple[float, ...], said: str) -> None:
     """Refused where it is typed as soon as it is whole, and by Attribute; it stays, to be mended."""
-    generate(page)
+    prompt = open_example(page, "An upload")["query"]["prompt"]
     type_box(page, *box)
     if len(box) == 4:
         expect(page.locator("#marked")).to_contain_text(said)
@@ -221,12 +222,11 @@ def test_a_bad_box(page: Page, box: tuple[float, ...], said: str) -> None:
     assert said in toast(page)
     expect(page.locator("#run-status")).to_contain_text(said)
     assert [cell for cell in boxes_of(page)[0] if cell] == [str(number) for number in box]
-    expect(page.locator("#prompt textarea")).to_have_value(PROMPT)
+    expect(page.locator("#prompt textarea")).to_have_value(prompt)
     expect(page.locator("#attribute")).to_be_enabled()
 
 
 def test_an_empty_prompt_and_bad_seeds(page: Page) -> None:
-    generate(page)
     page.fill("#prompt textarea", "  ")
     page.click("#generate")
     expect(page.locator("#picture-note")).to_contain_text("The prompt is empty")
@@ -243,7 +243,6 @@ def test_an_empty_prompt_and_bad_seeds(page: Page) -> None:
 
 
 def test_a_bad_k(page: Page) -> None:
-    generate(page)
     page.click("#settings button")
     page.wait_for_timeout(1000)  # Gradio mounts what an accordion hides when it opens
     page.fill("#top-k input", "0")

@@ -1,12 +1,10 @@
 """What can be done with an answer on the page: examples, the visitor's own runs, marked and opened images."""
 
 import io
-import json
 import re
-import zipfile
 
 import pytest
-from browser import await_state, corners, draw, early_ranking, generate, index_folder, rows_of
+from browser import await_state, corners, draw, early_ranking, examples, generate, open_example, rows_of
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
@@ -16,24 +14,6 @@ CUT_OFF = """(selector) => [...document.querySelectorAll(selector)].filter((each
     if (getComputedStyle(around).overflowX !== "visible" &&
         each.getBoundingClientRect().right > around.getBoundingClientRect().right + 1) return true;
 }).map((each) => each.outerHTML.slice(0, 200))"""
-
-
-def examples() -> dict[str, dict]:
-    """Runs that ship with the index, by id."""
-    runs = {}
-    for path in (index_folder().parent / "examples").glob("*.zip"):
-        with zipfile.ZipFile(path) as archive:
-            runs[path.stem] = json.loads(archive.read("run.json"))
-    return runs
-
-
-def open_example(page: Page, kind: str) -> dict:
-    """Click the example whose title begins so; returns its run."""
-    button = page.locator(".examples button").filter(has_text=kind)
-    run = examples()[button.get_attribute("data-run") or ""]
-    button.click()
-    expect(page.locator("#run-status")).to_contain_text(f"Opened run {run['id']}")
-    return run
 
 
 def shared_card(page: Page) -> Locator:
