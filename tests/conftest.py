@@ -205,17 +205,44 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_pipeline(tmp_path_factory.mktemp("tiny") / "model", "v_prediction")
 
 
+@pytest.fixture(scope="session")
+def once() -> Callable[[object, Callable[[], Any]], Any]:
+    """Makes what has a key once; pytest ends a session's fixture whenever its parameter changes, twice in each file."""
+    made: dict[object, Any] = {}
+
+    def get(key: object, make: Callable[[], Any]) -> Any:
+        if key not in made:
+            made[key] = make()
+        return made[key]
+
+    return get
+
+
 @pytest.fixture(scope="session", params=["epsilon", "v_prediction"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, device: torch.device) -> Model:
+def model(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, device: torch.device, once: Callable
+) -> Model:
     """A tiny model in float64, of each prediction type in turn."""
-    folder = save_tiny_pipeline(tmp_path_factory.mktemp(request.param) / "model", request.param)
-    return Model.load(folder, device, torch.float64)
+
+    def make() -> Model:
+        folder = save_tiny_pipeline(tmp_path_factory.mktemp(request.param) / "model", request.param)
+        return Model.load(folder, device, torch.float64)
+
+    made: Model = once(request.param, make)
+    return made
 
 
 @pytest.fixture(scope="session")
-def index(model: Model, tiny_settings: BuildSettings, tmp_path_factory: pytest.TempPathFactory) -> Index:
+def index(
+    model: Model, tiny_settings: BuildSettings, tmp_path_factory: pytest.TempPathFactory, once: Callable
+) -> Index:
     """The index of the eight pictures and the float64 model."""
-    return Index.open(build_all(tmp_path_factory.mktemp("index") / "index", model, tiny_settings))
+
+    def make() -> Index:
+        return Index.open(build_all(tmp_path_factory.mktemp("index") / "index", model, tiny_settings))
+
+    made: Index = once(("index", model.source), make)
+    return made
 
 
 @pytest.fixture(scope="session")
@@ -298,12 +325,21 @@ def plain_copy(index_folder: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def exact_index(
-    index: Index, model: Model, extend_all: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+    index: Index,
+    model: Model,
+    extend_all: Callable[..., None],
+    tmp_path_factory: pytest.TempPathFactory,
+    once: Callable,
 ) -> Index:
     """The float64 model's index with EK-FAC and unprojected gradients."""
-    folder = Path(shutil.copytree(index.path, tmp_path_factory.mktemp("exact") / "index"))
-    extend_all(folder, model, dimension=8192, ekfac=True, gradients=("loss", "d-trak", "influence"))
-    return Index.open(folder)
+
+    def make() -> Index:
+        folder = Path(shutil.copytree(index.path, tmp_path_factory.mktemp("exact") / "index"))
+        extend_all(folder, model, dimension=8192, ekfac=True, gradients=("loss", "d-trak", "influence"))
+        return Index.open(folder)
+
+    made: Index = once(("exact", model.source), make)
+    return made
 
 
 @pytest.fixture(scope="session")
