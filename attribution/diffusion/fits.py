@@ -55,8 +55,8 @@ def check_scheduler(source: str, scheduler: Any) -> None:
     flow = config.get("use_flow_sigmas") or "flow" in str(config.get("prediction_type"))
     if not hasattr(scheduler, "alphas_cumprod") or flow:
         raise InputError(
-            f"{source} has the scheduler {name}, whose noise is not that of denoising diffusion (flow matching, EDM);"
-            f" {FITS}, with a scheduler such as DDIM, PNDM, Euler or DPM-Solver"
+            f"{source} has the scheduler {name}, whose noise is not that of denoising diffusion (flow matching, EDM,"
+            f" consistency); {FITS}, with a scheduler such as DDIM, PNDM, Euler or DPM-Solver"
         )
     if (predicted := config.get("prediction_type", "epsilon")) not in PREDICTIONS:
         raise InputError(f"{source} predicts {predicted!r}; accepted are 'epsilon' and 'v_prediction' schedulers")

@@ -16,16 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.tensors import read_notes, read_tensors
-from attribution.errors import InputError
+from attribution.errors import HUB, InputError, WeightsUnavailable, reason
 
 DIFFUSERS = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 PEFT = ("adapter_model.safetensors", "adapter_model.bin")
 PEFT_CONFIG = "adapter_config.json"
 NOTES = "lora_adapter_metadata"  # of diffusers' files: PEFT's configuration of each part
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 ACCEPTED = "accepted are LoRAs in the format of diffusers, PEFT or kohya"
 FACTOR = re.compile(r"(.+?)[._]lora(?:_linear_layer)?[._](A|B|down|up)(?:\.\w+)?\.weight$")
 ALPHA = re.compile(r"(.+?)(?:[._]lora)?\.alpha$")
@@ -67,12 +69,15 @@ class Lora:
 
 
 def read_lora(source: str) -> list[Lora]:
-    """The adapters of a file, or of a folder of diffusers' or PEFT's; nothing is unpickled.
+    """The adapters of a file, or of a folder or hub id of diffusers' or PEFT's; nothing is unpickled.
 
     Raises:
         InputError: there is none, or it is damaged, or of a kind other than plain LoRA.
+        WeightsUnavailable: it is a hub id, and the hub could not provide it.
     """
     path = Path(source)
+    if not path.exists() and HUB_ID.fullmatch(source):
+        path = _fetched(source)
     if path.is_file():
         return [_read(path, None, _noted(path))]
     for name in DIFFUSERS:
@@ -85,6 +90,21 @@ def read_lora(source: str) -> list[Lora]:
             f"{source} is no file of a LoRA, nor a folder with {DIFFUSERS[0]} or {PEFT_CONFIG}; {ACCEPTED}"
         )
     return found
+
+
+def _fetched(source: str) -> Path:
+    """The folder that a hub id's adapter was fetched to."""
+    files = [
+        *DIFFUSERS,
+        *(f"{folder}{name}" for folder in ("", "unet/", "text_encoder/") for name in (*PEFT, PEFT_CONFIG)),
+    ]
+    try:
+        return Path(snapshot_download(source, allow_patterns=files))
+    except Exception as error:  # the hub raises a dozen kinds
+        raise WeightsUnavailable(
+            f"there is no file or folder {source}, nor could a LoRA of that name be had from the hub ({reason(error)});"
+            f" name a file or folder, or use {HUB}"
+        ) from error
 
 
 def _read_peft(folder: Path, part: str | None) -> Lora:

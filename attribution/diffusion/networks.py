@@ -30,7 +30,7 @@ MSCOCO_UNET = {
     "cross_attention_dim": 1024,
     "attention_head_dim": 8,
 }
-MSCOCO_STEPS = 1000
+MSCOCO_SCHEDULE = {"num_train_timesteps": 1000, "steps_offset": 1, "clip_sample": False}  # latents are not in [-1, 1]
 
 
 def load_pipeline(files: ModelFiles, dtype: torch.dtype) -> StableDiffusionPipeline:
@@ -47,7 +47,7 @@ def load_pipeline(files: ModelFiles, dtype: torch.dtype) -> StableDiffusionPipel
     check_family(source, config, PARTS, tuple(LIBRARIES))
     own: dict[str, Any] = {}
     if files.mscoco_unet is not None:
-        own = {"unet": mscoco_unet(files.mscoco_unet, dtype), "scheduler": DDPMScheduler(MSCOCO_STEPS)}
+        own = {"unet": mscoco_unet(files.mscoco_unet, dtype), "scheduler": DDPMScheduler(**MSCOCO_SCHEDULE)}
     for part in PARTS:
         if part not in own:
             library, kind = config[part]

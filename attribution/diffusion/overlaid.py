@@ -16,7 +16,7 @@ def open_model(files: ModelFiles, device: torch.device | None = None, dtype: tor
 
     Raises:
         InputError: a file cannot be used, or was made for another model; or see `Model.load`.
-        WeightsUnavailable: the pipeline cannot be had.
+        WeightsUnavailable: the pipeline, or a LoRA of the hub, cannot be had.
     """
     if files.lora_weights is None and files.lora_scale != 1:
         raise InputError(

@@ -15,7 +15,8 @@ class ModelFiles:
         pretrained_model_name_or_path: a StableDiffusionPipeline folder or hub id.
         revision: of a hub id, a branch, tag or commit.
         variant: of the files, such as fp16; by default the plain ones, or what there is where there are none.
-        lora_weights: a LoRA that is merged into the model: a file or folder in the format of diffusers, PEFT or kohya.
+        lora_weights: a LoRA that is merged into the model, in the format of diffusers, PEFT or kohya: a file, folder or
+            hub id.
         lora_scale: how strongly it is merged; 1 is as it was trained.
         custom_diffusion: a folder with what Custom Diffusion trained, as diffusers' script leaves it, or its delta.bin.
         mscoco_unet: model.bin of the paper's MSCOCO model, in place of the pipeline's own U-Net.

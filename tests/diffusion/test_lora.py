@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from attribution.diffusion.overlaid import open_model
+from attribution.diffusion.pipeline import Model
 from attribution.diffusion.source import ModelFiles
-from attribution.errors import InputError
+from attribution.errors import InputError, WeightsUnavailable
 
 KEY = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 OUT = "up_blocks.1.attentions.1.transformer_blocks.0.attn2.to_out.0"
@@ -136,7 +137,25 @@ def test_a_lora_is_merged(tiny_folder, model32, factors, tmp_path, write):
         assert held.keys() == now.keys()
         other = {name for name in held if not torch.equal(held[name], now[name])}
         assert other == {f"{name}.weight" for name in changed if part_of(name) == part}
-    assert model.sha256 != model32.sha256
+    model.pipe.save_pretrained(tmp_path / "merged")  # an index of the one is an index of the other
+    assert Model.load(tmp_path / "merged", torch.device("cpu")).sha256 == model.sha256 != model32.sha256
+
+
+def test_a_lora_of_the_hub_is_fetched(tiny_folder, factors, tmp_path, monkeypatch):
+    folder, _ = by_peft(tmp_path / "fetched", factors)
+    asked = []
+
+    def fetch(source, allow_patterns):
+        asked.append((source, allow_patterns))
+        return str(folder)
+
+    with pytest.raises(WeightsUnavailable, match="there is no file or folder someone/lora, nor could a LoRA"):
+        opened(tiny_folder, "someone/lora")
+    monkeypatch.setattr("attribution.diffusion.lora.snapshot_download", fetch)
+    assert opened(tiny_folder, "someone/lora").sha256 == opened(tiny_folder, folder).sha256
+    [(source, files)] = asked
+    assert source == "someone/lora"
+    assert {"pytorch_lora_weights.safetensors", "adapter_config.json", "unet/adapter_model.safetensors"} < set(files)
 
 
 def refused(folder, lora, *told, **how):
