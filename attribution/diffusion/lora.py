@@ -78,11 +78,8 @@ def read_lora(source: str) -> list[Lora]:
     path = Path(source)
     if not path.exists() and HUB_ID.fullmatch(source):
         path = _fetched(source)
-    if path.is_file():
-        return [_read(path, None, _noted(path))]
-    for name in DIFFUSERS:
-        if (path / name).is_file():
-            return [_read(path / name, None, _noted(path / name))]
+    if file := _single_file(path):
+        return [_read(file, None, _noted(file))]
     folders = {None: path, "unet": path / "unet", "text_encoder": path / "text_encoder"}
     found = [_read_peft(folder, part) for part, folder in folders.items() if (folder / PEFT_CONFIG).is_file()]
     if not found:
@@ -90,6 +87,15 @@ def read_lora(source: str) -> list[Lora]:
             f"{source} is no file of a LoRA, nor a folder with {DIFFUSERS[0]} or {PEFT_CONFIG}; {ACCEPTED}"
         )
     return found
+
+
+def _single_file(path: Path) -> Path | None:
+    """The file that holds all of an adapter, as diffusers looks for it; None where it is not of one file."""
+    for file in (path, *(path / name for name in DIFFUSERS)):
+        if file.is_file():
+            return file
+    others = list(path.glob("*.safetensors"))
+    return others[0] if len(others) == 1 and not (path / PEFT_CONFIG).is_file() else None
 
 
 def _fetched(source: str) -> Path:
@@ -160,9 +166,10 @@ def merge_lora(model: Model, lora: Lora, scale: float = 1.0) -> None:
     Raises:
         InputError: it was trained for another model.
     """
-    added = [(weight, _added(lora, name, weight, scale)) for name, weight in _resolved(model, lora)]
-    for weight, change in added:
-        weight.copy_(weight.double() + change.to(weight.device))
+    for name, weight in list(_resolved(model, lora)):  # refuses before the first is changed
+        up, down = (factor.double().flatten(1) for factor in (lora.layers[name].up, lora.layers[name].down))
+        added = scale * _strength(lora, name, len(down)) * up @ down
+        weight.copy_(weight.double() + added.reshape(weight.shape).to(weight.device))
 
 
 def _resolved(model: Model, lora: Lora) -> Iterator[tuple[str, Tensor]]:
@@ -176,6 +183,7 @@ def _resolved(model: Model, lora: Lora) -> Iterator[tuple[str, Tensor]]:
                 f"the LoRA {lora.source} was made for another model: {model.source} has no layer {own} in its {part};"
                 " name the model that it was trained on"
             )
+        _check_shape(lora, name, layer.weight)
         yield name, layer.weight
 
 
@@ -198,16 +206,15 @@ def _named(lora: Lora, name: str) -> tuple[str, str]:
     return part, re.sub(r"\.to_out$", ".to_out.0", own)
 
 
-def _added(lora: Lora, name: str, weight: Tensor, scale: float) -> Tensor:
-    """What is added to a weight, float64."""
-    up, down = (factor.double() for factor in (lora.layers[name].up, lora.layers[name].down))
-    rank, outputs, inputs = len(down), len(up), down[0].numel()
-    if (up[0].numel(), outputs, inputs) != (rank, len(weight), weight[0].numel()):
+def _check_shape(lora: Lora, name: str, weight: Tensor) -> None:
+    """Refuse the factors of a layer whose product is of another shape than the layer's weight."""
+    up, down = lora.layers[name].up, lora.layers[name].down
+    outputs, inputs = len(up), down[0].numel()
+    if (up[0].numel(), outputs, inputs) != (len(down), len(weight), weight[0].numel()):
         raise InputError(
             f"the LoRA {lora.source} was made for another model: its layer {name} is of {outputs} by {inputs} weights,"
             f" that of {len(weight)} by {weight[0].numel()} here; name the model that it was trained on"
         )
-    return (scale * _strength(lora, name, rank) * up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
 
 
 def _strength(lora: Lora, name: str, rank: int) -> float:

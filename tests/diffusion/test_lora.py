@@ -8,6 +8,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
+from attribution.diffusion.lora import merge_lora, read_lora
 from attribution.diffusion.overlaid import open_model
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.source import ModelFiles
@@ -141,6 +142,13 @@ def test_a_lora_is_merged(tiny_folder, model32, factors, tmp_path, write):
     assert Model.load(tmp_path / "merged", torch.device("cpu")).sha256 == model.sha256 != model32.sha256
 
 
+def test_a_folder_with_one_file_of_another_name_is_read(tiny_folder, factors, tmp_path):
+    file, _ = by_kohya(tmp_path / "lora", factors)
+    assert opened(tiny_folder, tmp_path / "lora").sha256 == opened(tiny_folder, file).sha256
+    written(tmp_path / "lora", {}, "second.safetensors")
+    refused(tiny_folder, tmp_path / "lora", "is no file of a LoRA, nor a folder with")
+
+
 def test_a_lora_of_the_hub_is_fetched(tiny_folder, factors, tmp_path, monkeypatch):
     folder, _ = by_peft(tmp_path / "fetched", factors)
     asked = []
@@ -166,10 +174,15 @@ def refused(folder, lora, *told, **how):
         assert each in str(caught.value)
 
 
-def test_a_lora_of_another_base_is_refused_and_nothing_is_changed(tiny_folder, factors, tmp_path):
-    wider = {KEY: (torch.zeros(RANK, 24), factors[KEY][1])}
+def test_a_lora_of_another_base_is_refused_and_nothing_is_changed(tiny_folder, model32, factors, tmp_path):
+    wider = {KEY: (torch.zeros(RANK, 24), factors.pop(KEY)[1])}  # the last, after others that fit
     lora, _ = by_scripts_without_alpha(tmp_path / "wider", factors | wider)
+    factors[KEY] = wider[KEY]
     refused(tiny_folder, lora, "was made for another model", KEY, "of 16 by 24 weights, that of 16 by 16 here")
+    model = Model.load(tiny_folder, torch.device("cpu"))
+    with pytest.raises(InputError, match="was made for another model"):
+        merge_lora(model, *read_lora(str(lora)))
+    assert model.sha256 == model32.sha256
     deeper = {KEY.replace("blocks.0.attn2", "blocks.9.attn2"): factors[KEY]}
     lora, _ = by_kohya(tmp_path / "deeper", deeper)
     refused(tiny_folder, lora, "was made for another model", "transformer_blocks_9_attn2_to_k in its unet")
