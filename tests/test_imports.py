@@ -6,8 +6,17 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 ROOMS = (
     *("errors", "version", "files", "batches"),
-    *("diffusion.tokens", "diffusion.words", "diffusion.pictures", "diffusion.fits", "diffusion.pipeline"),
-    *("diffusion.weights", "diffusion.custom", "diffusion.noise", "diffusion.loss", "diffusion.attention"),
+    *("diffusion.tokens", "diffusion.words", "diffusion.pictures", "diffusion.fits", "diffusion.source"),
+    *("diffusion.tensors", "diffusion.networks", "diffusion.plain", "diffusion.pipeline"),
+    *(
+        "diffusion.weights",
+        "diffusion.custom",
+        "diffusion.lora",
+        "diffusion.overlaid",
+        "diffusion.noise",
+        "diffusion.loss",
+        "diffusion.attention",
+    ),
     *("unlearning.gradients", "unlearning.ekfac", "unlearning.fisher", "unlearning.rise", "unlearning.step"),
     *("unlearning.removal",),
     *("unlearning.projection", "unlearning.score", "unlearning.race"),
@@ -42,8 +51,8 @@ FILES = {str(p.relative_to(ROOT)).removeprefix("attribution/")[:-3].replace("/",
 FILES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
 FILES = {name: path for name, path in FILES.items() if name in ROOMS or path.name != "__init__.py"}
 ONLY_IN = {
-    "diffusers": ("diffusion.pipeline", "scenes."),
-    "transformers": ("diffusion.pipeline", "index.features", "query.grounding", "scenes."),
+    "diffusers": ("diffusion.networks", "diffusion.plain", "diffusion.pipeline", "scenes."),
+    "transformers": ("diffusion.networks", "diffusion.pipeline", "index.features", "query.grounding", "scenes."),
     "groundingdino": ("query.grounding",),
     "gradio": ("app", "ui."),
 }

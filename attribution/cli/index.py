@@ -6,7 +6,8 @@ from pathlib import Path
 from attribution.cli.asked import check_folder
 from attribution.cli.parsing import Names, flags
 from attribution.cli.progress import watch
-from attribution.diffusion.pipeline import Model
+from attribution.diffusion.overlaid import open_model
+from attribution.diffusion.source import ModelFiles
 from attribution.errors import InputError
 from attribution.evaluate.bench import peak_memory
 from attribution.index.build import build
@@ -23,9 +24,9 @@ from attribution.unlearning.projection import GradientSettings
 )
 def index(
     out: Path,
-    pretrained_model_name_or_path: str,
     resolution: int | None = None,
     *,
+    model_files: ModelFiles,
     settings: BuildSettings,
     additions: ExtendSettings,
 ) -> None:
@@ -33,13 +34,13 @@ def index(
 
     Args:
         out: the index folder.
-        pretrained_model_name_or_path: a StableDiffusionPipeline folder or hub id.
         resolution: px; the model's own by default, and another value is refused.
+        model_files: the model that it is of.
         settings: what it is made from.
         additions: what is added to it.
     """
     check_folder("--out", out)
-    model = Model.load(pretrained_model_name_or_path)
+    model = open_model(model_files)
     if resolution not in (None, model.resolution):
         raise InputError(
             f"--resolution {resolution} is not possible; {model.source} was made for {model.resolution} px, which is"

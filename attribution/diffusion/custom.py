@@ -1,26 +1,27 @@
-"""Customised models: keys and values of cross-attention, and a new word, laid over a pretrained model.
+"""Customised models: keys and values of cross-attention, and new words, laid over a pretrained model.
 
-As Kumari et al. 2023 customise Stable Diffusion. The script of diffusers that does it leaves a folder of two files:
+As Kumari et al. 2023 customise Stable Diffusion. What is read is what people have of it:
 
-pytorch_custom_diffusion_weights.bin    or .safetensors: keys and values of every cross-attention
-<new1>.bin                              or .safetensors: the new word, and its row of the text encoder's table
+pytorch_custom_diffusion_weights.bin    or .safetensors, of diffusers' script: weights of every cross-attention
+<new1>.bin                              or .safetensors, beside it: a new word, and its row of the text encoder's table
+delta.bin                               of the authors' script: both of them in one file
 """
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from attribution.diffusion.pipeline import Model
+from attribution.diffusion.tensors import read_file, read_tensors
 from attribution.diffusion.weights import parameters
-from attribution.errors import InputError, reason
+from attribution.errors import InputError
 
 WEIGHTS = "pytorch_custom_diffusion_weights"
 ENDINGS = (".safetensors", ".bin")
-LAYER = re.compile(r"attn2\.processor\.to_([kv])_custom_diffusion\.weight$")
+DELTA = "delta.bin"
+LAYER = re.compile(r".*attn2\.to_(?:[qkv]|out\.0)\.(?:weight|bias)")
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,17 @@ class Custom:
     """What a customised model has of its own.
 
     Attributes:
-        token: the new word.
-        embedding: (D,) float32, its row of the text encoder's table.
-        weights: keys and values of the U-Net's cross-attention, by parameter name.
+        words: the new words, each with its (D,) float32 row of the text encoder's table.
+        weights: keys and values of the U-Net's cross-attention, perhaps queries and outputs too, by parameter name.
     """
 
-    token: str
-    embedding: Tensor
+    words: dict[str, Tensor]
     weights: dict[str, Tensor]
+
+    @property
+    def token(self) -> str:
+        """The new word, the first where there are several."""
+        return next(iter(self.words))
 
 
 def add_token(model: Model, token: str, embedding: Tensor | None = None) -> nn.Parameter:
@@ -69,56 +73,67 @@ def custom_of(model: Model, token: str) -> Custom:
     """What a model that was customised in place has of its own; on the CPU."""
     table = model.text_encoder.get_input_embeddings().weight
     weights = {name: value.detach().cpu().clone() for name, value in parameters(model, "cross-attn-kv").items()}
-    return Custom(token, table[-1].detach().float().cpu().clone(), weights)
+    return Custom({token: table[-1].detach().float().cpu().clone()}, weights)
 
 
-def customised(source: str, custom: Custom, device: torch.device | None = None) -> Model:
-    """A pretrained model with what a customised one has of its own laid over it.
+def customise_with(model: Model, custom: Custom) -> Model:
+    """Lay what a customised model has of its own over a pretrained one, in place; the same model.
 
     Raises:
         InputError: it does not fit.
-        WeightsUnavailable: the pretrained model cannot be had.
     """
-    model = Model.load(source, device)
-    held = parameters(model, "cross-attn-kv")
-    shapes = {name: tuple(value.shape) for name, value in custom.weights.items()}
-    if shapes != {name: tuple(value.shape) for name, value in held.items()}:
+    kept, held = parameters(model, "cross-attn-kv"), parameters(model, "cross-attn")
+    shapes = {name: tuple(value.shape) for name, value in held.items()}
+    fits = all(shapes.get(name) == tuple(value.shape) for name, value in custom.weights.items())
+    if not fits or kept.keys() - custom.weights.keys():
         raise InputError(
-            f"the customised keys and values are of {len(shapes)} layers that do not fit the {len(held)} of"
-            f" {source}; name the model that was customised"
+            f"the customised keys and values are of {len(custom.weights)} layers that do not fit the {len(kept)} of"
+            f" {model.source}; name the model that was customised"
         )
+    for word, embedding in custom.words.items():
+        add_token(model, word, embedding)
     for name, value in custom.weights.items():
         held[name].data.copy_(value)
-    add_token(model, custom.token, custom.embedding)
     return model
 
 
-def read_custom(folder: Path) -> Custom:
-    """What a customised model has of its own, as diffusers' script leaves it; nothing is unpickled.
+def read_custom(source: Path) -> Custom:
+    """What a customised model has of its own, as diffusers' or the authors' script leaves it; nothing is unpickled.
+
+    Args:
+        source: a folder of diffusers' script, or with a delta.bin, or such a file itself.
 
     Raises:
-        InputError: a file is missing or damaged, or there are several words.
+        InputError: a file is missing or damaged.
     """
-    files = [path for path in sorted(folder.glob("*")) if path.suffix in ENDINGS]
+    delta = source / DELTA if source.is_dir() else source
+    if delta.is_file():
+        held = read_file(delta)
+        return _custom(delta, held.get("unet") or {}, held.get("modifier_token") or {})
+    files = [path for path in sorted(source.glob("*")) if path.suffix in ENDINGS]
     weights = [path for path in files if path.stem == WEIGHTS]
-    words = [path for path in files if path.stem.startswith("<")]
-    if not weights or len({path.stem for path in words}) != 1:
+    words = {path.stem: path for path in reversed(files) if path.stem.startswith("<")}  # safetensors come last
+    if not weights or not words:
         raise InputError(
-            f"{folder} holds {len(weights)} of {WEIGHTS}{ENDINGS[1]} and {len(words)} words such as <new1>.bin;"
-            " accepted is one of each, as diffusers' script for Custom Diffusion leaves them"
+            f"{source} holds {len(weights)} of {WEIGHTS}{ENDINGS[1]} and {len(words)} words such as <new1>.bin;"
+            " accepted is one of the first with its words, as diffusers' script for Custom Diffusion leaves them, or a"
+            f" {DELTA}"
         )
-    held = _tensors(weights[0])
-    word = next(iter(_tensors(words[0]).items()), None)
-    named = {LAYER.sub(r"attn2.to_\1.weight", key): value for key, value in held.items() if LAYER.search(key)}
-    if not named or word is None:
-        raise InputError(f"{weights[0]} or {words[0]} holds no tensors of a customised model; make them anew")
-    return Custom(word[0], word[1].reshape(-1).float(), named)
+    rows = [_word(path) for _, path in sorted(words.items())]
+    return _custom(weights[-1], read_tensors(weights[-1]), dict(rows))
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, by name; what else it holds is passed over."""
-    try:
-        held = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise a dozen kinds
-        raise InputError(f"{path} could not be read ({reason(error)}); make it anew") from error
-    return {key: value for key, value in held.items() if isinstance(value, Tensor)}
+def _word(path: Path) -> tuple[str, Tensor]:
+    word = next(iter(read_tensors(path).items()), None)
+    if word is None:
+        raise InputError(f"{path} holds no row of a new word; make it anew")
+    return word
+
+
+def _custom(path: Path, held: dict[str, Tensor], words: dict[str, Tensor]) -> Custom:
+    named = {key.replace(".processor.", ".").replace("_custom_diffusion", ""): value for key, value in held.items()}
+    if not named or not words:
+        raise InputError(f"{path} holds no tensors of a customised model, or no new word; make them anew")
+    if other := [name for name in named if not LAYER.fullmatch(name)]:
+        raise InputError(f"{path} holds {other[0]}; accepted are weights of cross-attention (attn2) alone")
+    return Custom({word: row.detach().reshape(-1).float() for word, row in words.items()}, named)

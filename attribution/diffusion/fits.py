@@ -18,6 +18,32 @@ CONDITIONS = {  # of a U-Net's configuration: inputs beside the latents, the tim
 }
 FITS = "accepted are text-to-image models of Stable Diffusion 1.x and 2.x"
 
+BESIDE = ("tokenizer", "scheduler", "safety_checker", "feature_extractor", "image_encoder")  # parts that do no harm
+
+
+def check_family(source: str, config: Mapping[str, Any], parts: tuple[str, ...], libraries: tuple[str, ...]) -> None:
+    """Refuse a pipeline that has other networks, by its class, before any of them is loaded.
+
+    Args:
+        source: the pipeline.
+        config: what it is made of, by part: the library and the class.
+        parts: the networks that it must have.
+        libraries: that their classes may be of.
+
+    Raises:
+        InputError: naming the class, and the first part that it lacks or has beside.
+    """
+    family = f"{source} is a {config.get('_class_name')}"
+    held = {part: made for part, made in config.items() if isinstance(made, list | tuple) and any(made)}
+    for part in parts:
+        if part not in held:
+            raise InputError(f"{family} and has no {part}; {FITS}")
+        if held[part][0] not in libraries:
+            raise InputError(f"{family} and brings the code of its {part}, which is never run; {FITS}")
+    for part in held:
+        if part not in (*parts, *BESIDE):
+            raise InputError(f"{family} and also has a {part}; {FITS}")
+
 
 def check_scheduler(source: str, scheduler: Any) -> None:
     """Refuse a model that was not trained with the noise of denoising diffusion.
@@ -29,8 +55,8 @@ def check_scheduler(source: str, scheduler: Any) -> None:
     flow = config.get("use_flow_sigmas") or "flow" in str(config.get("prediction_type"))
     if not hasattr(scheduler, "alphas_cumprod") or flow:
         raise InputError(
-            f"{source} has the scheduler {name}, whose noise is not that of denoising diffusion (flow matching, EDM);"
-            f" {FITS}, with a scheduler such as DDIM, PNDM, Euler or DPM-Solver"
+            f"{source} has the scheduler {name}, whose noise is not that of denoising diffusion (flow matching, EDM,"
+            f" consistency); {FITS}, with a scheduler such as DDIM, PNDM, Euler or DPM-Solver"
         )
     if (predicted := config.get("prediction_type", "epsilon")) not in PREDICTIONS:
         raise InputError(f"{source} predicts {predicted!r}; accepted are 'epsilon' and 'v_prediction' schedulers")

@@ -1,4 +1,4 @@
-"""The diffusion model: the only file of the application that touches diffusers.
+"""The diffusion model: with networks.py and plain.py, the only files of the application that touch diffusers.
 
 Any `StableDiffusionPipeline` folder or hub id will do (SD 1.x, 2.x, the embedded model); the VAE, the text
 encoder and the U-Net are used as they are, in float32 unless told otherwise.
@@ -6,29 +6,28 @@ encoder and the U-Net are used as they are, in float32 unless told otherwise.
 
 import hashlib
 import logging
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import transformers
-from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from attribution.diffusion.fits import FITS, check_finite, check_keys, check_scheduler, check_unet, latent_side
+from attribution.diffusion.fits import FITS, check_finite, check_scheduler, check_unet, latent_side
+from attribution.diffusion.networks import load_pipeline
+from attribution.diffusion.plain import make_plain, reading, refuse_other_readers
+from attribution.diffusion.source import ModelFiles
 from attribution.diffusion.tokens import Tokens, check_prompt
 from attribution.errors import HUB, InputError, WeightsUnavailable, reason
 
 MAX_SEED = 2**63 - 1
 Changed = tuple[dict[str, Tensor], dict[str, Tensor]]  # weights by name as they are, and as they were before
-LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,11 @@ class Model:
 
     def __init__(self, pipe: StableDiffusionPipeline, source: str) -> None:
         torch.backends.cudnn.allow_tf32 = False  # ten bits are too few: losses before and after differ by little
-        self.source = source
+        self.source, self.files = source, ModelFiles(source)
         self.changed: list[Changed] = []  # by `weights.unlearned`, the outermost first
         self.pipe = pipe
         pipe.set_progress_bar_config(disable=True)
+        make_plain(source, pipe)
         self.unet: Any = pipe.unet.eval().requires_grad_(False)
         self.vae: Any = pipe.vae.eval().requires_grad_(False)
         self.text_encoder: Any = pipe.text_encoder.eval().requires_grad_(False)
@@ -70,9 +70,11 @@ class Model:
 
     @classmethod
     def load(
-        cls, source: str | Path, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+        cls, source: str | Path | ModelFiles, device: torch.device | None = None, dtype: torch.dtype = torch.float32
     ) -> "Model":
         """Load a pipeline from a folder or the hub; where it has half-precision files alone, those are read.
+
+        What is laid over it, save for another U-Net, is not: see `overlaid.open_model`.
 
         Raises:
             WeightsUnavailable: it is not a folder in Stable Diffusion's layout, nor could the hub provide it.
@@ -81,17 +83,19 @@ class Model:
         for library in (diffusers_logging, transformers_logging):
             library.disable_progress_bar()
             library.set_verbosity(logging.CRITICAL)  # what they warn of is looked at here
+        files = source if isinstance(source, ModelFiles) else ModelFiles(str(source))
+        name = files.pretrained_model_name_or_path
         try:
-            pipe = _pipeline(str(source), dtype)
+            pipe = load_pipeline(files, dtype)
         except InputError:
             raise
         except Exception as error:  # diffusers and the hub raise a dozen kinds
             raise WeightsUnavailable(
-                f"no Stable Diffusion pipeline could be loaded from {str(source)!r} ({reason(error)}); name a pipeline"
+                f"no Stable Diffusion pipeline could be loaded from {name!r} ({reason(error)}); name a pipeline"
                 f" folder, or a hub id on {HUB}"
             ) from error
-        model = cls(pipe.to(device or default_device()), str(source))
-        check_finite(model.source, {"unet": model.unet, "vae": model.vae, "text_encoder": model.text_encoder})
+        model = cls(pipe.to(device or default_device()), name)
+        model.files = files
         model.try_out()
         return model
 
@@ -204,12 +208,16 @@ class Model:
         """Encode and predict once, on a picture of one colour.
 
         Raises:
-            InputError: the parts do not fit together, or give what is not finite.
+            InputError: the parts do not fit together, have or give what is not finite, or the text is read by others
+                than the keys and values of cross-attention.
         """
+        check_finite(self.source, {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder})
         try:
             latents = self.encode_images(torch.zeros(1, 3, self.resolution, self.resolution))
             t = torch.tensor([self.train_timesteps // 2], device=self.device)
-            predicted = self.predict(latents, t, self.encode_text(["a"]))
+            text = self.encode_text(["a"])
+            with reading(self.unet, text) as readers:
+                predicted = self.predict(latents, t, text)
         except Exception as error:  # torch and diffusers raise a dozen kinds
             raise InputError(f"the parts of {self.source} do not fit together ({reason(error)}); {FITS}") from error
         if {latents.shape, predicted.shape} != {(1, *self.latent_shape)}:
@@ -217,62 +225,7 @@ class Model:
             raise InputError(f"{self.source} makes latents of {found} instead of {self.latent_shape}; {FITS}")
         if not (latents.isfinite().all() and predicted.isfinite().all()):
             raise InputError(f"{self.source} predicts what is not finite; name an earlier checkpoint")
-
-
-def _pipeline(source: str, dtype: torch.dtype) -> StableDiffusionPipeline:
-    """A pipeline whose networks are loaded one by one, each with all of its weights.
-
-    Raises:
-        InputError: it has other networks, or weights are missing.
-    """
-    config = DiffusionPipeline.load_config(source)
-    networks = {}
-    for part in ("unet", "vae", "text_encoder"):
-        library, kind = config.get(part) or ("", "")
-        if library not in LIBRARIES:
-            raise InputError(f"{source} is a {config.get('_class_name')} and has no {part}; {FITS}")
-        networks[part] = load_network(getattr(LIBRARIES[library], kind), source, part, dtype)
-    return StableDiffusionPipeline.from_pretrained(
-        source, **networks, dtype=dtype, safety_checker=None, requires_safety_checker=False
-    )
-
-
-def load_network(kind: Any, source: str, part: str, dtype: torch.dtype) -> Any:
-    """A network of a pipeline, from its plain files, or from a variant such as half precision where there are no plain.
-
-    Raises:
-        InputError: weights are missing.
-        OSError: it cannot be had.
-    """
-    how = {"subfolder": part, "torch_dtype": dtype, "output_loading_info": True}
-    network, told = _first_there(
-        lambda variant: kind.from_pretrained(source, variant=variant, **how), [None, *_variants(Path(source, part))]
-    )
-    check_keys(source, part, told, all_used=part == "unet")
-    return network
-
-
-def _variants(folder: Path) -> list[str]:
-    """What else than its plain files a network may be loaded from; on the hub, half precision."""
-    if not folder.is_dir():
-        return ["fp16"]
-    named = (re.fullmatch(r"[a-z_]+\.(\w+)(-\d+-of-\d+)?\.(safetensors|bin)", path.name) for path in folder.iterdir())
-    return sorted({found[1] for found in named if found})
-
-
-def _first_there(load: Callable[[str | None], Any], variants: Sequence[str | None]) -> Any:
-    """What is loaded of the first variant that there is.
-
-    Raises:
-        OSError: there is none; what was said of the first.
-    """
-    errors = []
-    for variant in variants:
-        try:
-            return load(variant)
-        except OSError as error:
-            errors.append(error)
-    raise errors[0]
+        refuse_other_readers(self.source, self.unet, readers)
 
 
 def check_seed(seed: int) -> int:

@@ -8,14 +8,17 @@ from typing import Literal
 from torch import Tensor, nn
 
 from attribution.diffusion.fits import check_finite
-from attribution.diffusion.pipeline import Model, load_network
+from attribution.diffusion.networks import load_network
+from attribution.diffusion.pipeline import Model
+from attribution.diffusion.plain import KEYS_AND_VALUES
+from attribution.diffusion.source import ModelFiles
 from attribution.errors import InputError, WeightsUnavailable
 
 WeightSubset = Literal["cross-attn-kv", "cross-attn", "attn", "all"]
 
 # Layers of the U-Net by diffusers' names: attn1 is self-, attn2 cross-attention.
 WEIGHT_PATTERNS: dict[WeightSubset, str] = {
-    "cross-attn-kv": r"attn2\.to_[kv]$",
+    "cross-attn-kv": KEYS_AND_VALUES,
     "cross-attn": r"attn2\.(to_[qkv]|to_out\.0)$",
     "attn": r"attn[12]\.(to_[qkv]|to_out\.0)$",
     "all": r"",
@@ -105,7 +108,7 @@ def checkpoint(model: Model, source: str | None) -> Iterator[None]:
     unet = model.unet
     before = {name: value.clone() for name, value in unet.state_dict().items()}
     try:
-        other = load_network(type(unet), source, "unet", model.dtype)
+        other = load_network(type(unet), ModelFiles(source), "unet", model.dtype)
         check_finite(source, {"unet": other})
         unet.load_state_dict(other.state_dict())
     except InputError:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from attribution.diffusion.custom import Custom
-from attribution.diffusion.pipeline import Model
+from attribution.diffusion.overlaid import open_model
 from attribution.errors import InputError
 from attribution.evaluate.lds import JUDGED
 from attribution.evaluate.queue import Queue, open_queue
@@ -166,7 +166,7 @@ def customise_all(folder: Path, index: Index, settings: RetrievalSettings) -> It
     queue, wanted = open_queue(folder / "customised", _made(index.id, settings)), concepts(settings)
     for name in queue.claimed(list(wanted)):
         yield f"customising {name}"
-        concept, model = wanted[name](), Model.load(index.model_source)
+        concept, model = wanted[name](), open_model(index.model_files)
         seed = zlib.crc32(name.encode())  # the same however many models are asked for
         alive: Callable[[int], None] = partial(_touch, queue, name)
         custom, loss = customise(model, concept, index.encoded, settings.training, seed, alive)
@@ -186,7 +186,7 @@ def _arrays(concept: Concept, pictures: tuple[Image.Image, ...], custom: Custom)
         "pictures": stacked(pictures),
         "prompts": np.array(concept.prompts),
         "token": np.array(custom.token),
-        "embedding": custom.embedding.numpy(),
+        "embedding": custom.words[custom.token].numpy(),
         **weights,
     }
 
@@ -197,6 +197,6 @@ def _kept_case(queue: Queue, name: str) -> Case:
     weights = {key.removeprefix("weights/"): value for key, value in tensors.items() if key.startswith("weights/")}
     shown = [tuple(Image.fromarray(each) for each in held[key]) for key in ("exemplars", "pictures")]
     told = [tuple(str(each) for each in held[key]) for key in ("captions", "prompts")]
-    custom = Custom(str(held["token"]), tensors["embedding"], weights)
+    custom = Custom({str(held["token"]): tensors["embedding"]}, weights)
     kind: Kind = "object" if name.startswith("object-") else "style"
     return Case(name, kind, shown[0], told[0], shown[1], told[1], custom)

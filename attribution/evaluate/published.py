@@ -158,6 +158,10 @@ def _entry(where: Published, told: Mapping[str, Any], prompts: Mapping[str, str]
 
 def _case(where: Published, entry: Entry) -> Case:
     custom = read_custom(where.models / entry.name)
+    if len(custom.words) > 1:
+        raise InputError(
+            f"{where.models / entry.name} has {len(custom.words)} new words; accepted is one, as published"
+        )
     exemplars, pictures = (tuple(_opened(where, names)) for names in (entry.exemplars, entry.pictures))
     captions = (_caption(entry, custom),) * len(exemplars)
     return Case(entry.name, entry.kind, exemplars, captions, pictures, entry.prompts, custom)

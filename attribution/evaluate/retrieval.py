@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attribution.diffusion.custom import customised
+from attribution.diffusion.custom import customise_with
+from attribution.diffusion.overlaid import open_model
 from attribution.diffusion.pipeline import Model
 from attribution.evaluate.agreement import average_precision, estimate, paired_p, ranks_of, recall_at
 from attribution.evaluate.candidates import check_methods, exemplar_rows, make_candidates, settings_for
@@ -115,7 +116,7 @@ def _build_all(
 ) -> Iterator[str]:
     for name in built.claimed(ready):
         began, case = time.monotonic(), cases.load(name)
-        model = customised(index.model_source, case.custom)
+        model = customise_with(open_model(index.model_files), case.custom)
         for step in make_candidates(built.folder / name, model, index, case, settings.scenes, settings.batch):
             built.touch(name)
             yield f"candidates of {name}: {step.step} {step.done} of {step.total}"
@@ -125,7 +126,7 @@ def _build_all(
 def _opened(folder: Path, index: Index, cases: Cases, name: str) -> tuple[Case, Model, Index]:
     case = cases.load(name)
     candidates = Index.open(folder / "candidates" / name / "index")
-    return case, customised(index.model_source, case.custom), candidates
+    return case, customise_with(open_model(index.model_files), case.custom), candidates
 
 
 # What they say

@@ -25,6 +25,7 @@ from attribution.index.manifest import (
     Record,
     StepRecord,
     portable,
+    portable_model,
 )
 from attribution.index.steps import REQUIRED, STEPS
 from attribution.index.stored import ArrayFile, Block, Files, SumFile, first_not_finite
@@ -112,7 +113,7 @@ def _manifest(source: Source) -> Manifest:
     model, settings = source.model, source.settings
     return Manifest.begin(
         ModelRecord(
-            portable(model.source, source.out),
+            portable_model(model.files, source.out),
             model.sha256,
             model.latent_shape,
             model.train_timesteps,

@@ -26,11 +26,13 @@ from PIL import Image
 from torch import Tensor
 
 from attribution.diffusion.noise import NoiseBank, drawn_anew
+from attribution.diffusion.overlaid import open_model
 from attribution.diffusion.pipeline import Model
+from attribution.diffusion.source import ModelFiles
 from attribution.diffusion.weights import WeightSubset, parameters
 from attribution.errors import IndexMismatch, InputError
 from attribution.index.features import pixel_vectors
-from attribution.index.manifest import FeatureRecord, GradientRecord, Manifest, Record, located
+from attribution.index.manifest import FeatureRecord, GradientRecord, Manifest, Record, located, located_model
 from attribution.index.pictures import TrainingPictures
 from attribution.index.steps import REQUIRED
 from attribution.index.stored import load_tensors, open_array, read_captions, tensor_shapes
@@ -100,9 +102,9 @@ class Index:
         return self.manifest.id
 
     @property
-    def model_source(self) -> str:
-        """The pipeline's folder or hub id; a relative path is looked for beside the index first."""
-        return located(self.manifest.model.source, self.path)
+    def model_files(self) -> ModelFiles:
+        """The pipeline, and what is laid over it; relative paths are looked for beside the index first."""
+        return located_model(self.manifest.model.source, self.path)
 
     @property
     def weights(self) -> WeightSubset:
@@ -276,6 +278,6 @@ def open_index(path: Path) -> tuple[Model, Index]:
         WeightsUnavailable: the model cannot be had.
     """
     index = Index.open(path)
-    model = Model.load(index.model_source)
+    model = open_model(index.model_files)
     index.check(model)
     return model, index

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from attribution.diffusion.noise import NoiseSettings
+from attribution.diffusion.source import ModelFiles
 from attribution.diffusion.weights import WeightSubset
 from attribution.errors import IndexMismatch
 from attribution.files import write_whole
@@ -32,14 +33,15 @@ class ModelRecord:
     """The model that an index is of; where it lies is no part of what it is.
 
     Attributes:
-        source: the pipeline's folder or hub id; a folder beside the index is named relative to it.
+        source: the pipeline's folder or hub id, or that and what is laid over it; what lies beside the index is named
+            relative to it.
         sha256: of all weights.
         latent_shape: (C, h, w) of one picture's latents.
         train_timesteps: of the noise schedule.
         prediction_type: what the U-Net predicts.
     """
 
-    source: str = field(compare=False)
+    source: str | ModelFiles = field(compare=False)
     sha256: str
     latent_shape: tuple[int, int, int]
     train_timesteps: int
@@ -286,3 +288,16 @@ def located(source: str, folder: Path) -> str:
     """What `portable` named, where it is now; what is not there is a hub id."""
     beside = (folder / source).resolve()
     return str(beside) if beside.exists() else source
+
+
+def portable_model(files: ModelFiles, folder: Path) -> str | ModelFiles:
+    """A model as an index records it: its pipeline's name alone, where nothing else is said of it."""
+    named = files.renamed(lambda source: portable(source, folder))
+    plain = ModelFiles(named.pretrained_model_name_or_path)
+    return plain.pretrained_model_name_or_path if named == plain else named
+
+
+def located_model(source: str | ModelFiles, folder: Path) -> ModelFiles:
+    """What `portable_model` recorded, where it is now."""
+    files = source if isinstance(source, ModelFiles) else ModelFiles(source)
+    return files.renamed(lambda source: located(source, folder))

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from attribution.diffusion.overlaid import open_model
 from attribution.diffusion.pipeline import Model
 from attribution.files import assets_folder, cache_folder, passing_folder
 from attribution.index.index import Index, open_index
@@ -23,7 +24,7 @@ def open_world() -> tuple[Model, Index]:
     """
     folder = composed()
     index = Index.open(EMBEDDED, folder / THUMBNAILS, folder / SCENES)
-    model = Model.load(index.model_source)
+    model = open_model(index.model_files)
     index.check(model)
     return model, index
 

@@ -56,7 +56,7 @@ def trace(
         mask: (h, w), the region; None is the whole picture.
 
     Raises:
-        InputError: two layers share a parameter.
+        InputError: two layers share a parameter, or one is not called.
     """
     found = layers(model, subset)
     _refuse_shared(found)
@@ -72,6 +72,7 @@ def trace(
     try:
         with tuned(model, subset), torch.enable_grad():
             total = output(model, latents, text, bank, mask).sum()
+            _refuse_idle(found, {name for name, _, _ in calls})
             grads = torch.autograd.grad(total, [given for _, _, given in calls])
     finally:
         for handle in handles:
@@ -89,6 +90,15 @@ def _refuse_shared(found: dict[str, nn.Module]) -> None:
         for parameter in layer.parameters(recurse=False):
             if (owner := owners.setdefault(parameter, name)) != name:
                 raise InputError(f"the layers {owner} and {name} share a parameter; choose another subset of weights")
+
+
+def _refuse_idle(found: dict[str, nn.Module], called: set[str]) -> None:
+    """Refuse layers that a prediction does not call: something else computes in their place."""
+    if not called or found.keys() - called:
+        idle = next((name for name in found if name not in called), "that is asked for")
+        raise InputError(
+            f"the layer {idle} does nothing in a prediction; merge what stands in its place, such as a LoRA"
+        )
 
 
 def per_image_gradients(

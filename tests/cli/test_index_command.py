@@ -1,10 +1,14 @@
 """`index` and `scenes`: folders that are built."""
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from attribution.cli import main
 from attribution.diffusion.noise import NoiseSettings
-from attribution.index.index import Index
+from attribution.diffusion.pipeline import Model
+from attribution.diffusion.weights import parameters
+from attribution.index.index import Index, open_index
 from attribution.unlearning.fisher import FisherSettings
 
 PROMPT = ("--prompt", "a green bus")
@@ -77,3 +81,47 @@ def test_every_setting_of_a_build_is_a_flag(tiny_folder, pictures, tmp_path):
     assert settings.fisher == FisherSettings("cross-attn", 8, 3, 4)
     assert not settings.data.random_flip
     assert index.array("gradients/loss").shape[-1] == 32
+
+
+def test_an_index_of_a_model_with_what_is_laid_over_it_is_opened_with_it(
+    capsys, refused, tiny_folder, pictures, tmp_path
+):
+    """A LoRA and Custom Diffusion; the index remembers both, and says so if one of them is another later."""
+    held = Model.load(tiny_folder)
+    keys = {name: value + 1 for name, value in parameters(held, "cross-attn-kv").items()}
+    torch.save({"unet": keys, "modifier_token": {"<new1>": torch.ones(16)}}, tmp_path / "delta.bin")
+    name = "mid.safetensors"
+    layer = next(iter(keys)).removesuffix(".weight")
+
+    def adapt(value):
+        factors = {f"unet.{layer}.lora_{side}.weight": torch.full((16, 16), value) for side in "AB"}
+        save_file(factors, tmp_path / name)
+
+    adapt(0.1)
+    base = (*("index", "--train_data_dir", str(pictures)), "--pretrained_model_name_or_path", str(tiny_folder))
+    small = ("--timesteps", "2", "--fisher_samples", "8", "--batch", "8", "--out", str(tmp_path / "index"))
+    over = ("--lora_weights", str(tmp_path / name), "--custom_diffusion", str(tmp_path / "delta.bin"))
+    assert main([*base, *small, *over, "--lora_scale", "0.5"]) == 0
+    model, index = open_index(tmp_path / "index")
+    assert index.manifest.model.source.lora_weights == f"../{name}"  # beside the index, wherever both are moved
+    assert index.manifest.model.source.lora_scale == 0.5
+    assert model.sha256 == index.manifest.model.sha256 != held.sha256
+    expected = keys[f"{layer}.weight"] + 0.5 * 16 * 0.1**2
+    torch.testing.assert_close(parameters(model, "cross-attn-kv")[f"{layer}.weight"].data, expected.data)
+    asked = ("--prompt", "a <new1> bus", "--index", str(tmp_path / "index"))
+    assert main(["attribute", *asked, "--top_k", "1"]) == 0
+    capsys.readouterr()
+    adapt(0.2)
+    assert "the index was made with model" in refused("attribute", *asked, index=None)
+    assert "was built with model sha256" in refused(*base, *small, *over, "--lora_scale", "0.5", index=None)
+    assert "--lora_scale 0.5 is of no use" in refused(*base, *small, "--lora_scale", "0.5", index=None)
+
+
+def test_a_lora_of_another_base_is_refused_before_anything_is_written(refused, tiny_folder, pictures, tmp_path):
+    save_file({f"unet.x.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}, tmp_path / "x.safetensors")
+    asked = ("--pretrained_model_name_or_path", str(tiny_folder), "--train_data_dir", str(pictures))
+    told = refused(
+        "index", *asked, "--out", str(tmp_path / "i"), "--lora_weights", str(tmp_path / "x.safetensors"), index=None
+    )
+    assert "was made for another model" in told
+    assert not (tmp_path / "i").exists()

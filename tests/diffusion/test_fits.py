@@ -7,10 +7,13 @@ import diffusers
 import pytest
 import torch
 from conftest import SIDE
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
 
+from attribution.diffusion.overlaid import open_model
 from attribution.diffusion.pipeline import Model
+from attribution.diffusion.source import ModelFiles
 from attribution.diffusion.weights import checkpoint
 from attribution.errors import InputError, WeightsUnavailable
 
@@ -92,8 +95,32 @@ def test_a_pipeline_without_a_u_net_is_refused_by_its_name(folder):
 
 
 @pytest.mark.parametrize(
+    ("name", "parts", "told"),
+    [
+        (
+            "StableDiffusionXLPipeline",
+            {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]},
+            "text_encoder_2",
+        ),
+        ("StableDiffusionControlNetPipeline", {"controlnet": ["diffusers", "ControlNetModel"]}, "controlnet"),
+        ("MyPipeline", {"unet": ["my_unet", "MyUNet"]}, "the code of its unet, which is never run"),
+    ],
+)
+def test_another_family_is_refused_by_its_name_before_its_networks_are_loaded(folder, monkeypatch, name, parts, told):
+    configure(folder, "model_index.json", _class_name=name, **parts)
+    monkeypatch.setattr("attribution.diffusion.networks.load_network", lambda *_: pytest.fail("loaded"))
+    refuse(folder, f"is a {name} and ", told, "Stable Diffusion 1.x and 2.x")
+
+
+@pytest.mark.parametrize(
     "name",
-    ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "IPNDMScheduler"],
+    [
+        "CMStochasticIterativeScheduler",
+        "FlowMatchEulerDiscreteScheduler",
+        "EDMEulerScheduler",
+        "EDMDPMSolverMultistepScheduler",
+        "IPNDMScheduler",
+    ],
 )
 def test_a_scheduler_of_another_noise_is_refused_by_its_name(folder, name):
     getattr(diffusers, name)().save_pretrained(folder / "scheduler")
@@ -211,6 +238,12 @@ def test_a_checkpoint_that_is_incomplete_or_not_finite_is_refused(folder, model3
     assert model32.sha256 == before
 
 
+def test_a_u_net_whose_self_attention_reads_the_text_is_refused(folder):
+    config = UNet2DConditionModel.load_config(folder, subfolder="unet") | {"only_cross_attention": True}
+    UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet")
+    refuse(folder, "the text is read by the layer", "attn1.to_", "accepted are attn2.to_k and attn2.to_v")
+
+
 # Files
 
 
@@ -235,6 +268,63 @@ def test_files_of_half_precision_are_read_where_there_are_no_others(folder, mode
 def test_files_of_full_precision_are_read_where_there_are_both(folder, model32):
     (folder / "unet/diffusion_pytorch_model.fp16.safetensors").write_bytes(b"not read")
     assert load(folder).sha256 == model32.sha256
+
+
+def test_the_variant_that_is_named_is_read(folder, model32):
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    pipe.unet.conv_in.bias.data.add_(1)
+    pipe.save_pretrained(folder, variant="mine")
+    name = "conv_in.bias"
+    for variant, bias in ((None, model32.unet.conv_in.bias), ("mine", model32.unet.conv_in.bias + 1)):
+        model = open_model(ModelFiles(str(folder), variant=variant), torch.device("cpu"))
+        assert_close(model.unet.state_dict()[name], bias.cpu())
+    with pytest.raises(WeightsUnavailable, match="other"):
+        open_model(ModelFiles(str(folder), variant="other"))
+
+
+def test_a_revision_is_handed_on_for_a_hub_id_and_refused_for_a_folder(folder, monkeypatch):
+    with pytest.raises(InputError, match="--revision v2 is of no use for the folder"):
+        open_model(ModelFiles(str(folder), revision="v2"))
+    asked = []
+
+    def nowhere(source, **how):
+        asked.append((source, how))
+        raise OSError("no hub")
+
+    monkeypatch.setattr("attribution.diffusion.networks.DiffusionPipeline.load_config", nowhere)
+    with pytest.raises(WeightsUnavailable, match="no hub"):
+        open_model(ModelFiles("someone/model", revision="v2"))
+    assert asked == [("someone/model", {"revision": "v2"})]
+
+
+def test_a_pipeline_of_bin_files_alone_is_read_and_nothing_in_them_is_unpickled(folder, model32, tmp_path):
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    shutil.rmtree(folder)
+    pipe.save_pretrained(folder, safe_serialization=False)
+    bins = {
+        UNET: pipe.unet,
+        VAE: pipe.vae,
+        TEXT.replace("model.s", "pytorch_model.s"): pipe.text_encoder,
+    }
+    for file, part in bins.items():  # transformers writes safetensors alone
+        path = folder / file.replace(".safetensors", ".bin")
+        torch.save(part.state_dict(), path)
+        for other in path.parent.glob("*.safetensors"):
+            other.unlink()
+    assert load(folder).sha256 == model32.sha256
+
+    class Trap:
+        def __reduce__(self):
+            return ((tmp_path / "sprung").touch, ())
+
+    for file in bins:
+        path = folder / file.replace(".safetensors", ".bin")
+        kept = path.read_bytes()
+        torch.save({"x": Trap()}, path)
+        with pytest.raises(WeightsUnavailable, match="could be loaded"):
+            load(folder)
+        path.write_bytes(kept)
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_a_pipeline_that_lacks_a_part_is_refused_in_a_sentence(folder):

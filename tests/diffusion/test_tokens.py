@@ -3,7 +3,11 @@
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
-from attribution.diffusion.pipeline import GenerateSettings
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from attribution.diffusion.pipeline import GenerateSettings, Model
 
 
 def test_tokens_are_counted_while_others_generate_and_encode(model32):
@@ -37,3 +41,34 @@ def test_tokens_are_counted_while_others_generate_and_encode(model32):
         assert [future.result() for future in counting] == [0, 0, 0]
     assert pictures == {expected[0]}
     assert texts == {expected[1]}
+
+
+@pytest.fixture
+def inverted(tiny_folder, tmp_path):
+    """A pipeline with a word of three vectors and one of one, and its model, loaded from its own folder."""
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_folder)
+    generator = torch.Generator().manual_seed(3)
+    pipe.load_textual_inversion({"<cat>": torch.randn(3, 16, generator=generator)})
+    pipe.load_textual_inversion({"<hat>": torch.randn(1, 16, generator=generator)})
+    pipe.save_pretrained(tmp_path / "model")
+    return pipe, Model.load(tmp_path / "model", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("prompt", ["a <cat> with a <hat>", "<cat> <cat>", "a red bus", "<hat> <cat> " * 9, ""])
+def test_a_word_of_several_vectors_is_read_as_diffusers_reads_it(inverted, prompt):
+    pipe, model = inverted
+    expected, _ = pipe.encode_prompt(prompt, "cpu", 1, False)
+    torch.testing.assert_close(model.encode_text([prompt]), expected)
+    ids = pipe.tokenizer(pipe.maybe_convert_prompt(prompt, pipe.tokenizer)).input_ids
+    assert model.tokens.count(prompt).count == len(ids)
+
+
+def test_all_vectors_of_a_word_are_where_it_is(inverted):
+    _, model = inverted
+    prompt = "a <cat> with a bus"
+    places = model.tokens.places(prompt, 2, 7)
+    assert places == [2, 3, 4]
+    bus = model.tokens.places(prompt, prompt.index("bus"), len(prompt))
+    assert bus[0] > places[-1]
+    assert model.tokens.count("<cat> " * 9).kept.count("<cat>") == 4  # the last is cut after its first vector
+    assert "_1" not in model.tokens.count("<cat> " * 9).kept

@@ -86,6 +86,12 @@ def test_models_are_read_with_pictures_of_different_prompts(root):
     assert len(cases(root, RetrievalSettings(2, 6)).load("monet").pictures) == 6
 
 
+def test_a_model_of_two_words_is_refused(root):
+    torch.save({"<new2>": torch.ones(16)}, root / "models" / "monet" / "<new2>.bin")
+    with pytest.raises(InputError, match=r"models/monet has 2 new words; accepted is one"):
+        cases(root).load("monet")
+
+
 def test_objects_are_of_different_categories(root):
     bird = json.loads((root / "json" / "test_imagenet.json").read_text())[0]
     (root / "json" / "test_imagenet.json").write_text(json.dumps([bird, bird | {"class_id": "another"}]))

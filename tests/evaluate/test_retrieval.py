@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from attribution.cli import main
-from attribution.diffusion.custom import Custom, customised
+from attribution.diffusion.custom import Custom, customise_with
+from attribution.diffusion.overlaid import open_model
 from attribution.errors import InputError
 from attribution.evaluate import retrieval
 from attribution.evaluate.candidates import exemplar_rows, make_candidates, sampled, settings_for
@@ -78,7 +79,7 @@ def test_candidates_are_a_sample_and_the_exemplars(done, full_index):
 def test_base_losses_are_the_customised_models_and_the_fisher_information_is_not(done, full_index, model32):
     candidates = Index.open(done / "candidates" / OBJECT / "index")
     case = own_cases(done, full_index.id, SETTINGS).load(OBJECT)
-    model = customised(full_index.model_source, case.custom)
+    model = customise_with(open_model(full_index.model_files), case.custom)
     candidates.check(model)
     measured = losses_of(model, candidates.encoded, candidates.bank(model), range(len(candidates)))
     np.testing.assert_allclose(candidates.base_losses, measured.cpu(), rtol=1e-4)
@@ -101,7 +102,7 @@ def test_the_step_is_that_of_the_whole_training_set(done, full_index):
 
 def test_training_pictures_that_are_gone_are_not_replaced_by_thumbnails(done, full_index, tmp_path, monkeypatch):
     case = own_cases(done, full_index.id, SETTINGS).load(OBJECT)
-    model = customised(full_index.model_source, case.custom)
+    model = customise_with(open_model(full_index.model_files), case.custom)
     monkeypatch.setattr("attribution.evaluate.candidates.THUMBNAIL_SIDE", 32)
     monkeypatch.setattr(type(model), "resolution", 64)
     with pytest.raises(InputError, match="only a thumbnail is there; put the training pictures back"):
@@ -110,7 +111,7 @@ def test_training_pictures_that_are_gone_are_not_replaced_by_thumbnails(done, fu
 
 def test_prompts_without_the_new_word_are_whole_texts():
     prompts = (f"a {TOKEN} drawing of a key", f"a drawing of a {TOKEN}")
-    case = Case("x", "style", (), (), (), prompts, Custom(TOKEN, torch.zeros(1), {}))
+    case = Case("x", "style", (), (), (), prompts, Custom({TOKEN: torch.zeros(1)}, {}))
     assert case.asked(True) == list(prompts)
     assert case.asked(False) == ["a drawing of a key", "a drawing of a"]
 

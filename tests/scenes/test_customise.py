@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from attribution.diffusion.custom import customised
+from attribution.diffusion.custom import customise_with
 from attribution.diffusion.loss import denoising_loss
 from attribution.diffusion.noise import NoiseBank, NoiseSettings
 from attribution.diffusion.pictures import to_pixels, to_square
@@ -85,14 +85,14 @@ def test_customising_changes_keys_values_and_the_word_alone(tiny_folder, model32
     assert changed == set(parameters(model, "cross-attn-kv")) == set(custom.weights)
     torch.testing.assert_close(model.encode_text([known]), model32.encode_text([known]))
     assert not any(value.requires_grad for part in (model.unet, model.text_encoder) for value in part.parameters())
-    again = customised(str(tiny_folder), custom)
+    again = customise_with(Model.load(tiny_folder), custom)
     assert again.sha256 == Model.sha256.func(model)
 
 
 def test_customising_depends_on_its_seed_alone(tiny_folder, index32):
     def weights(seed):
         custom, _ = customise(Model.load(tiny_folder), emoji_concept(0, 1), index32.encoded, SETTINGS, seed)
-        return torch.cat([custom.embedding, *(value.flatten() for value in custom.weights.values())])
+        return torch.cat([custom.words[custom.token], *(value.flatten() for value in custom.weights.values())])
 
     once, again, other = (weights(seed) for seed in (1, 1, 2))
     assert torch.equal(once, again)
