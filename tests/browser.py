@@ -118,6 +118,7 @@ def _await(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
 PROMPT = words.PROMPT
 LONG = 300_000  # ms, for an attribution
 EDITING = "document.activeElement?.matches('#boxes :is(input, textarea)')"  # a cell of the table
+PICTURE = "#picture canvas:not([height='0'])"  # there is nothing to draw on before the picture has come
 IN_TABLE = "document.activeElement?.matches('#boxes [role=gridcell]')"  # a cell that is not being edited
 
 expect.set_options(timeout=60_000)
@@ -173,7 +174,7 @@ def generate(page: Page, prompt: str = PROMPT, seed: int = 7) -> None:
     with working(page):
         page.click("#generate")
     expect(page.locator("#picture-note")).to_contain_text(f"seed {seed}.")
-    expect(page.locator("#picture canvas")).to_be_visible()
+    expect(page.locator(PICTURE)).to_be_visible()
 
 
 def examples() -> dict[str, dict]:
@@ -226,8 +227,8 @@ def draw_by_finger(page: Page, x0: float, y0: float, x1: float, y1: float) -> No
 
 def _drag(page: Page, x0: float, y0: float, x1: float, y1: float) -> list[tuple[float, float]]:
     """Points on the screen, from one corner to the other."""
-    canvas = page.locator("#picture canvas")
-    expect(canvas).to_be_visible()  # it has no height before its picture has come
+    canvas = page.locator(PICTURE)
+    expect(canvas).to_be_visible()
     canvas.scroll_into_view_if_needed()
     around = canvas.bounding_box()
     assert around is not None

@@ -108,7 +108,7 @@ def alone(answers: Answers) -> str:
         return ""
     found, results = finders(finished), finished[main].results
     count = sum(found[result.row] == [main] for result in results)
-    return f"{count} of its {len(results)} no other method here has"
+    return f"{count} of its {len(results)} images are named by it alone"
 
 
 def finished_of(answers: Answers) -> dict[str, Attribution]:
@@ -126,7 +126,9 @@ def score_words(answer: Attribution | Progress, result: Result) -> str:
     typical = typical_of(answer)
     if typical is not None:
         return multiple_words(result.score / typical)
-    return f"{result.score:.4f}".replace("-", MINUS) if abs(result.score) >= 0.001 else f"{result.score:.1e}"
+    if abs(result.score) >= 0.001:
+        return f"{result.score:.4f}".replace("-", MINUS)
+    return f"{result.score:.1e}".replace("e-0", "e-")  # short: it stands under a small picture
 
 
 def interval_words(answer: Attribution | Progress, result: Result) -> str:

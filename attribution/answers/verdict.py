@@ -79,9 +79,9 @@ def _graded(answer: Attribution, evidence: Evidence, known: Calibration) -> Verd
     if evidence.empty:
         told = ""
     elif grade in SOURCES:
-        told = f"At this grade, {alarms} of {count} unrelated {MANY[kind]} were as strong."
+        told = f"Of {count} unrelated {MANY[kind]}, {alarms or 'none'} reached this grade."
     else:
-        told = f"{known.above(kind, evidence.strength)} of {count} unrelated {MANY[kind]} were stronger."
+        told = f"Of {count} unrelated {MANY[kind]}, {known.above(kind, evidence.strength)} were explained better."
     return Verdict(grade, " ".join(filter(None, [_measured(answer, evidence), why, told])), alarms, count)
 
 

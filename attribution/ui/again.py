@@ -19,8 +19,9 @@ REMOVE = (
     " seen, so compare the two: if the named images matter, only theirs changes the picture. It does not show what a"
     " model would draw that was really trained without them."
 )
-WEAKEST = f"Take the weakest step that changes the region by {VISIBLE:.0%} of the intensities' range"
-STRENGTH = "Strength, in steps that scores are measured with"
+WEAKEST = f"Find the weakest step that visibly changes the region: by {VISIBLE:.0%} of the intensities' range"
+STRENGTH = "Strength"
+UNIT = "1 is the step that scores are measured with."
 SLIGHT, CLEAR = 0.02, 0.05  # changes of a control, of the intensities' range: seen when looked for, seen at a glance
 TELLING = 2.0  # times as much change as the other images do: from there on it is called more
 
@@ -93,7 +94,7 @@ def removed(made: Sequence[Made], named: Named, beside: Named) -> str:
 
 def _taken(named: Named) -> str:
     count = len(named.rows)
-    return f"Without {count} at random" if named.by == CHANCE else f"Without the {count} of {named.by}"
+    return f"Without {count} at random" if named.by == CHANCE else f"Without the {count} that {named.by} names"
 
 
 def _removing(made: Sequence[Regenerated], named: Named, beside: Named) -> str:

@@ -62,7 +62,7 @@ class Questions:
 
     def refused(self, told: str) -> Update:
         """What is not possible, said beside Attribute."""
-        return {self.on.status: words.status("error", "Not possible:", told)}
+        return {self.on.status: words.status("error", "Nothing was done:", told)}
 
     def fold(self, runs: Runs, folded: bool) -> Update:
         """The panels anew, with nearly equal images shown as one or not."""

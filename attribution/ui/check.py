@@ -22,7 +22,9 @@ def _lay_forgetting() -> dict[str, Any]:
     gr.HTML(f"<h2>Without this picture</h2>{words.note(again.FORGET)}", elem_classes=["checking"])
     with gr.Row(equal_height=True, elem_id="forgetting"):
         weakest = gr.Checkbox(True, label=again.WEAKEST, elem_id="weakest", container=False)
-        strength = gr.Slider(forget.WEAKEST, forget.STRONGEST, 1, step=0.25, label=again.STRENGTH, elem_id="strength")
+        strength = gr.Slider(
+            forget.WEAKEST, forget.STRONGEST, 1, step=0.25, label=again.STRENGTH, info=again.UNIT, elem_id="strength"
+        )
         button = gr.Button("Generate again without it", elem_id="forget")
     shown = gr.HTML(elem_id="forgotten")
     return {"weakest": weakest, "strength": strength, "forget": button, "forgotten": shown}
@@ -37,7 +39,13 @@ def _lay_removing() -> dict[str, Any]:
         with gr.Row(equal_height=True, elem_id="removing-by"):
             weakest = gr.Checkbox(True, label=again.WEAKEST, elem_id="removal-weakest", container=False)
             strength = gr.Slider(
-                remove.WEAKEST, remove.STRONGEST, 8, step=1, label=again.STRENGTH, elem_id="removal-strength"
+                remove.WEAKEST,
+                remove.STRONGEST,
+                8,
+                step=1,
+                label=again.STRENGTH,
+                info=again.UNIT,
+                elem_id="removal-strength",
             )
             button = gr.Button("Generate again without these", elem_id="remove")
         shown = gr.HTML(elem_id="removed")

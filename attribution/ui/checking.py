@@ -75,7 +75,7 @@ class Checks:
 
     def refused(self, told: str) -> Update:
         """What is not possible, said beside Attribute."""
-        return {self.on.status: words.status("error", "Not possible:", told)}
+        return {self.on.status: words.status("error", "Nothing was done:", told)}
 
 
 def chosen_of(runs: Runs, named: str | None) -> tuple[str, Run, Named]:

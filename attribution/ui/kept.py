@@ -48,7 +48,7 @@ class KeptRuns:
             **panels,
             **runs_shown(on, runs),
             on.link: link_of(self.studio, runs),
-            on.note: words.note(f"Run {asked} opened."),
+            on.note: words.reopened(first),
             on.status: words.status("done", "Opened", f"run {asked}: {', '.join(names)}", 1),
         }
 
@@ -73,8 +73,7 @@ class KeptRuns:
     def first(self) -> Update:
         """What is open at the start: the first of the examples."""
         run = self.studio.shipped[0]
-        told = {self.on.note: words.generated_of(run), self.on.status: words.status("idle", "", words.BEGUN)}
-        return {**self.reopen(run.id, folded=True), **told}
+        return {**self.reopen(run.id, folded=True), self.on.status: words.status("idle", "", words.BEGUN)}
 
     def reopen_linked(self, folded: bool, request: gr.Request) -> Update:
         """The runs that the page's address names."""

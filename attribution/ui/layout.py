@@ -190,7 +190,7 @@ def lay_boxes() -> dict[str, Any]:
         interactive=True,
         column_count=len(COLUMNS),
         column_widths=["32%", *["17%"] * 4],
-        label="Boxes, in pixels of the picture",
+        label="Boxes, in pixels of the picture: draw or type them",
         elem_id="boxes",
         buttons=[],
     )
@@ -218,7 +218,7 @@ def lay_acting(studio: Studio) -> dict[str, Any]:
         )
         with gr.Accordion("Settings", open=False, elem_id="settings"):
             with gr.Row():
-                top_k = gr.Number(top, label="K, training images shown", elem_id="top-k", min_width=120)
+                top_k = gr.Number(top, label="Training images shown (K)", elem_id="top-k", min_width=120)
                 exhaustive = gr.Checkbox(
                     defaults.exhaustive, label="Exhaustive", info=words.EXHAUSTIVE, elem_id="exhaustive", min_width=120
                 )

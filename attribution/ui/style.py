@@ -40,6 +40,8 @@ THEME = gr.themes.Base(
     button_secondary_border_color="*neutral_300",
     button_secondary_border_color_dark="*neutral_600",
     button_border_width="1px",
+    checkbox_border_color="*neutral_500",
+    checkbox_border_color_dark="*neutral_400",
     button_primary_border_color=ACCENT,
     button_primary_border_color_dark=ACCENT,
 )
@@ -70,12 +72,13 @@ CSS = """
 .label { margin: 0 0 .2rem !important; font-size: .8125rem; color: var(--body-text-color-subdued); }
 .examples { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .75rem; }
 .examples button { display: grid; grid-template-columns: 3rem minmax(0, 1fr); gap: .6rem; align-items: center;
-  padding: .25rem; text-align: left; cursor: pointer; border: 1px solid var(--border-color-primary);
+  margin: 0 !important; padding: .25rem; text-align: left; cursor: pointer;
+  border: 1px solid var(--border-color-primary);
   border-radius: var(--radius-md); background: var(--block-background-fill); color: inherit; font: inherit; }
 .examples button:hover, .chips button:hover { border-color: ACCENT; }
 .examples span { font-size: .75rem; line-height: 1.4; color: var(--body-text-color-subdued); overflow: hidden; }
-.examples :is(b, i) { display: block; overflow: hidden; font-style: normal; text-overflow: ellipsis;
-  white-space: nowrap; }
+.examples :is(b, i) { display: block; font-style: normal; }
+.examples i { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .examples b { color: var(--body-text-color); font-weight: 600; }
 .chips { display: flex; flex-wrap: wrap; gap: .25rem; }
 .chips button { padding: .1rem .55rem; border: 1px solid var(--border-color-primary); border-radius: 999px;
@@ -100,9 +103,9 @@ CSS = """
 #seeding input { padding-inline: .4rem; appearance: textfield; -moz-appearance: textfield; }
 #seeding input::-webkit-inner-spin-button { display: none; }
 #seeding #dice, #uploading button { font-weight: 500; font-size: .9375rem; }
-#uploading { align-items: center; flex-wrap: nowrap; }
+#uploading { align-items: center; gap: .4rem .75rem; }
 #uploading button { white-space: nowrap; }
-#upload-note { flex: 1 1 8rem !important; min-width: 0 !important; }
+#upload-note { flex: 1 1 16rem !important; min-width: 0 !important; }
 #words label { border-radius: 999px; padding: .1rem .6rem; }
 #finding { align-items: end; flex-wrap: nowrap; }
 
@@ -116,8 +119,11 @@ CSS = """
 #how { align-items: start; }
 #how > * { flex: 1 1 20rem !important; min-width: 0 !important; }
 
-/* The picture: its place is kept while it is empty, and it is never turned. */
+/* The picture: its place is kept until it has come, and while there is none; and it is never turned. */
 #picture .image-container:has(.empty) { height: auto; aspect-ratio: 1; }
+#looking:not(:has(#picture))::before { content: ""; width: 100%; aspect-ratio: 1; max-height: 512px;
+  margin-bottom: 45px; }
+#picture canvas[height="0"] { aspect-ratio: 1; max-height: 512px; }
 #picture button[aria-label^=Rotate] { display: none; }
 
 .status p { margin: 0 0 .3rem; min-height: 1.4em; line-height: 1.4; font-variant-numeric: tabular-nums; }
@@ -149,6 +155,8 @@ CSS = """
 .others { grid-area: others; display: grid; gap: .25rem 2rem; align-content: start; }
 .many .others { grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); }
 .ranking { min-width: 0; }
+.ranking .note::first-letter { text-transform: uppercase; }
+.answer > .main .note { min-height: 2.8em; }
 .cards { list-style: none; display: grid; gap: .6rem; margin: .4rem 0 1rem; padding: 0; }
 .cards.large { grid-template-columns: repeat(5, minmax(0, 1fr)); }
 .cards.small { grid-template-columns: repeat(10, minmax(2.2rem, 1fr)); gap: .25rem; overflow-x: auto; padding: 2px; }
@@ -167,7 +175,8 @@ CSS = """
 .card .rank { color: var(--body-text-color-subdued); }
 .card .score { font-weight: 600; font-size: .875rem; }
 .card .interval { color: var(--body-text-color-subdued); font-size: .6875rem; min-height: 1.3em; }
-.large .card .caption, .large .card.empty::after { height: 3.9em; overflow: hidden; }
+.large .card .caption { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; height: 3.9em;
+  overflow: hidden; }
 .large .card.empty::after { content: ""; display: block; height: 6.5rem; }
 .small .card .line { display: block; font-size: .6875rem; min-height: 2.1rem; }
 .small .card.empty::after { content: ""; display: block; height: 2.3rem; }
@@ -206,12 +215,13 @@ CSS = """
 #drawer:not(:has(.opened)) { display: none; }
 #drawn { justify-content: end; position: sticky; bottom: -.75rem; padding: .5rem 0;
   background: var(--body-background-fill); }
-#drawn button { flex: 0 0 auto !important; min-width: 7rem; }
+#drawn button { flex: 0 0 auto !important; min-width: 7rem; padding-inline: .75rem; }
 .opened { display: grid; grid-template-columns: 9rem minmax(0, 1fr) minmax(0, 22rem); gap: 1.25rem;
   font-size: .875rem; }
 .opened td { font-variant-numeric: tabular-nums; }
 .opened td:nth-child(2) { white-space: nowrap; }
 .opened:focus { outline: none !important; }
+.opened .keys { color: inherit; }
 .opened img { width: 100%; border-radius: var(--radius-md); margin: 0; }
 .opened h3 { font-size: 1rem; margin: 0; }
 .opened h4 { font-size: .875rem; margin: 0 0 .25rem; }
@@ -224,16 +234,17 @@ figcaption { font-size: .75rem; color: var(--body-text-color-subdued); }
 .checking h2 { font-size: 1rem; margin: 0 0 .15rem; }
 #removal { margin-top: .75rem; }
 .told { margin: .5rem 0 !important; font-size: .875rem; }
-.forgotten { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); gap: 1.25rem; }
+.forgotten { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: 1.25rem; }
 .forgotten figure { margin: 0; max-width: 26rem; }
 .forgotten figure > div { display: grid; grid-template-columns: 1fr 1fr; gap: .25rem; }
 .forgotten span { display: block; font-size: .75rem; color: var(--body-text-color-subdued); }
-.forgotten b { color: var(--body-text-color); }
+.forgotten b { display: block; color: var(--body-text-color); }
 #proof { margin-top: 1rem; }
 #proof h2 { font-size: 1.125rem; margin: 0 0 .2rem; }
 #proof .note { max-width: 130ch; }
 .proven { margin: .75rem 0 1rem; }
-.drawn { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 15rem)); gap: 1.25rem; }
+.proven .note { margin-top: .4rem; }
+.drawn { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 15rem); gap: 1.25rem; }
 .drawn figure { margin: 0; min-width: 0; }
 .drawn img { display: block; width: 100%; margin: 0; border-radius: var(--radius-sm); }
 .drawn .strip { margin: .3rem 0 .15rem; }
@@ -250,12 +261,13 @@ footer .divider:last-child { display: none; }
 @media (max-width: 1100px) {
   #studio { grid-template: "asking looking" auto "marking marking" auto / minmax(0, 1fr) minmax(0, 1fr); }
   .answer, .answer.many { grid-template: "main" auto "others" auto "agreed" auto / minmax(0, 1fr); }
-  .opened { grid-template-columns: 7rem minmax(0, 1fr); }
-  .opened > div + div { grid-column: 1 / -1; }
+  .opened { grid-template-columns: 6rem minmax(0, 1fr) minmax(0, 18rem); }
+  :is(#forgetting, #removing-by) > :first-child { flex-basis: 100% !important; }
+  #settings :is(.row, .form) { flex-direction: column; align-items: stretch; }
 }
 @media (max-width: 760px) {
   #studio { grid-template: "asking" auto "looking" auto "marking" auto / minmax(0, 1fr); }
-  #settings :is(.row, .form), #forgetting, #removing, #removing-by { flex-direction: column; align-items: stretch; }
+  #forgetting, #removing, #removing-by { flex-direction: column; align-items: stretch; }
   .examples { grid-template-columns: repeat(3, 82%); overflow-x: auto; padding: 2px; }
   #boxes .cell-wrap { padding-inline: 4px; }
   .chips { flex-wrap: nowrap; overflow-x: auto; padding: 2px; }
@@ -267,12 +279,16 @@ footer .divider:last-child { display: none; }
   .cards.large { grid-template-columns: repeat(3, minmax(0, 1fr)); }
   .cards.small { grid-template-columns: repeat(10, minmax(2.75rem, 1fr)); }
   .asked { grid-template-columns: 5rem minmax(0, 1fr); }
-  .drawn { grid-template-columns: 1fr 1fr; gap: .75rem; }
+  .verdict { min-height: 7em; }
+  .answer > .main .note { min-height: 5.6em; }
+  .drawn { grid-auto-flow: row; grid-template-columns: 1fr 1fr; gap: .75rem; }
   #drawer:has(.opened) { max-height: 55vh; }
   .opened { grid-template-columns: 4rem minmax(0, 1fr); gap: .75rem; font-size: .8125rem; }
+  .opened > div + div { grid-column: 1 / -1; }
   .opened h3 { font-size: .875rem; }
   .opened td, .opened th { padding-right: .4rem !important; }
 }
+@media (hover: none) { .opened .keys { display: none; } }
 @media (prefers-reduced-motion: reduce) { * { transition: none !important; animation: none !important; } }
 """
 for name, colour in {"ACCENT": ACCENT, **{f"C{place}": colour for place, colour in enumerate(COLOURS)}}.items():

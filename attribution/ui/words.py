@@ -35,6 +35,10 @@ FOLDED = "Show nearly equal training images once."
 HISTORY = "Your finished runs, listed in this browser alone"
 ASK_PROMPT = "Write above what it shows: the model reads the picture with its prompt."
 BEGUN = "A finished example is open below. Ask of it again, or make a picture of your own."
+FOREIGN = (
+    "If this model did not make it, there is no influence to find: the ranking then only shows which training images"
+    " are nearest for the model."
+)
 NO_PICTURE = "No picture yet: generate one, or upload one."
 KEPT_PICTURE = "Stopped; the picture before is kept."
 KEPT_BOXES = "Stopped; the boxes are as they were."
@@ -106,9 +110,13 @@ def tokens(count: TokenCount) -> str:
     return note(f"{count.count} of {count.limit} tokens")
 
 
-def generated_of(run: Run) -> str:
-    """The same of a run's picture."""
-    return generated(Picture(run.query.image, run.query.prompt, run.query.seed))
+def reopened(run: Run) -> str:
+    """Where the picture of a finished run comes from."""
+    query = run.query
+    if query.seed is not None:
+        return generated(Picture(query.image, query.prompt, query.seed))
+    width, height = query.image.size
+    return note(f"A picture of {width} x {height} px that was not generated here. {FOREIGN}")
 
 
 def generated(picture: Picture) -> str:
@@ -121,10 +129,7 @@ def uploaded(picture: Picture, name: str, center_crop: bool) -> str:
     width, height = picture.image.size
     seen = " The model sees its middle square." if center_crop else " The model sees it squeezed to a square."
     square = "" if width == height else seen
-    return note(
-        f"{name}, {width} x {height} px, uploaded.{square} If this model did not make it, there is no influence to"
-        " find: the ranking then only shows which training images are nearest for the model."
-    )
+    return note(f"{name}, {width} x {height} px, uploaded.{square} {FOREIGN}")
 
 
 def missing(methods: dict[str, str]) -> str:

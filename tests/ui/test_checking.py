@@ -72,8 +72,8 @@ def test_the_images_of_a_ranking_are_taken_away(checks, runs, beside):
     seen, on = {}, checks.on
     for update in removal(checks, runs, beside=beside):
         seen |= {} if update == UNCHANGED else update
-    count, other = len(runs[0][1].answers[0].results), "at random" if beside == CHANCE else "of pixel"
-    assert f"Without the {count} of clip" in seen[on.removed]
+    count, other = len(runs[0][1].answers[0].results), "at random" if beside == CHANCE else "that pixel names"
+    assert f"Without the {count} that clip names" in seen[on.removed]
     assert other in seen[on.removed]
     assert seen[on.removed].count("<figure>") == 4
     assert seen[on.removed].count("Control") == 2
@@ -156,7 +156,7 @@ def test_the_two_removals_are_compared(shares, said):
     told = again.removed(made(*shares), Named("d-trak", (1, 2)), Named(CHANCE, (3, 4)))
     assert said in told
     assert "16 times as large" in told
-    assert "Without the 2 of d-trak" in told
+    assert "Without the 2 that d-trak names" in told
     assert "without 2 at random" in told
     assert "<b>bird" not in told
 
@@ -165,7 +165,7 @@ def test_what_is_hardly_seen_is_said_and_so_are_the_controls():
     same = Image.new("RGB", (2, 2))
     control = Regenerated("a bus", same, same, 64, 0.0)
     told = again.removed([*made(0.04, 0.01), (control, "", "")], Named("dino", (1,)), Named("clip", (3,)))
-    assert "changes by 4.0%, which is hardly seen (from 10% on it is); without the 1 of clip, by 1.0%" in told
+    assert "changes by 4.0%, which is hardly seen (from 10% on it is); without the 1 that clip names, by 1.0%" in told
     assert "The controls changed by 0.0%: they lost as good as nothing" in told
     assert again.removed([], Named("dino", (1,)), Named("clip", (3,))) == ""
     assert "changes by 4.0%" in again.removed(made(0.04), Named("dino", (1,)), Named("clip", (3,)))

@@ -4,7 +4,7 @@ import io
 import re
 
 import pytest
-from browser import await_state, corners, draw, early_ranking, examples, generate, open_example, rows_of
+from browser import PICTURE, await_state, corners, draw, early_ranking, examples, generate, open_example, rows_of
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
@@ -14,6 +14,14 @@ CUT_OFF = """(selector) => [...document.querySelectorAll(selector)].filter((each
     if (getComputedStyle(around).overflowX !== "visible" &&
         each.getBoundingClientRect().right > around.getBoundingClientRect().right + 1) return true;
 }).map((each) => each.outerHTML.slice(0, 200))"""
+
+
+# The picture as before it has come, and its component
+UNDONE = ("document.querySelector('#picture canvas').height = 0", "document.querySelector('#picture').remove()")
+
+
+def height_of(page: Page, selector: str) -> float:
+    return float(page.evaluate("(selector) => document.querySelector(selector).offsetHeight", selector))
 
 
 def shared_card(page: Page) -> Locator:
@@ -42,7 +50,7 @@ def test_the_first_view_is_alive(page: Page) -> None:
     expect(page.locator(".kept:visible")).to_have_attribute("data-run", next(iter(examples_in_order())))
     assert len(rows_of(page)) > 5
     expect(page.locator("#intro .about")).to_contain_text("4,096 emoji scenes")
-    expect(page.locator("#picture canvas")).to_be_visible()
+    expect(page.locator(PICTURE)).to_be_visible()
     expect(page.locator("#attribute")).to_be_in_viewport(ratio=1)
     assert "?run=" not in page.url
     for chip in ("frog", "Random prompt"):
@@ -51,6 +59,10 @@ def test_the_first_view_is_alive(page: Page) -> None:
         expect(page.locator("#prompt textarea")).not_to_have_value(before)
     page.locator("#chips").get_by_role("button", name="frog").click()
     expect(page.locator("#prompt textarea")).to_have_value(re.compile("frog"))
+    for undone in UNDONE:  # the place of what has not come yet is kept
+        before = height_of(page, "#looking")
+        page.evaluate(undone)
+        assert height_of(page, "#looking") == pytest.approx(before, abs=3), undone
 
 
 def test_what_a_quick_hand_does_while_the_page_opens_is_left_alone(chromium: Browser, address: str) -> None:
@@ -151,11 +163,12 @@ def test_a_seed_of_ten_digits_is_shown_whole(page: Page) -> None:
         assert page.evaluate(CUT_OFF, "#seed input") == [], width
 
 
-def test_settings_are_seen_whole_on_a_phone(page: Page) -> None:
-    page.set_viewport_size({"width": 390, "height": 800})
+def test_settings_are_seen_whole_at_every_width(page: Page) -> None:
     page.click("#settings button")
     expect(page.locator("#exhaustive")).to_be_visible()
-    assert page.evaluate(CUT_OFF, "#settings :is(input, label, label span)") == []
+    for width in (390, 820, 1280, 1920):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate(CUT_OFF, "#settings :is(input, label, label span)") == [], width
 
 
 def test_boxes_have_colours_of_their_own_and_keep_them(page: Page) -> None:
