@@ -125,9 +125,12 @@ def _manifest(source: Source) -> Manifest:
 
 
 def _recorded(data: DataSettings, out: Path) -> DataSettings:
-    """The data's settings, their folder named so that it is found again."""
-    folder = data.train_data_dir
-    return replace(data, train_data_dir=None if folder is None else Path(portable(str(folder), out)))
+    """The data's settings, their folder and file named so that they are found again."""
+
+    def named(path: Path | None) -> Path | None:
+        return None if path is None else Path(portable(str(path), out))
+
+    return replace(data, train_data_dir=named(data.train_data_dir), captions_file=named(data.captions_file))
 
 
 def _wanted(builder: Builder, more: ExtendSettings) -> dict[str, Record | None]:

@@ -5,7 +5,7 @@ import json
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,20 @@ from PIL import Image
 
 from attribution.diffusion.pictures import to_square
 from attribution.errors import InputError, reason
-from attribution.index.folder import read_folder
-from attribution.index.rows import Rows, check_captions, decode, inspect_images, listed, open_image, unique_ids
-from attribution.index.table import read_table
+from attribution.index.captions import has_texts, read_coco, read_prompted, read_texts
+from attribution.index.folder import METADATA, files_of, pictures_of, read_folder
+from attribution.index.rows import (
+    Rows,
+    check_captions,
+    decode,
+    inspect_images,
+    listed,
+    open_image,
+    several,
+    unique_ids,
+)
+from attribution.index.table import ENDINGS, Table, is_saved, read_table
+from attribution.index.typed import ADDED
 
 LOG = logging.getLogger(__name__)
 
@@ -25,14 +36,20 @@ class DataSettings:
     """Where the training set is and how it is read; the names are those of diffusers' `train_text_to_image.py`.
 
     Attributes:
-        dataset_name: a hub id for `datasets`.
-        train_data_dir: an imagefolder with `metadata.jsonl`, instead of `dataset_name`.
+        dataset_name: a hub id for `datasets`, or a local folder that it reads.
+        train_data_dir: a folder, instead of `dataset_name`: images with `metadata.jsonl`, or with a .txt beside each,
+            or tables of `datasets`.
         image_column: column of the images.
-        caption_column: column of the captions; of a list, the first is taken.
+        caption_column: column of the captions; of several of an image, the first is taken.
         center_crop: crop the middle square; otherwise the picture is squeezed.
         random_flip: the model was trained with mirrored images, so each mirror is scored too.
         max_train_samples: only the first so many.
         skip_bad: leave out rows that cannot be used, rather than refuse the training set.
+        dataset_config_name: the configuration of a data set that has several.
+        dataset_split: the split that was trained on.
+        cache_dir: where `datasets` keeps its tables.
+        captions_file: a JSON file of COCO's kind with the captions of the images in `train_data_dir`.
+        instance_prompt: the one caption of all images in `train_data_dir`, as for DreamBooth.
     """
 
     dataset_name: str | None = None
@@ -43,6 +60,11 @@ class DataSettings:
     random_flip: bool = True
     max_train_samples: int | None = None
     skip_bad: bool = False
+    dataset_config_name: str | None = field(default=None, metadata=ADDED)
+    dataset_split: str = field(default="train", metadata=ADDED)
+    cache_dir: Path | None = field(default=None, metadata=ADDED)
+    captions_file: Path | None = field(default=None, metadata=ADDED)
+    instance_prompt: str | None = field(default=None, metadata=ADDED)
 
 
 class TrainingSet:
@@ -94,7 +116,7 @@ class TrainingSet:
 
 
 def open_training_set(settings: DataSettings, inspect: bool = True) -> TrainingSet:
-    """Open an imagefolder or a data set of the hub, all of its rows checked.
+    """Open a folder or a data set of the hub, all of its rows checked.
 
     Args:
         settings: where it is, and how it is read.
@@ -102,17 +124,69 @@ def open_training_set(settings: DataSettings, inspect: bool = True) -> TrainingS
 
     Raises:
         InputError: neither or both sources are named, or the data lack the columns, or cannot be read, or rows cannot
-            be used (the first are named) and are not to be skipped.
+            be used (the first are named) and are not to be skipped; or a setting is of no use for such data.
     """
-    if (settings.dataset_name is None) == (settings.train_data_dir is None):
-        raise InputError("name the training data by either --dataset_name or --train_data_dir")
-    if settings.train_data_dir is not None:
-        rows = read_folder(settings.train_data_dir, settings.image_column, settings.caption_column)
-    else:
-        rows = read_table(str(settings.dataset_name), settings.image_column, settings.caption_column)
+    rows = _read(settings)
     if settings.max_train_samples is not None:
         rows = rows.select(range(min(settings.max_train_samples, len(rows))))
     return _checked(rows, settings, inspect)
+
+
+def _read(settings: DataSettings) -> Rows:
+    """The rows by whichever reader is for them."""
+    folder, prompt, captions = settings.train_data_dir, settings.instance_prompt, settings.captions_file
+    if (settings.dataset_name is None) == (folder is None):
+        raise InputError("name the training data by either --dataset_name or --train_data_dir")
+    if captions is not None and prompt is not None:
+        raise InputError("captions come from either --captions_file or --instance_prompt; name one of them")
+    if folder is None:
+        _refuse_unused(settings, "a table, whose captions are a column", "captions_file", "instance_prompt")
+        return read_table(_table(settings, str(settings.dataset_name)), *_columns(settings))
+    if captions is None and prompt is None and _holds_tables(folder):
+        return read_table(_table(settings, str(folder), _tables_among_pictures(folder)), *_columns(settings))
+    _refuse_unused(settings, "images in a folder, which are all one set", "dataset_config_name", "dataset_split")
+    if captions is not None:
+        return read_coco(folder, captions)
+    return read_prompted(folder, prompt) if prompt is not None else _read_pictures(folder, settings)
+
+
+def _table(settings: DataSettings, where: str, files: tuple[str, ...] = ()) -> Table:
+    return Table(where, settings.dataset_config_name, settings.dataset_split, settings.cache_dir, files)
+
+
+def _read_pictures(folder: Path, settings: DataSettings) -> Rows:
+    """Images with what is beside them: metadata, else texts."""
+    files = files_of(folder)
+    with_texts = has_texts(files) and not any(path.name in METADATA for path in files)
+    return read_texts(folder) if with_texts else read_folder(folder, *_columns(settings))
+
+
+def _columns(settings: DataSettings) -> tuple[str, str]:
+    return settings.image_column, settings.caption_column
+
+
+def _holds_tables(folder: Path) -> bool:
+    """Whether a folder is of tables and shards, rather than of images with metadata or texts."""
+    files = files_of(folder)
+    if is_saved(folder) or any(path.name in METADATA for path in files) or has_texts(files):
+        return is_saved(folder)
+    kinds = {path.suffix.lower() for path in files}
+    return ".parquet" in kinds or (not pictures_of(files) and not kinds.isdisjoint(ENDINGS))
+
+
+def _tables_among_pictures(folder: Path) -> tuple[str, ...]:
+    """The tables of a folder that holds the pictures, too, that they name: `datasets` would read those instead."""
+    files = files_of(folder)
+    among = bool(pictures_of(files)) and not is_saved(folder)
+    return tuple(str(path) for path in files if among and path.suffix.lower() == ".parquet")
+
+
+def _refuse_unused(settings: DataSettings, what: str, *names: str) -> None:
+    """Refuse settings that say nothing about such data."""
+    for name in names:
+        if getattr(settings, name) != getattr(DataSettings, name):
+            told = settings.train_data_dir or settings.dataset_name
+            raise InputError(f"--{name} is of no use for {str(told)!r}, which holds {what}; leave it out")
 
 
 def _checked(rows: Rows, settings: DataSettings, inspect: bool) -> TrainingSet:
@@ -129,7 +203,7 @@ def _checked(rows: Rows, settings: DataSettings, inspect: bool) -> TrainingSet:
         raise InputError(f"{told}; mend them, or leave them out with --skip_bad")
     good = [row for row in range(len(rows)) if row not in faults]
     captions = [captions[row] for row in good]
-    rows = rows.select(good, *([f"left out, {told}"] if faults else []), *_blank(captions))
+    rows = rows.select(good, *([f"left out, {told}"] if faults else []), *several(rows.captions), *_blank(captions))
     for note in rows.notes if inspect else ():
         LOG.warning("%s", note)
     return TrainingSet(rows, captions, [found[row][0] for row in good if found], settings.center_crop)

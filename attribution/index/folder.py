@@ -21,6 +21,10 @@ from attribution.errors import InputError, reason
 from attribution.index.rows import Rows, listed
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+HELP = (
+    "captions may also stand in a .txt beside each image, in a file of COCO's kind that --captions_file names, or be"
+    " one for all, by --instance_prompt"
+)
 Row = tuple[dict[str, Any], str]  # its cells, and what is wrong with it
 
 
@@ -30,9 +34,7 @@ def read_folder(folder: Path, image_column: str, caption_column: str) -> Rows:
     Raises:
         InputError: there is no such folder, or it has no metadata, or these lack a column.
     """
-    if not folder.is_dir():
-        raise InputError(f"the training data {str(folder)!r} could not be read: there is no such folder")
-    files = list(_files(folder))
+    files = files_of(folder)
     tables = [path for path in files if path.name in METADATA]
     _refuse_others(folder, files, tables, caption_column)
     rows = [
@@ -44,8 +46,18 @@ def read_folder(folder: Path, image_column: str, caption_column: str) -> Rows:
     return _rows(folder, files, rows, image_column, caption_column)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """What `DIR/**` holds for `datasets`, in the order of paths."""
+def files_of(folder: Path) -> list[Path]:
+    """What `DIR/**` holds for `datasets`, in the order of paths.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise InputError(f"the training data {str(folder)!r} could not be read: there is no such folder")
+    return list(_walk(folder))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
         yield from (Path(parent, name) for name in sorted(names) if not name.startswith("."))
@@ -56,7 +68,7 @@ def _refuse_others(folder: Path, files: list[Path], tables: list[Path], caption_
     if not tables:
         raise InputError(
             f"the training data {str(folder)!r} could not be read: there is no metadata.jsonl with a file_name and"
-            f" a {caption_column} for each image"
+            f" a {caption_column} for each image{_labels(folder, files)}; {HELP}"
         )
     if len(kinds) > 1:
         raise InputError(
@@ -64,6 +76,12 @@ def _refuse_others(folder: Path, files: list[Path], tables: list[Path], caption_
         )
     if archives := [path.name for path in files if path.suffix.lower() == ".zip"]:
         raise InputError(f"{str(folder)!r} has the archives {listed(archives)}, which are not read here; unpack them")
+
+
+def _labels(folder: Path, files: list[Path]) -> str:
+    """That the names of folders, which `datasets` takes for labels, are no captions."""
+    names = sorted({path.relative_to(folder).parts[0] for path in pictures_of(files) if path.parent != folder})
+    return f", and the names of its folders ({listed(names)}) are no captions" if names else ""
 
 
 def _read(table: Path) -> Iterator[Row]:
@@ -111,7 +129,10 @@ def _require_columns(folder: Path, rows: list[dict[str, Any]], image_column: str
     columns = ["image" if key == "file_name" else key.removesuffix("_file_name") for key in keys]
     for column in (image_column, caption_column):
         if rows and column not in columns:
-            raise InputError(f"{str(folder)!r} has no column {column!r}; its columns are {', '.join(columns)}")
+            raise InputError(
+                f"{str(folder)!r} has no column {column!r}; its columns are {', '.join(columns)}; name those of images"
+                " and captions with --image_column and --caption_column"
+            )
 
 
 def _rows(
@@ -120,16 +141,17 @@ def _rows(
     key = "file_name" if image_column == "image" else f"{image_column}_file_name"
     names, captions, images, faults = [], [], [], {}
     for place, (where, parent, (cells, fault)) in enumerate(rows):
-        path, misnamed = _inside(parent, cells.get(key))
+        path, misnamed = inside(parent, cells.get(key))
         if fault or misnamed:
             faults[place] = fault or misnamed
         names.append(os.path.relpath(path, folder).replace(os.sep, "/") if path else where)
         captions.append(cells.get(caption_column))
         images.append({"bytes": None, "path": path and str(path)})
-    return Rows(names, captions, images, faults, _left_out(folder, files, names))
+    told = "left out, as by diffusers' script, are the images of {} that no metadata file names"
+    return Rows(names, captions, images, faults, left_out(told, folder, files, names))
 
 
-def _inside(parent: Path, name: Any) -> tuple[Path | None, str]:
+def inside(parent: Path, name: Any) -> tuple[Path | None, str]:
     """A row's image, and what is wrong with its name; `datasets` too refuses one outside the metadata's folder."""
     if not isinstance(name, str) or not name:
         return None, "it names no image file"
@@ -139,12 +161,14 @@ def _inside(parent: Path, name: Any) -> tuple[Path | None, str]:
     return parent / path, ""
 
 
-def _left_out(folder: Path, files: list[Path], names: list[str]) -> tuple[str, ...]:
+def pictures_of(files: list[Path]) -> list[Path]:
+    """Those files that are pictures, by the endings of their names."""
     Image.init()
-    pictures = [str(path.relative_to(folder).as_posix()) for path in files if path.suffix.lower() in Image.EXTENSION]
-    if not (without := sorted(set(pictures) - set(names))):
-        return ()
-    return (
-        f"left out, as by diffusers' script, are the images of {str(folder)!r} that no metadata file names"
-        f" ({len(without):,}): {listed(without)}",
-    )
+    return [path for path in files if path.suffix.lower() in Image.EXTENSION]
+
+
+def left_out(told: str, folder: Path, files: list[Path], names: list[str]) -> tuple[str, ...]:
+    """A sentence on the pictures among `files` that are not among `names`, if there are any."""
+    pictures = {path.relative_to(folder).as_posix() for path in pictures_of(files)}
+    without = sorted(pictures - set(names))
+    return (f"{told.format(repr(str(folder)))} ({len(without):,}): {listed(without)}",) if without else ()

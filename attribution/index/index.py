@@ -90,6 +90,8 @@ class Index:
         data = manifest.settings.data
         if folder := pictures or data.train_data_dir:
             data = replace(data, dataset_name=None, train_data_dir=Path(located(str(folder), path)))
+        if data.captions_file:
+            data = replace(data, captions_file=Path(located(str(data.captions_file), path)))
         shown = TrainingPictures.open(thumbnails or path / "thumbnails", data, ids)
         return cls(path, manifest, ids, captions, latents, losses, shown)
 

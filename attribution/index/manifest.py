@@ -18,7 +18,7 @@ from attribution.diffusion.weights import WeightSubset
 from attribution.errors import IndexMismatch
 from attribution.files import write_whole
 from attribution.index.data import DataSettings
-from attribution.index.typed import read_as
+from attribution.index.typed import read_as, told_of
 from attribution.unlearning.fisher import FisherSettings
 from attribution.unlearning.projection import GradientSettings
 
@@ -178,7 +178,7 @@ class Manifest:
     @classmethod
     def begin(cls, model: ModelRecord, data: DataRecord, settings: IndexSettings) -> "Manifest":
         """Of an index that nothing is finished of."""
-        made_of = [asdict(part) for part in (model, data, replace(settings, data=_anywhere(settings.data)))]
+        made_of = [told_of(part) for part in (model, data, replace(settings, data=_anywhere(settings.data)))]
         made_of[0].pop("source")
         name = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:12]
         return cls(FORMAT_VERSION, name, model, data, settings)
@@ -207,7 +207,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write it, whole or not at all."""
-        write_whole(folder / MANIFEST, (json.dumps(asdict(self), indent=1, default=str) + "\n").encode())
+        write_whole(folder / MANIFEST, (json.dumps(told_of(self), indent=1, default=str) + "\n").encode())
 
     @property
     def source(self) -> str:
@@ -263,7 +263,7 @@ class Manifest:
 
 def _anywhere(data: DataSettings) -> DataSettings:
     """Settings without the place of the data, which their hash tells apart better."""
-    return replace(data, dataset_name=None, train_data_dir=None)
+    return replace(data, dataset_name=None, train_data_dir=None, captions_file=None, cache_dir=None)
 
 
 def _refuse(begin: str, held: Any, wanted: Any, end: str) -> None:

@@ -159,6 +159,13 @@ def inspect_images(images: Sequence[Any]) -> list[tuple[str, str]]:
     return found
 
 
+def several(captions: Sequence[Any]) -> tuple[str, ...]:
+    """A sentence on the images that have several captions, if there are any."""
+    count = sum(isinstance(value, (list, tuple)) and len(value) > 1 for value in captions)
+    told = "the first of each is read, where diffusers' script draws any of them each time"
+    return (f"images with several captions ({count:,}): {told}",) if count else ()
+
+
 def check_captions(rows: Rows) -> tuple[list[str], dict[int, str]]:
     """The captions, "" where there is none, and by row what is wrong with it."""
     captions, faults = [], dict(rows.faults)

@@ -1,9 +1,29 @@
-"""Frozen dataclasses from JSON, strictly: nothing is missing, nothing is unknown, and every value is of its kind."""
+"""Frozen dataclasses to JSON and back, strictly: nothing is missing or unknown, and every value is of its kind.
+
+Only a field that is marked as ADDED, as it came later than the form of the file, may be missing: it has its default
+then. It is written only where it has another value, so that what does without it stays as it was.
+"""
 
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+ADDED = {"added": True}  # a field's metadata
+
+
+def told_of(value: Any) -> Any:
+    """What is written of a value; `read_as` reads it back."""
+    if is_dataclass(value):
+        held = {each: getattr(value, each.name) for each in fields(value)}
+        return {
+            each.name: told_of(inner)
+            for each, inner in held.items()
+            if not (each.metadata.get("added") and inner == each.default)
+        }
+    if isinstance(value, dict):
+        return {key: told_of(inner) for key, inner in value.items()}
+    return [told_of(inner) for inner in value] if isinstance(value, tuple) else value
 
 
 def read_as(kind: Any, told: Any, where: str) -> Any:
@@ -36,11 +56,12 @@ def read_as(kind: Any, told: Any, where: str) -> Any:
 
 def _read_record(kind: Any, told: Any, where: str) -> Any:
     hints = {each.name: get_type_hints(kind)[each.name] for each in fields(kind)}
+    added = {each.name for each in fields(kind) if each.metadata.get("added")}
     if not isinstance(told, dict):
         raise ValueError(f"its {where} is {str(told)[:40]!r}")
-    for name in sorted(hints.keys() ^ told.keys()):
+    for name in sorted((hints.keys() ^ told.keys()) - (added - told.keys())):
         raise ValueError(f"its {where} {'lacks' if name in hints else 'has an unknown'} {name!r}")
-    return kind(**{name: read_as(hint, told[name], f"{where} {name}") for name, hint in hints.items()})
+    return kind(**{name: read_as(hint, told[name], f"{where} {name}") for name, hint in hints.items() if name in told})
 
 
 def _read_one_of(kinds: tuple[Any, ...], told: Any, where: str) -> Any:

@@ -159,7 +159,11 @@ def test_the_first_of_a_list_and_blank_text_are_captions(tmp_path):
     folder_of(tmp_path, [("a.png", ["one", "two"]), ("b.png", ""), ("c.png", "2024-01-01"), ("d.png", "NA")])
     training = opened(tmp_path)
     assert training.captions == ["one", "", "2024-01-01", "NA"]
-    assert training.notes == ("blank captions (1): these images count as trained on without a text",)
+    assert training.notes == (
+        "images with several captions (1): the first of each is read,"
+        " where diffusers' script draws any of them each time",
+        "blank captions (1): these images count as trained on without a text",
+    )
 
 
 def test_words_that_pandas_takes_for_missing_stay_text(tmp_path):
