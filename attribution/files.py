@@ -9,7 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from attribution.errors import InputError, reason
+
 PARTIAL = ".partial"  # how the names of unfinished files end
+LOCK = ".lock"  # an empty file in a folder of one writer
 
 
 def assets_folder() -> Path:
@@ -60,6 +65,26 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all; raises what `whole` raises."""
     with whole(path) as partial:
         partial.write_bytes(content)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """A context in which nobody else writes into a folder, which is made where it is not there; many may read it.
+
+    The lock is the operating system's: it ends with this process, however that ends.
+
+    Raises:
+        InputError: another one writes there, or the folder cannot be written to, or its disk is full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / LOCK, blocking=False, thread_local=False):
+            yield
+    except Timeout as error:
+        raise InputError(f"{folder} is being written to by another process; wait for it, or name another") from error
+    except OSError as error:
+        told = error.strerror or reason(error)
+        raise InputError(f"{folder} cannot be written to ({told}); make room there, or name another folder") from error
 
 
 def try_folder(folder: Path) -> None:

@@ -22,7 +22,7 @@ from attribution.answers.calibration import (
 from attribution.answers.unrelated import KINDS, Makers, Pictures, question
 from attribution.diffusion.pipeline import Model
 from attribution.errors import InputError
-from attribution.files import write_whole
+from attribution.files import write_whole, writing
 from attribution.index.index import FLOOR, Index
 from attribution.query.encoded import encode
 from attribution.query.evidence import Evidence, Kind
@@ -57,10 +57,15 @@ def measure_floor(
         more: ways of a world of its own to make such questions.
 
     Raises:
-        InputError: the count is not possible.
+        InputError: the count is not possible, or the index's folder cannot be written to, or another process does.
     """
     if not ENOUGH <= count <= MOST:
         raise InputError(f"{count} unrelated pictures of each kind are not possible; accepted are {ENOUGH} to {MOST}")
+    with writing(index.path):
+        yield from _measure(model, index, count, seed, more)
+
+
+def _measure(model: Model, index: Index, count: int, seed: int, more: Makers | None) -> Iterator[FloorProgress]:
     path = index.path / UNFINISHED
     made_with = json.dumps({"format_version": FORMAT_VERSION, "model": model.sha256, "count": count, "seed": seed})
     measured = _kept(path, made_with)

@@ -51,8 +51,9 @@ def run(
         told = f"there is no command {name!r}" if name else "no command is named"
         raise InputError(f"{told}; accepted are {', '.join(names)}; `{program} COMMAND --help` tells more")
     found, program = find(name), f"{program} {name}"
-    if isinstance(found, dict):
-        return run(others, program, found, found.__getitem__)
+    further = found if isinstance(found, dict) else getattr(found, "further", {})
+    if isinstance(found, dict) or further.keys() & set(others[:1]):
+        return run(others, program, further, further.__getitem__)
     bind(found, others, program)()
 
 

@@ -3,19 +3,48 @@
 import sys
 from pathlib import Path
 
+import tyro
+
 from attribution.cli.asked import check_folder
-from attribution.cli.parsing import Names, flags
+from attribution.cli.parsing import Names, flags, with_further
 from attribution.cli.progress import watch
 from attribution.diffusion.overlaid import open_model
 from attribution.diffusion.source import ModelFiles
-from attribution.errors import InputError
+from attribution.errors import IndexMismatch, InputError
 from attribution.evaluate.bench import peak_memory
 from attribution.index.build import build
+from attribution.index.rows import listed
+from attribution.index.verify import verify as check
 from attribution.index.work import BuildSettings, ExtendSettings
 from attribution.unlearning.fisher import FisherSettings
 from attribution.unlearning.projection import GradientSettings
 
+STATES = {
+    "read": "as it was written",
+    "unfinished": "unfinished, so not compared",
+    "unknown": "made by an earlier version without checksums, so not compared",
+}
 
+
+def verify(folder: tyro.conf.Positional[Path]) -> None:
+    """Read a whole index and compare it with the checksums in its manifest.
+
+    Args:
+        folder: of the index.
+    """
+    parts = list(watch(check(folder), lambda part: part.name))
+    if damage := [each for part in parts for each in part.damage]:
+        raise IndexMismatch(
+            f"{folder} is damaged: {listed(damage)}; copy these files from where they are whole, or build it anew"
+        )
+    read = sum(part.bytes for part in parts)
+    for state, told in STATES.items():
+        if names := [part.name for part in parts if part.state == state]:
+            print(f"{told}: {', '.join(names)}")
+    print(f"{read / 1e6:,.1f} MB were read")
+
+
+@with_further(verify=verify)
 @flags(
     {
         FisherSettings: Names("fisher_"),
@@ -31,6 +60,8 @@ def index(
     additions: ExtendSettings,
 ) -> None:
     """Build, or go on building, the index of a training set and a model; with the same settings, add to it.
+
+    `index verify FOLDER` tells whether one is still as it was written.
 
     Args:
         out: the index folder.

@@ -56,6 +56,16 @@ def flags(names: dict[type, Names]) -> Callable[[Command], Command]:
     return named
 
 
+def with_further(**commands: Command) -> Callable[[Command], Command]:
+    """Give a command further ones, which are called by a name after its own."""
+
+    def named(command: Command) -> Command:
+        command.further = commands  # type: ignore[attr-defined]
+        return command
+
+    return named
+
+
 def bind(command: Command, arguments: list[str], program: str) -> Callable[[], None]:
     """A command bound to the values of its arguments, not yet run.
 

@@ -64,12 +64,12 @@ def make_candidates(
         train_data_dir=folder / "pictures", center_crop=own.data.center_crop, random_flip=own.data.random_flip
     )
     settings = BuildSettings(data, own.noise, own.fisher, batch)
-    builder = prepare(folder / "index", model, settings)
-    for part in FISHER:
-        if index.manifest.finished(part) and not builder.manifest.finished(part):
-            held = (index.path / f"{part}.safetensors").read_bytes()
-            write_whole(folder / "index" / f"{part}.safetensors", held)
-            builder.save(builder.manifest.having(part, index.manifest.step(part)))
+    with prepare(folder / "index", model, settings) as builder:
+        for part in FISHER:
+            if index.manifest.finished(part) and not builder.manifest.finished(part):
+                held = (index.path / f"{part}.safetensors").read_bytes()
+                write_whole(folder / "index" / f"{part}.safetensors", held)
+                builder.save(builder.manifest.having(part, index.manifest.step(part)))
     yield from build(folder / "index", model, settings, _more(index))
 
 

@@ -196,7 +196,7 @@ def _with_second_bank(model: Model, index: Index, settings: LocalitySettings, ca
     other = replace(own, noise=replace(own.noise, seed=settings.second_bank))
     if not cached.exists():
         bank = NoiseBank.draw(other.noise, model.latent_shape, model.train_timesteps)
-        chunks = training_losses(model, index.encoded, bank, range(len(index)), range(len(bank)))
+        chunks = training_losses(model, index.encoded, bank, range(len(index)), range(len(bank)), index.views)
         np.save(cached, np.concatenate([losses for _, losses in chunks]))
     return replace(index, manifest=replace(index.manifest, settings=other), base_losses=np.load(cached))
 

@@ -2,18 +2,18 @@
 
 import math
 from collections.abc import Generator, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from safetensors.torch import save_file
 
 from attribution.batches import in_batches
 from attribution.diffusion.noise import NoiseBank, NoiseSettings
 from attribution.diffusion.pipeline import Model
 from attribution.errors import InputError
-from attribution.files import PARTIAL, whole
+from attribution.files import PARTIAL, writing
+from attribution.index.checksums import checksums_of
 from attribution.index.data import DataSettings, open_training_set
 from attribution.index.features import FEATURES
 from attribution.index.manifest import (
@@ -28,7 +28,7 @@ from attribution.index.manifest import (
     portable_model,
 )
 from attribution.index.steps import REQUIRED, STEPS
-from attribution.index.stored import ArrayFile, Block, Files, SumFile, first_not_finite
+from attribution.index.stored import ArrayFile, Block, Files, SumFile, first_not_finite, save_tensors
 from attribution.index.work import BuildSettings, ExtendSettings, Source, Work
 from attribution.unlearning.projection import GRADIENT_OUTPUTS
 
@@ -76,18 +76,19 @@ def build(
         IndexMismatch: the folder holds an index of another model, other data or other settings.
         WeightsUnavailable: a feature's network cannot be had; what was added before stays.
     """
-    builder = prepare(out, model, settings)
-    wanted = _wanted(builder, more or ExtendSettings())
-    for name, record in wanted.items():
-        builder.manifest.refuse_other_step(name, record, out)
-    for name, record in wanted.items():
-        if not builder.manifest.finished(name):
-            yield from _make(builder, name, record)
-        _tidy(builder, name)
+    with prepare(out, model, settings) as builder:
+        wanted = _wanted(builder, more or ExtendSettings())
+        for name, record in wanted.items():
+            builder.manifest.refuse_other_step(name, record, out)
+        for name, record in wanted.items():
+            if not builder.manifest.finished(name):
+                yield from _make(builder, name, record)
+            _tidy(builder, name)
 
 
-def prepare(out: Path, model: Model, settings: BuildSettings) -> Builder:
-    """A build, begun or to go on with; see `build`."""
+@contextmanager
+def prepare(out: Path, model: Model, settings: BuildSettings) -> Iterator[Builder]:
+    """A build, begun or to go on with, whose folder nobody else writes into; see `build`."""
     if settings.batch < 1 or settings.fisher.samples < 1:
         raise InputError(
             f"a build with batch = {settings.batch} and {settings.fisher.samples} Fisher samples is not possible;"
@@ -98,15 +99,15 @@ def prepare(out: Path, model: Model, settings: BuildSettings) -> Builder:
     training = open_training_set(settings.data)
     if not len(training):
         raise InputError("the training data are empty; at least one captioned image is needed")
-    out.mkdir(parents=True, exist_ok=True)
-    for stray in out.glob(f".*{PARTIAL}"):  # of a build that was ended while it wrote
-        stray.unlink(missing_ok=True)
-    source = Source(out, model, training, settings)
-    manifest = wanted = _manifest(source)
-    if (out / MANIFEST).exists():
-        manifest = Manifest.read(out)
-        manifest.refuse_other(wanted, out)
-    return Builder(source, manifest)
+    with writing(out):
+        for stray in out.glob(f".*{PARTIAL}"):  # of a build that was ended while it wrote
+            stray.unlink(missing_ok=True)
+        source = Source(out, model, training, settings)
+        manifest = wanted = _manifest(source)
+        if (out / MANIFEST).exists():
+            manifest = Manifest.read(out)
+            manifest.refuse_other(wanted, out)
+        yield Builder(source, manifest)
 
 
 def _manifest(source: Source) -> Manifest:
@@ -171,11 +172,9 @@ def _make(builder: Builder, name: str, record: Record | None) -> Iterator[BuildP
                 builder.save(builder.manifest.having(name, held))
             yield BuildProgress(name, held.done, work.count)
     if work.total and isinstance(store, SumFile):
-        total = {key: values.cpu().contiguous() for key, values in work.total(store.sums).items()}
-        with whole(builder.source.out / f"{name}.safetensors") as partial:
-            save_file(total, partial)
+        save_tensors(builder.source.out / f"{name}.safetensors", work.total(store.sums))
     scaffold = STEPS[name].scaffold
-    finished = builder.manifest.having(name, StepRecord(True, (), work.made))
+    finished = builder.manifest.having(name, StepRecord(True, (), work.made, checksums_of(builder.source.out, name)))
     builder.save(finished.lacking(scaffold) if scaffold else finished)
 
 

@@ -5,7 +5,7 @@ The networks are transformers' own, from a folder or the hub; only this file and
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,10 +20,28 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
 
 from attribution.diffusion.pipeline import default_device
 from attribution.errors import HUB, InputError, WeightsUnavailable, reason
+from attribution.index.checksums import sha256_of
 
 PIXEL_SIDE = 32  # px, side of the pictures that the pixel baseline compares
 
 Encode = Callable[[Sequence[Any]], Tensor]  # B pictures, or captions, to (B, D) float32 on the CPU
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A loaded network: what it makes of pictures or captions, and its weights."""
+
+    encode: Encode
+    weights: dict[str, Tensor]
+
+    def __call__(self, items: Sequence[Any]) -> Tensor:
+        """(B, D) float32 on the CPU of B pictures, or captions."""
+        return self.encode(items)
+
+    @cached_property
+    def sha256(self) -> str:
+        """A hash of the weights."""
+        return sha256_of(self.weights)
 
 
 @dataclass(frozen=True)
@@ -43,7 +61,7 @@ class Feature:
     source: str
     of: Literal["images", "captions"]
     weights: str | None
-    open: Callable[[str], Encode]
+    open: Callable[[str], Encoder]
     base: str | None = None
 
 
@@ -67,7 +85,7 @@ def _network(load: Callable[..., Any], weights: str) -> Any:
     return network.eval().requires_grad_(False).to(default_device())
 
 
-def _picture_encoder(weights: str, network: Any, embed: Callable[[Tensor], Tensor]) -> Encode:
+def _picture_encoder(weights: str, network: Any, embed: Callable[[Tensor], Tensor]) -> Encoder:
     processor = _loaded(AutoImageProcessor.from_pretrained, weights)
 
     def encode(pictures: Sequence[Any]) -> Tensor:
@@ -75,10 +93,10 @@ def _picture_encoder(weights: str, network: Any, embed: Callable[[Tensor], Tenso
         with torch.inference_mode():
             return embed(pixels.to(network.device)).float().cpu()
 
-    return encode
+    return Encoder(encode, network.state_dict())
 
 
-def open_clip(weights: str) -> Encode:
+def open_clip(weights: str) -> Encoder:
     """CLIP's image embedding (Radford et al. 2021)."""
     network = _network(CLIPModel.from_pretrained, weights)
 
@@ -89,7 +107,7 @@ def open_clip(weights: str) -> Encode:
     return _picture_encoder(weights, network, embed)
 
 
-def open_clip_text(weights: str) -> Encode:
+def open_clip_text(weights: str) -> Encoder:
     """CLIP's text embedding of captions."""
     network = _network(CLIPModel.from_pretrained, weights)
     tokenizer = _loaded(AutoTokenizer.from_pretrained, weights)
@@ -103,10 +121,10 @@ def open_clip_text(weights: str) -> Encode:
             embedded: Tensor = network.text_projection(hidden.pooler_output)
         return embedded.float().cpu()
 
-    return encode
+    return Encoder(encode, network.state_dict())
 
 
-def open_vit(weights: str) -> Encode:
+def open_vit(weights: str) -> Encoder:
     """The class token after the last layer of a vision transformer: DINO (Caron et al. 2021), DINOv2 (Oquab et al.)."""
     network = _network(AutoModel.from_pretrained, weights)
 
@@ -117,7 +135,7 @@ def open_vit(weights: str) -> Encode:
     return _picture_encoder(weights, network, embed)
 
 
-def open_mapper(weights: str) -> Encode:
+def open_mapper(weights: str) -> Encoder:
     """The linear map of Wang et al. 2023 over another feature's vectors.
 
     `mapper.weight` and `mapper.bias` of a state dict: a `.safetensors` file, or torch's, read as tensors only.
@@ -142,7 +160,7 @@ def open_mapper(weights: str) -> Encode:
             torch.as_tensor(np.asarray(vectors), dtype=torch.float32), mapper["weight"].float(), mapper["bias"].float()
         )
 
-    return encode
+    return Encoder(encode, mapper)
 
 
 CLIP, DINO = "openai/clip-vit-base-patch32", "facebook/dino-vitb16"
@@ -169,7 +187,7 @@ FEATURES: dict[str, Feature] = {
 
 
 @lru_cache(maxsize=8)
-def open_feature(name: str, weights: str) -> Encode:
+def open_feature(name: str, weights: str) -> Encoder:
     """The encoder of a feature, loaded once.
 
     Raises:

@@ -3,16 +3,16 @@
 manifest.json         format version, model, data, every setting, what is finished
 captions.parquet      id, caption
 thumbnails/           one PNG a row
-latents.npy           (N, 2, C, h, w) float16: image, mirror
-base_losses.npy       (N, 2, S) float32 under the pretrained weights
+latents.npy           (N, views, C, h, w) float16: image, and mirror where those were trained on
+base_losses.npy       (N, views, S) float32 under the pretrained weights
 fisher.safetensors    diagonal Fisher information by parameter name
 
 and, where they were asked for:
 
 fisher-all.safetensors    diagonal Fisher information of all weights, in eight bits
 ekfac.safetensors         EK-FAC: <parameter>.inputs, .outputs, .information
-features/<name>.npy       (N, 2, D) float16: image, mirror; (N, 1, D) of captions
-gradients/<name>.npy      (checkpoints, N, 2 or 1, dimension) float16, projected, averaged over the noise bank
+features/<name>.npy       (N, views, D) float16; (N, 1, D) of captions
+gradients/<name>.npy      (checkpoints, N, views or 1, dimension) float16, projected, averaged over the noise bank
 """
 
 from collections.abc import Iterable
@@ -31,11 +31,11 @@ from attribution.diffusion.pipeline import Model
 from attribution.diffusion.source import ModelFiles
 from attribution.diffusion.weights import WeightSubset, parameters
 from attribution.errors import IndexMismatch, InputError
-from attribution.index.features import pixel_vectors
+from attribution.index.features import Encoder, pixel_vectors
 from attribution.index.manifest import FeatureRecord, GradientRecord, Manifest, Record, located, located_model
 from attribution.index.pictures import TrainingPictures
 from attribution.index.steps import REQUIRED
-from attribution.index.stored import load_tensors, open_array, read_captions, tensor_shapes
+from attribution.index.stored import load_tensors, open_array, open_views, read_captions, tensor_shapes
 from attribution.unlearning.ekfac import Eigenbasis
 from attribution.unlearning.fisher import Information, decompress
 from attribution.unlearning.score import EncodedSet, Floats
@@ -53,8 +53,8 @@ class Index:
         manifest: everything that it was made with.
         ids: what to look each training image up by.
         captions: of each training image.
-        latents: (N, 2, C, h, w).
-        base_losses: (N, 2, S).
+        latents: (N, views, C, h, w): of each image, and of its mirror where mirrors were trained on.
+        base_losses: (N, views, S).
         pictures: the training pictures, and their thumbnails.
     """
 
@@ -84,8 +84,9 @@ class Index:
             raise IndexMismatch(f"{path} is unfinished ({', '.join(unfinished)}); run the same index command again")
         count, noise = manifest.data.count, manifest.settings.noise
         ids, captions = read_captions(path / "captions.parquet", count)
-        latents = open_array(path / "latents.npy", (count, 2, *manifest.model.latent_shape))
-        losses = open_array(path / "base_losses.npy", (count, 2, noise.timesteps * noise.noises))
+        views = 2 if manifest.settings.data.random_flip else 1
+        latents = open_views(path / "latents.npy", count, views, *manifest.model.latent_shape)
+        losses = open_views(path / "base_losses.npy", count, views, noise.timesteps * noise.noises)
         tensor_shapes(path / "fisher.safetensors")  # refuses now what is damaged
         data = manifest.settings.data
         if folder := pictures or data.train_data_dir:
@@ -223,6 +224,19 @@ class Index:
         """The folder, file or hub id of a feature's network; a relative path is looked for beside the index first."""
         self.require(f"features/{name}")
         return located(self.manifest.made(f"features/{name}", FeatureRecord).weights, self.path)
+
+    def check_network(self, name: str, network: Encoder) -> None:
+        """Refuse another network than a feature was made with; raises what `require` does, too.
+
+        Raises:
+            IndexMismatch: its weights have another hash; both are named.
+        """
+        source, known = self.feature_weights(name), self.manifest.made(f"features/{name}", FeatureRecord).sha256
+        if known and network.sha256 != known:
+            raise IndexMismatch(
+                f"features/{name} of {self.path} were made with a network {known[:12]}, but {source} has weights"
+                f" {network.sha256[:12]}; put that one back, or build the index anew"
+            )
 
     def gradients(self, name: str) -> GradientRecord:
         """How some projected gradients were made; raises what `require` does."""

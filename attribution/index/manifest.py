@@ -17,8 +17,9 @@ from attribution.diffusion.source import ModelFiles
 from attribution.diffusion.weights import WeightSubset
 from attribution.errors import IndexMismatch
 from attribution.files import write_whole
+from attribution.index.checksums import Checksums
 from attribution.index.data import DataSettings
-from attribution.index.typed import read_as, told_of
+from attribution.index.typed import ADDED, read_as, told_of
 from attribution.unlearning.fisher import FisherSettings
 from attribution.unlearning.projection import GradientSettings
 
@@ -85,10 +86,12 @@ class FeatureRecord:
     Attributes:
         weights: the network's folder, file or hub id; what lies beside the index is named relative to it.
         shape: of the array; None of a mapper, which has none.
+        sha256: of the network's weights, known once it is loaded; "" where an earlier version did not ask.
     """
 
     weights: str
     shape: tuple[int, ...] | None = field(default=None, compare=False)
+    sha256: str = field(default="", metadata=ADDED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +103,14 @@ class GradientRecord(GradientSettings):
         checkpoints: the pipelines whose U-Nets they are of; None is the index's own model.
         scale: that they are multiplied by, a power of two, so that float16 holds them.
         shape: of the array.
+        sha256: of the U-Net of each checkpoint but the index's own model, known once they are loaded.
     """
 
     weights: WeightSubset
     checkpoints: tuple[str | None, ...]
     scale: float = field(default=1.0, compare=False)
     shape: tuple[int, ...] = field(default=(), compare=False)
+    sha256: tuple[str, ...] = field(default=(), metadata=ADDED)
 
     def located(self, folder: Path) -> list[str | None]:
         """The checkpoints, as they are found from an index's folder."""
@@ -124,11 +129,13 @@ class StepRecord:
         finished: whether it is whole.
         blocks: rows that are done of a step that is not, as first and one past the last.
         made: its own settings; None where the index's are all there are.
+        stored: checksums of what it wrote, once it is whole; None where earlier versions made it, or it wrote nothing.
     """
 
     finished: bool = False
     blocks: tuple[tuple[int, int], ...] = ()
     made: Record | None = None
+    stored: Checksums | None = field(default=None, metadata=ADDED)
 
     @property
     def done(self) -> int:
@@ -271,6 +278,8 @@ def _refuse(begin: str, held: Any, wanted: Any, end: str) -> None:
         raise IndexMismatch(f"{begin} {held!r}, now it is {wanted!r}; {end}")
     for each in fields(wanted):
         was, now = (getattr(record, each.name) for record in (held, wanted))
+        if each.metadata.get("added") and each.default in (was, now):
+            continue  # not known of one of them
         if each.compare and was != now:
             was, now = (asdict(value) if is_dataclass(value) else value for value in (was, now))  # type: ignore[arg-type]
             raise IndexMismatch(f"{begin} {each.name} = {was!r}, now it is {now!r}; {end}")

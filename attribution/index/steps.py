@@ -21,8 +21,10 @@ from torch import Tensor
 
 from attribution.diffusion.noise import NoiseBank, NoiseSettings
 from attribution.diffusion.pictures import to_pixels
+from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import checkpoint
 from attribution.errors import InputError
+from attribution.index.checksums import sha256_of
 from attribution.index.features import FEATURES, open_feature
 from attribution.index.manifest import FeatureRecord, FisherRecord, GradientRecord, located, portable
 from attribution.index.pictures import THUMBNAIL_SIDE
@@ -73,22 +75,22 @@ def _latents(source: Source, _record: None) -> Work:
 
     def latents(rows: range) -> NDArray[np.floating]:
         pixels = to_pixels([training.square(row, model.resolution) for row in rows])
-        both = torch.stack([model.encode_images(pixels), model.encode_images(pixels.flip(-1))], 1)
-        return as_array(both, np.float16)
+        sides = (pixels, pixels.flip(-1))[: source.views]
+        return as_array(torch.stack([model.encode_images(side) for side in sides], 1), np.float16)
 
-    shape = (len(training), 2, *model.latent_shape)
+    shape = (len(training), source.views, *model.latent_shape)
     return Work(len(training), source.settings.batch, latents, shape=shape)
 
 
 def _base_losses(source: Source, _record: None) -> Work:
-    count, bank = len(source.training), source.bank(source.settings.noise)
+    count, bank, views = len(source.training), source.bank(source.settings.noise), VIEWS[: source.views]
 
     def losses(rows: range) -> NDArray[np.floating]:
-        found = losses_of(source.model, source.encoded, bank, [row % count for row in rows], VIEWS)
+        found = losses_of(source.model, source.encoded, bank, [row % count for row in rows], views)
         return as_array(found, np.float32)
 
-    batch = max(1, source.settings.batch // len(VIEWS))
-    return Work(count, batch, losses, shape=(count, 2, len(bank)), dtype=np.float32, even=True)
+    batch = max(1, source.settings.batch // len(views))
+    return Work(count, batch, losses, shape=(count, len(views), len(bank)), dtype=np.float32, even=True)
 
 
 # The Fisher information: sums over samples
@@ -176,6 +178,7 @@ def _feature_record(name: str, source: Source, more: ExtendSettings) -> FeatureR
 
 def _feature(name: str, source: Source, record: FeatureRecord) -> Work:
     encode, training = open_feature(name, located(record.weights, source.out)), source.training
+    made = replace(record, sha256=encode.sha256)
 
     def vectors(rows: range) -> NDArray[np.floating]:
         if FEATURES[name].of == "captions":
@@ -185,9 +188,9 @@ def _feature(name: str, source: Source, record: FeatureRecord) -> Work:
         return as_array(torch.stack([encode(side) for side in sides[: source.views]], 1), np.float16)
 
     if FEATURES[name].base:  # a mapper, which can be had: it maps the base's vectors when a query comes
-        return Work(1, 1, lambda _rows: {}, made=record)
+        return Work(1, 1, lambda _rows: {}, made=made)
     shape = (len(training), *vectors(range(1)).shape[1:])
-    return Work(len(training), source.settings.batch, vectors, made=replace(record, shape=shape), shape=shape)
+    return Work(len(training), source.settings.batch, vectors, made=replace(made, shape=shape), shape=shape)
 
 
 def _gradient_record(_name: str, source: Source, more: ExtendSettings) -> GradientRecord:
@@ -224,11 +227,21 @@ def _gradient(name: str, source: Source, record: GradientRecord) -> Work:
         source.settings.batch,
         scaled,
         lambda row: row % count,
-        replace(record, scale=scale, shape=shape),
+        replace(record, scale=scale, shape=shape, sha256=_sha256_of_checkpoints(model, record.located(source.out))),
         shape,
         parts=len(record.checkpoints),
         during=lambda part: checkpoint(model, record.located(source.out)[part]),
     )
+
+
+def _sha256_of_checkpoints(model: Model, sources: list[str | None]) -> tuple[str, ...]:
+    """Hashes of the U-Nets of other pipelines than the model itself."""
+    found = []
+    for source in sources:
+        if source is not None:
+            with checkpoint(model, source):
+                found.append(sha256_of(model.unet.state_dict()))
+    return tuple(found)
 
 
 def _scale(first: Tensor) -> float:

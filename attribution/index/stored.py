@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from attribution.errors import IndexMismatch, InputError
+from attribution.errors import IndexMismatch, InputError, reason
 from attribution.files import whole
 
 Sums = dict[str, Tensor]
@@ -23,8 +24,12 @@ Block = NDArray[np.floating] | Sums | dict[str, bytes]  # rows of an array, sums
 KEPT_EVERY = 16  # blocks, after which running sums are written
 
 
-def open_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.floating]:
+def open_array(path: Path, *shapes: tuple[int, ...]) -> NDArray[np.floating]:
     """An array on disk, memory-mapped.
+
+    Args:
+        path: of the file.
+        shapes: of which it may have any.
 
     Raises:
         IndexMismatch: it is missing, truncated, pickled or of another shape.
@@ -33,9 +38,17 @@ def open_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.floating]:
         array: NDArray[np.floating] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise IndexMismatch(f"{path} is missing or truncated; build the index anew") from error
-    if array.shape != shape:
-        raise IndexMismatch(f"{path} has shape {array.shape}, the manifest says {shape}; build the index anew")
+    if array.shape not in shapes:
+        raise IndexMismatch(f"{path} has shape {array.shape}, the manifest says {shapes[0]}; build the index anew")
     return array
+
+
+def open_views(path: Path, count: int, views: int, *rest: int) -> NDArray[np.floating]:
+    """An array (count, views, ...) on disk, memory-mapped; raises what `open_array` does.
+
+    Earlier versions stored mirrors, too, of images that were not trained on with them; those are passed over.
+    """
+    return open_array(path, (count, views, *rest), (count, 2, *rest))[:, :views]
 
 
 def read_captions(path: Path, count: int) -> tuple[list[str], list[str]]:
@@ -94,18 +107,42 @@ def first_not_finite(block: Block) -> int | None:
     return None if not each or bool(torch.stack(each).all()) else 0
 
 
+def save_tensors(path: Path, tensors: Sums, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors by name, whole or not at all.
+
+    Raises:
+        OSError: the folder is gone, may not be written to, or is full.
+    """
+    held = {name: values.cpu().contiguous() for name, values in tensors.items()}
+    try:
+        with whole(path) as partial:
+            save_file(held, partial, metadata=metadata)
+    except SafetensorError as error:  # a full disk, among others
+        raise OSError(reason(error)) from error
+
+
 @dataclass(frozen=True)
 class ArrayFile:
-    """An array that is filled block by block; `array` is (rows, numbers of a row)."""
+    """An array that is filled block by block; it is written to, not mapped: a full disk would end the process.
 
-    array: NDArray[np.floating]
+    Attributes:
+        file: open for writing.
+        start: the byte that its numbers begin at.
+        row: bytes of a row.
+        dtype: of the numbers.
+    """
+
+    file: BinaryIO
+    start: int
+    row: int
+    dtype: np.dtype[Any]
     done: None = None
 
     @classmethod
     def open(
         cls, path: Path, shape: tuple[int, ...], rows: int, dtype: type[np.floating], going_on: bool
     ) -> "ArrayFile":
-        """Open a file for writing.
+        """Open a file for writing, room for all of it reserved.
 
         Args:
             path: of the file.
@@ -117,26 +154,34 @@ class ArrayFile:
         Raises:
             InputError: there is too little room on the disk.
             IndexMismatch: it is to be gone on with, but truncated.
+            OSError: it cannot be written.
         """
         path.parent.mkdir(exist_ok=True)
         if going_on and path.is_file():
-            open_array(path, shape)  # refuses a truncated file, which "r+" would silently fill up with zeros
-            return cls(np.load(path, mmap_mode="r+").reshape(rows, -1))
-        _require_room(path, math.prod(shape) * np.dtype(dtype).itemsize)
-        array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-        if hasattr(os, "posix_fallocate"):  # a mapped file that finds the disk full would end the process
-            with path.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        return cls(array.reshape(rows, -1))
+            open_array(path, shape)  # refuses a truncated file
+        else:
+            _require_room(path, math.prod(shape) * np.dtype(dtype).itemsize)
+            np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        start = np.load(path, mmap_mode="r").offset
+        row = math.prod(shape) // rows * np.dtype(dtype).itemsize
+        file = path.open("r+b")
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, start + rows * row)
+        return cls(file, start, row, np.dtype(dtype))
 
     def put(self, rows: range, block: Block) -> None:
         """Write some rows."""
         assert isinstance(block, np.ndarray)
-        self.array[rows.start : rows.stop] = block.reshape(len(block), -1)
-        self.array.flush()  # type: ignore[attr-defined]
+        content = np.ascontiguousarray(block, self.dtype).tobytes()
+        assert len(content) == len(rows) * self.row
+        self.file.seek(self.start + rows.start * self.row)
+        self.file.write(content)
+        self.file.flush()
+        os.fsync(self.file.fileno())
 
     def close(self) -> None:
-        """Nothing is left to be written."""
+        """Close the file."""
+        self.file.close()
 
 
 def _require_room(path: Path, needed: int) -> None:
@@ -187,9 +232,7 @@ class SumFile:
     def close(self) -> None:
         """Write what there is, whole or not at all."""
         if self.sums:
-            kept = {name: total.cpu() for name, total in self.sums.items()}
-            with whole(self.path) as partial:
-                save_file(kept, partial, metadata={"done": str(self.done)})
+            save_tensors(self.path, self.sums, {"done": str(self.done)})
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from attribution.diffusion.noise import NoiseBank, NoiseSettings
 from attribution.diffusion.pipeline import Model
 from attribution.index.data import DataSettings, TrainingSet
 from attribution.index.manifest import Record
-from attribution.index.stored import Block, Sums, open_array
+from attribution.index.stored import Block, Sums, open_views
 from attribution.unlearning.fisher import FisherSettings
 from attribution.unlearning.projection import GradientSettings
 from attribution.unlearning.score import EncodedSet
@@ -80,8 +80,8 @@ class Source:
     @cached_property
     def encoded(self) -> EncodedSet:
         """The latents, once they are there, with their captions."""
-        shape = (len(self.training), 2, *self.model.latent_shape)
-        return EncodedSet(open_array(self.out / "latents.npy", shape), self.training.captions)
+        shape = (len(self.training), self.views, *self.model.latent_shape)
+        return EncodedSet(open_views(self.out / "latents.npy", *shape), self.training.captions)
 
 
 @dataclass(frozen=True)

@@ -36,13 +36,24 @@ def feature_scores(query: Tensor, training: NDArray[np.floating], mapper: Encode
     return Scores.exact(cosines)
 
 
+def _network(index: Index, name: str) -> Encode:
+    """A feature's network, the one that the index's vectors are of.
+
+    Raises:
+        IndexMismatch: there is another one in its place now.
+    """
+    network = open_feature(name, index.feature_weights(name))
+    index.check_network(name, network)
+    return network
+
+
 def feature(name: str, model: Model, index: Index, asked: Encoded, settings: AttributeSettings, stop: Event) -> Answer:
     """Cosine similarity of a feature: of the picture, or the boxes' crop, or the prompt, with each training image."""
     clock, entry = Clock(), FEATURES[name]
     base = entry.base or name
     vectors = index.array(f"features/{base}")
-    mapper: Encode | None = open_feature(name, index.feature_weights(name)) if entry.base else None
+    mapper = _network(index, name) if entry.base else None
     check_stop(stop)
     seen = asked.query.prompt if entry.of == "captions" else asked.crop
-    wanted = open_feature(base, index.feature_weights(base))([seen])[0]
+    wanted = _network(index, base)([seen])[0]
     yield ranked(model, index, asked.query, settings, feature_scores(wanted, vectors, mapper), 0, clock)

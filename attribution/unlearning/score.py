@@ -25,7 +25,7 @@ class EncodedSet:
     """What scoring needs of a training set.
 
     Attributes:
-        latents: (N, 2, C, h, w) float16 or float32, memory-mapped or not; axis 1 is image, mirror.
+        latents: (N, views, C, h, w) float16 or float32, memory-mapped or not; axis 1 is image, mirror.
         captions: N.
     """
 
