@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from attribution.errors import InputError, reason
-from attribution.index.folder import files_of, inside, left_out, pictures_of
+from attribution.index.folder import inside, left_out, pictures_of
 from attribution.index.rows import Rows, listed
 
 
@@ -18,13 +18,9 @@ def has_texts(files: list[Path]) -> bool:
     return any(path.with_suffix(".txt") in names for path in pictures_of(files))
 
 
-def read_texts(folder: Path) -> Rows:
-    """All pictures of a folder, each with the .txt of its name beside it as caption: its first line, as kohya takes it.
-
-    Raises:
-        InputError: there is no such folder.
-    """
-    pictures = pictures_of(files_of(folder))
+def read_texts(folder: Path, files: list[Path]) -> Rows:
+    """All pictures of a folder, each with the first line of the .txt of its name beside it, as kohya takes it."""
+    pictures = pictures_of(files)
     captions, faults, longer = [], {}, []
     for row, path in enumerate(pictures):
         try:
@@ -42,13 +38,12 @@ def read_texts(folder: Path) -> Rows:
     return _rows(folder, pictures, captions, faults, tuple(notes))
 
 
-def read_prompted(folder: Path, prompt: str) -> Rows:
+def read_prompted(folder: Path, files: list[Path], prompt: str) -> Rows:
     """The pictures that lie in a folder itself, all with one caption, as diffusers' `train_dreambooth.py` reads them.
 
     Raises:
-        InputError: there is no such folder, or no picture lies in it itself.
+        InputError: no picture lies in it itself.
     """
-    files = files_of(folder)
     pictures = [path for path in pictures_of(files) if path.parent == folder]
     if not pictures:
         raise InputError(
@@ -60,13 +55,13 @@ def read_prompted(folder: Path, prompt: str) -> Rows:
     return _rows(folder, pictures, [prompt] * len(pictures), {}, notes)
 
 
-def read_coco(folder: Path, captions_file: Path) -> Rows:
+def read_coco(folder: Path, files: list[Path], captions_file: Path) -> Rows:
     """The images that a captions file of COCO's kind names, by their numbers, each with all of its captions.
 
     Raises:
-        InputError: there is no such folder or file, or it is of another kind.
+        InputError: there is no such file, or it is of another kind.
     """
-    files, told = files_of(folder), _coco(captions_file)
+    told = _coco(captions_file)
     by_image: dict[str, list[Any]] = {}
     for each in told["annotations"]:
         by_image.setdefault(str(each.get("image_id")), []).append(each.get("caption"))

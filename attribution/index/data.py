@@ -142,41 +142,36 @@ def _read(settings: DataSettings) -> Rows:
     if folder is None:
         _refuse_unused(settings, "a table, whose captions are a column", "captions_file", "instance_prompt")
         return read_table(_table(settings, str(settings.dataset_name)), *_columns(settings))
-    if captions is None and prompt is None and _holds_tables(folder):
-        return read_table(_table(settings, str(folder), _tables_among_pictures(folder)), *_columns(settings))
+    files = files_of(folder)
+    if captions is None and prompt is None and _are_tables(folder, files):
+        return read_table(_table(settings, str(folder), _tables_among_pictures(folder, files)), *_columns(settings))
     _refuse_unused(settings, "images in a folder, which are all one set", "dataset_config_name", "dataset_split")
     if captions is not None:
-        return read_coco(folder, captions)
-    return read_prompted(folder, prompt) if prompt is not None else _read_pictures(folder, settings)
+        return read_coco(folder, files, captions)
+    if prompt is not None:
+        return read_prompted(folder, files, prompt)
+    with_texts = has_texts(files) and not any(path.name in METADATA for path in files)
+    return read_texts(folder, files) if with_texts else read_folder(folder, files, *_columns(settings))
 
 
 def _table(settings: DataSettings, where: str, files: tuple[str, ...] = ()) -> Table:
     return Table(where, settings.dataset_config_name, settings.dataset_split, settings.cache_dir, files)
 
 
-def _read_pictures(folder: Path, settings: DataSettings) -> Rows:
-    """Images with what is beside them: metadata, else texts."""
-    files = files_of(folder)
-    with_texts = has_texts(files) and not any(path.name in METADATA for path in files)
-    return read_texts(folder) if with_texts else read_folder(folder, *_columns(settings))
-
-
 def _columns(settings: DataSettings) -> tuple[str, str]:
     return settings.image_column, settings.caption_column
 
 
-def _holds_tables(folder: Path) -> bool:
-    """Whether a folder is of tables and shards, rather than of images with metadata or texts."""
-    files = files_of(folder)
+def _are_tables(folder: Path, files: list[Path]) -> bool:
+    """Whether a folder's files are tables and shards, rather than images with metadata or texts."""
     if is_saved(folder) or any(path.name in METADATA for path in files) or has_texts(files):
         return is_saved(folder)
     kinds = {path.suffix.lower() for path in files}
     return ".parquet" in kinds or (not pictures_of(files) and not kinds.isdisjoint(ENDINGS))
 
 
-def _tables_among_pictures(folder: Path) -> tuple[str, ...]:
+def _tables_among_pictures(folder: Path, files: list[Path]) -> tuple[str, ...]:
     """The tables of a folder that holds the pictures, too, that they name: `datasets` would read those instead."""
-    files = files_of(folder)
     among = bool(pictures_of(files)) and not is_saved(folder)
     return tuple(str(path) for path in files if among and path.suffix.lower() == ".parquet")
 

@@ -28,13 +28,12 @@ HELP = (
 Row = tuple[dict[str, Any], str]  # its cells, and what is wrong with it
 
 
-def read_folder(folder: Path, image_column: str, caption_column: str) -> Rows:
-    """The rows of all metadata files of a folder, in the order of the files' paths.
+def read_folder(folder: Path, files: list[Path], image_column: str, caption_column: str) -> Rows:
+    """The rows of all metadata files among the files of a folder, in the order of their paths.
 
     Raises:
-        InputError: there is no such folder, or it has no metadata, or these lack a column.
+        InputError: there are no metadata, or they lack a column.
     """
-    files = files_of(folder)
     tables = [path for path in files if path.name in METADATA]
     _refuse_others(folder, files, tables, caption_column)
     rows = [
