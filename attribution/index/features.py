@@ -85,6 +85,11 @@ def _network(load: Callable[..., Any], weights: str) -> Any:
     return network.eval().requires_grad_(False).to(default_device())
 
 
+def _read_weights(network: Any) -> dict[str, Tensor]:
+    """The weights without a transformer's pooler: nothing reads it, and it is random where the files have none."""
+    return {name: value for name, value in network.state_dict().items() if not name.startswith("pooler.")}
+
+
 def _picture_encoder(weights: str, network: Any, embed: Callable[[Tensor], Tensor]) -> Encoder:
     processor = _loaded(AutoImageProcessor.from_pretrained, weights)
 
@@ -93,7 +98,7 @@ def _picture_encoder(weights: str, network: Any, embed: Callable[[Tensor], Tenso
         with torch.inference_mode():
             return embed(pixels.to(network.device)).float().cpu()
 
-    return Encoder(encode, network.state_dict())
+    return Encoder(encode, _read_weights(network))
 
 
 def open_clip(weights: str) -> Encoder:
@@ -121,7 +126,7 @@ def open_clip_text(weights: str) -> Encoder:
             embedded: Tensor = network.text_projection(hidden.pooler_output)
         return embedded.float().cpu()
 
-    return Encoder(encode, network.state_dict())
+    return Encoder(encode, _read_weights(network))
 
 
 def open_vit(weights: str) -> Encoder:
