@@ -24,9 +24,8 @@ from attribution.index.manifest import (
     ModelRecord,
     Record,
     StepRecord,
-    portable,
-    portable_model,
 )
+from attribution.index.places import portable, portable_model
 from attribution.index.steps import REQUIRED, STEPS
 from attribution.index.stored import ArrayFile, Block, Files, SumFile, first_not_finite, save_tensors
 from attribution.index.work import BuildSettings, ExtendSettings, Source, Work

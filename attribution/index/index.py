@@ -32,8 +32,9 @@ from attribution.diffusion.source import ModelFiles
 from attribution.diffusion.weights import WeightSubset, parameters
 from attribution.errors import IndexMismatch, InputError
 from attribution.index.features import Encoder, pixel_vectors
-from attribution.index.manifest import FeatureRecord, GradientRecord, Manifest, Record, located, located_model
+from attribution.index.manifest import FeatureRecord, GradientRecord, Manifest, Record
 from attribution.index.pictures import TrainingPictures
+from attribution.index.places import located, located_model
 from attribution.index.steps import REQUIRED
 from attribution.index.stored import load_tensors, open_array, open_views, read_captions, tensor_shapes
 from attribution.unlearning.ekfac import Eigenbasis

@@ -6,7 +6,6 @@ unknown, or a value of another kind, makes it the manifest of another program.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from attribution.errors import IndexMismatch
 from attribution.files import write_whole
 from attribution.index.checksums import Checksums
 from attribution.index.data import DataSettings
+from attribution.index.places import located
 from attribution.index.typed import ADDED, read_as, told_of
 from attribution.unlearning.fisher import FisherSettings
 from attribution.unlearning.projection import GradientSettings
@@ -283,30 +283,3 @@ def _refuse(begin: str, held: Any, wanted: Any, end: str) -> None:
         if each.compare and was != now:
             was, now = (asdict(value) if is_dataclass(value) else value for value in (was, now))  # type: ignore[arg-type]
             raise IndexMismatch(f"{begin} {each.name} = {was!r}, now it is {now!r}; {end}")
-
-
-def portable(source: str, folder: Path) -> str:
-    """A folder or file beside the index is named relative to it, so that both can be moved together."""
-    path = Path(source).resolve()
-    if path.exists() and path.parent == folder.resolve().parent:
-        return os.path.join("..", path.name)
-    return str(path) if path.exists() else source
-
-
-def located(source: str, folder: Path) -> str:
-    """What `portable` named, where it is now; what is not there is a hub id."""
-    beside = (folder / source).resolve()
-    return str(beside) if beside.exists() else source
-
-
-def portable_model(files: ModelFiles, folder: Path) -> str | ModelFiles:
-    """A model as an index records it: its pipeline's name alone, where nothing else is said of it."""
-    named = files.renamed(lambda source: portable(source, folder))
-    plain = ModelFiles(named.pretrained_model_name_or_path)
-    return plain.pretrained_model_name_or_path if named == plain else named
-
-
-def located_model(source: str | ModelFiles, folder: Path) -> ModelFiles:
-    """What `portable_model` recorded, where it is now."""
-    files = source if isinstance(source, ModelFiles) else ModelFiles(source)
-    return files.renamed(lambda source: located(source, folder))

@@ -26,8 +26,9 @@ from attribution.diffusion.weights import checkpoint
 from attribution.errors import InputError
 from attribution.index.checksums import sha256_of
 from attribution.index.features import FEATURES, open_feature
-from attribution.index.manifest import FeatureRecord, FisherRecord, GradientRecord, located, portable
+from attribution.index.manifest import FeatureRecord, FisherRecord, GradientRecord
 from attribution.index.pictures import THUMBNAIL_SIDE
+from attribution.index.places import located, portable
 from attribution.index.stored import Sums, as_array, load_tensors
 from attribution.index.work import ExtendSettings, Source, Step, Work
 from attribution.unlearning.ekfac import add_moments, eigenvectors, rotate
