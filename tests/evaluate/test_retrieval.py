@@ -26,7 +26,7 @@ from attribution.unlearning.step import STEP_SIZES
 
 TRAINING = CustomiseSettings(steps=3, batch=2, remembered=1, learning_rate=0.05)
 SETTINGS = RetrievalSettings(2, 2, 5, ("dino", "unlearning"), k=3, training=TRAINING)
-OBJECT, STYLE = f"object-{UNSEEN[-1]}", "style-rose-glass"
+OBJECT, STYLE = f"object-{UNSEEN[-1]}", "style-beach"
 FLAGS = (
     *("--models", "2", "--pictures", "2", "--scenes", "5", "--k", "3", "--methods", "dino", "unlearning"),
     *("--customise_steps", "3", "--customise_batch", "2", "--customise_remembered", "1"),
