@@ -1,8 +1,9 @@
 """The world for proofs, in which a model is trained from nothing in minutes, again and again, without some images.
 
 As the paper does with Stable Diffusion (Section 5.1), the autoencoder and the text encoder stay as they are, here the
-embedded model's: pictures and captions are encoded once, and the U-Net alone is trained. The scenes hold half of the
-objects, on a grid of whole cells.
+embedded model's: pictures and captions are encoded once, and the U-Net alone is trained. The scenes hold a quarter of
+the objects, on a grid of whole cells. In 1,000 steps, three and a half minutes of one core, the judge finds 87 % of the
+objects that 80 prompts name (with half of the objects 72 %, and 84 to 89 % after 2,000 steps).
 
     python -m attribution.scenes.proof --out DIR      # DIR/scenes, an imagefolder, and DIR/model, trained on all of it
     python -m attribution index --pretrained_model_name_or_path DIR/model --train_data_dir DIR/scenes --out DIR/index
@@ -26,7 +27,7 @@ from attribution.scenes.pictures import load_pixels, to_unit
 from attribution.scenes.train import both_views
 from attribution.scenes.world import EMBEDDED
 
-PROOF = replace(WORLD, step=WORLD.cell, kinds=24)
+PROOF = replace(WORLD, step=WORLD.cell, kinds=12)
 DROPPED_CAPTIONS = 0.1
 
 
@@ -45,9 +46,9 @@ class RetrainSettings:
 
     scenes: int = 1024
     channels: tuple[int, int] = (48, 96)
-    steps: int = 2000
+    steps: int = 1000
     batch: int = 32
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     ema_decay: float = 0.995
 
     def rate(self, step: int) -> float:
