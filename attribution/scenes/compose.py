@@ -256,7 +256,7 @@ def write_imagefolder(
     partial.mkdir(parents=True)
     rows = list(metadata(scenes))
     for row, scene in zip(rows, scenes, strict=True):
-        draw_scene(scene).save(partial / str(row["file_name"]))
+        draw_scene(scene).save(partial / str(row["file_name"]), compress_level=1)  # half the time of 6, 7 % larger
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (partial / "metadata.jsonl").write_text(lines, encoding="utf-8")
     if out.exists():
