@@ -14,6 +14,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import as_file, files
@@ -255,13 +256,18 @@ def write_imagefolder(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     rows = list(metadata(scenes))
-    for row, scene in zip(rows, scenes, strict=True):
-        draw_scene(scene).save(partial / str(row["file_name"]), compress_level=1)  # half the time of 6, 7 % larger
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(_save, scenes, [partial / str(row["file_name"]) for row in rows]):
+            pass
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (partial / "metadata.jsonl").write_text(lines, encoding="utf-8")
     if out.exists():
         out.rmdir()
     return partial.rename(out)
+
+
+def _save(scene: Scene, path: Path) -> None:
+    draw_scene(scene).save(path, compress_level=1)  # half the time of 6, and 7 % larger
 
 
 def scenes_sha256(scenes: list[Scene]) -> str:

@@ -52,7 +52,7 @@ def _compose(folder: Path, count: int) -> Path:
         scenes, thumbnails = write_imagefolder(Path(made) / "new" / SCENES, "train", count), f"new/{THUMBNAILS}"
         (Path(made) / thumbnails).mkdir()
         for row in range(count):
-            shutil.copyfile(scenes / f"{row:05d}.png", Path(made) / thumbnails / f"{row:08d}.png")
+            _same_file(scenes / f"{row:05d}.png", Path(made) / thumbnails / f"{row:08d}.png")
         if folder.exists() and not _is_whole(folder, count):
             os.rename(folder, Path(made) / "old")
         try:
@@ -61,6 +61,14 @@ def _compose(folder: Path, count: int) -> Path:
             if not _is_whole(folder, count):  # else another process was first
                 raise
     return folder
+
+
+def _same_file(there: Path, here: Path) -> None:
+    """One file under two names, or a copy where the disk has no links."""
+    try:
+        os.link(there, here)
+    except OSError:
+        shutil.copyfile(there, here)
 
 
 def _is_whole(folder: Path, count: int) -> bool:
