@@ -126,7 +126,6 @@ def check_settings(settings: RetrievalSettings, images: int) -> None:
         (how.batch >= 1, f"customise_batch = {how.batch}", "whole numbers from 1"),
         (how.remembered >= 1, f"customise_remembered = {how.remembered}", "whole numbers from 1"),
         (0 < how.learning_rate < 1, f"customise_learning_rate = {how.learning_rate:g}", "numbers between 0 and 1"),
-        (0 <= how.near_noise <= 1, f"customise_near_noise = {how.near_noise:g}", "shares from 0 to 1"),
     ):
         if not possible:
             raise InputError(f"{given} is not possible; accepted are {accepted}")

@@ -80,15 +80,12 @@ class CustomiseSettings:
         remembered: training scenes in a step, so that nothing else is forgotten; the first is without its caption, so
             that what guidance leads away from stays too.
         learning_rate: of keys and values; the word's is ten times that.
-        near_noise: share of the timesteps that are drawn from the noisiest fifth, where a picture's ground and layout
-            are decided, rather than from all.
     """
 
     steps: int = 400
     batch: int = 12
     remembered: int = 4
     learning_rate: float = 1e-3
-    near_noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -189,8 +186,6 @@ def customise(
         words += [memory.captions[row] if place else "" for place, row in enumerate(rows)]
         noise = torch.randn(x.shape, generator=generator)
         t = torch.randint(model.train_timesteps, (len(x),), generator=generator)
-        noisiest = torch.rand(len(x), generator=generator) < settings.near_noise
-        t = torch.where(noisiest, model.train_timesteps - 1 - t // 5, t)
         error = paired_loss(model, x, _states(model, words), NoiseBank(t, noise))
         optimizer.zero_grad()
         error.mean().backward()

@@ -234,7 +234,6 @@ def test_all_done_is_said(by_hand):
         ({"batch": 0}, "batch = 0"),
         ({"training": replace(TRAINING, steps=0)}, "customise_steps = 0"),
         ({"training": replace(TRAINING, remembered=0)}, "customise_remembered = 0"),
-        ({"training": replace(TRAINING, near_noise=1.5)}, "customise_near_noise = 1"),
         ({"methods": ("dino", "magic")}, "there is no method 'magic'"),
     ],
 )

@@ -113,16 +113,6 @@ def test_one_scene_of_each_step_is_remembered_without_its_caption(tiny_folder, i
         assert len(words) == SETTINGS.batch + 3
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_timesteps_near_noise_are_drawn_as_often_as_asked(tiny_folder, index32, monkeypatch, share):
-    banks, loss = [], module.paired_loss
-    monkeypatch.setattr(module, "paired_loss", lambda *given: banks.append(given[-1]) or loss(*given))
-    settings = replace(SETTINGS, steps=8, batch=8, near_noise=share)
-    customise(Model.load(tiny_folder), emoji_concept(0, 1), index32.encoded, settings, 0)
-    near = torch.cat([bank.t for bank in banks]) >= 800
-    assert near.all() if share else near.float().mean() < 0.4
-
-
 def test_customising_learns_the_exemplars(tiny_folder, index32):
     """Their loss falls, on noises of its own."""
     concept, told = emoji_concept(0, 1), []
