@@ -29,7 +29,7 @@ from browser import free_port, launch
 
 from attribution.answers.kept import RunFolder
 from attribution.diffusion.pipeline import Model
-from attribution.scenes.compose import OBJECTS
+from attribution.scenes.names import OBJECTS
 from attribution.scenes.world import open_world
 from attribution.ui.jobs import Job, Steps
 from attribution.ui.page import build_page

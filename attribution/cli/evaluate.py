@@ -82,7 +82,7 @@ def retrain(folder: Path, *, settings: halves.LdsSettings) -> None:
     """
     model, index = opened(folder / "index")
     wanted = halves.removals(index, settings)
-    lessons = lessons_of(model, settings.training)
+    lessons = lessons_of(model, settings.training.scenes)
     for _ in watch(trained(folder, lessons, settings.training, wanted), lambda each: each.name):
         pass
 
@@ -113,7 +113,7 @@ def counterfactual(folder: Path, *, settings: removed.LeaveOutSettings) -> None:
     queries = halves.queries_of(model, settings.queries)
     scores = halves.scored(folder, model, index, queries, settings.methods)
     wanted = removed.removals(scores, queries, settings)
-    lessons = lessons_of(model, settings.training)
+    lessons = lessons_of(model, settings.training.scenes)
     for _ in watch(trained(folder, lessons, settings.training, wanted), lambda each: each.name):
         pass
     known = measured(folder, model, settings.training, wanted, queries)

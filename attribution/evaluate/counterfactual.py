@@ -16,7 +16,7 @@ from attribution.evaluate.agreement import Estimate, equivalent_random, estimate
 from attribution.evaluate.lds import JUDGED
 from attribution.evaluate.retrain import Removal, without
 from attribution.query.query import Query
-from attribution.scenes.compose import OBJECTS
+from attribution.scenes.names import OBJECTS
 from attribution.scenes.proof import RetrainSettings
 from attribution.unlearning.score import Floats
 

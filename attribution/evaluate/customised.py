@@ -24,7 +24,6 @@ from attribution.index.index import Index
 from attribution.methods import fitting
 from attribution.methods.answer import AttributeSettings
 from attribution.scenes.customise import (
-    UNSEEN,
     Concept,
     CustomiseSettings,
     Kind,
@@ -34,6 +33,7 @@ from attribution.scenes.customise import (
     stacked,
 )
 from attribution.scenes.looks import LOOKS
+from attribution.scenes.names import UNSEEN
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ import emoji
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from attribution.scenes.names import EVERY_OBJECT, NEW_OBJECTS, OBJECTS, PLURALS
+
 Style = Literal["flat", "outlined"]
 Split = Literal["train", "heldout"]
 Box = tuple[int, int, int, int]
@@ -41,7 +43,8 @@ class WorldSettings:
         lattice: distance between places of cells; one latent cell.
         margin: kept free on each side of a cell, so that neighbours never touch.
         step: distance between places of cells, where that is not the lattice's.
-        kinds: how many of OBJECTS there are; where that is not all, they are taken evenly from the list.
+        kinds: how many objects there are; where that is not all, they are taken evenly from the list.
+        new: the objects are NEW_OBJECTS, which no scene of the embedded world has, instead of OBJECTS.
     """
 
     side: int
@@ -50,11 +53,12 @@ class WorldSettings:
     margin: int
     step: int | None = None
     kinds: int | None = None
+    new: bool = False
 
     @property
     def names(self) -> list[str]:
         """The objects that there are."""
-        every = list(OBJECTS)
+        every = list(NEW_OBJECTS if self.new else OBJECTS)
         return every[:: len(every) // (self.kinds or len(every))][: self.kinds]
 
     @property
@@ -81,25 +85,6 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "yellow": (250, 232, 165),
     "gray": (192, 194, 200),
 }
-
-# Unicode names, as the `emoji` package spells them.
-EMOJI = (
-    *("red_apple", "banana", "grapes", "strawberry", "watermelon", "pineapple", "carrot", "pizza"),
-    *("hamburger", "doughnut", "birthday_cake", "mushroom", "dog_face", "cat_face", "penguin", "owl"),
-    *("elephant", "tropical_fish", "turtle", "butterfly", "frog", "octopus", "snail", "rooster"),
-    *("motorcycle", "bicycle", "automobile", "bus", "rocket", "airplane", "sailboat", "tractor"),
-    *("helicopter", "locomotive", "stop_sign", "guitar", "trumpet", "crown", "key", "hammer"),
-    *("scissors", "umbrella", "alarm_clock", "light_bulb", "balloon", "cactus", "sunflower", "soccer_ball"),
-)
-PLURALS = frozenset({"grapes", "scissors"})
-
-
-def object_name(emoji_name: str) -> str:
-    """The words of a caption for an emoji's name: `dog_face` is a "dog", `red_apple` a "red apple"."""
-    return emoji_name.removesuffix("_face").replace("_", " ")
-
-
-OBJECTS: dict[str, str] = {object_name(name): name for name in EMOJI}
 
 
 @dataclass(frozen=True)
@@ -139,9 +124,9 @@ def sprite(name: str, style: Style, world: WorldSettings = WORLD) -> Image.Image
     """An object's picture: RGBA, as large as a cell, its visible part centred and a margin away from the edge.
 
     Raises:
-        KeyError: the name is not one of `OBJECTS`.
+        KeyError: there is no object of that name.
     """
-    return draw_sprite(OBJECTS[name], style, world)
+    return draw_sprite(EVERY_OBJECT[name], style, world)
 
 
 def draw_sprite(emoji_name: str, style: Style, world: WorldSettings = WORLD) -> Image.Image:
@@ -249,9 +234,13 @@ def write_imagefolder(
     Raises:
         FileExistsError: `out` is there already and is not empty.
     """
+    return write_scenes(out, make_scenes(split, count, seed, world))
+
+
+def write_scenes(out: Path, scenes: list[Scene]) -> Path:
+    """Write scenes as a Hugging Face imagefolder; see `write_imagefolder`."""
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; name a folder that does not exist yet")
-    scenes = make_scenes(split, count, seed, world)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -30,7 +30,6 @@ from attribution.scenes.compose import (
     BACKGROUNDS,
     CELL,
     LATTICE,
-    OBJECTS,
     SIZE,
     STYLES,
     Style,
@@ -39,6 +38,7 @@ from attribution.scenes.compose import (
     make_scenes,
 )
 from attribution.scenes.looks import LOOKS, in_look
+from attribution.scenes.names import OBJECTS, UNSEEN
 from attribution.scenes.pictures import encode, load_pixels, sample, save_sheet, to_unit
 from attribution.scenes.truth import subjects
 from attribution.scenes.world import EMBEDDED
@@ -47,25 +47,6 @@ from attribution.unlearning.score import EncodedSet
 Kind = Literal["object", "style"]
 TOKEN = "<new>"
 CPU = torch.device("cpu")  # where the mappers' pictures are made
-UNSEEN = (
-    *("lemon", "cherries", "peach", "tomato", "eggplant", "avocado", "pretzel", "cheese_wedge", "ice_cream", "cookie"),
-    *("teapot", "wine_glass", "lion", "tiger_face", "cow_face", "pig_face", "rabbit_face", "bear", "koala", "monkey"),
-    *("duck", "bat", "crocodile", "whale", "dolphin", "crab", "shrimp", "lady_beetle", "spider", "ant"),
-    *("taxi", "fire_engine", "ambulance", "canoe", "anchor", "house", "castle", "tent", "violin", "drum"),
-    *("accordion", "telephone", "camera", "television", "candle", "envelope", "pencil", "magnet", "axe", "gem_stone"),
-    *(
-        "top_hat",
-        "glasses",
-        "t-shirt",
-        "high-heeled_shoe",
-        "backpack",
-        "basketball",
-        "trophy",
-        "bullseye",
-        "kite",
-        "dna",
-    ),
-)
 CROPS = 4  # exemplars of an emoji: one sprite, four places and backgrounds, mirrored or not
 DRESSED = 8  # exemplars of a look
 

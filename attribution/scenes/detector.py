@@ -31,7 +31,8 @@ from attribution.diffusion.pipeline import Model
 from attribution.query.grounding import DEVIATION, MEAN, Detector, build, open_detector, token_spans
 from attribution.query.labels import caption_of
 from attribution.query.query import Box
-from attribution.scenes.compose import OBJECTS, SEEN, Scene, draw_scene, make_scenes, object_name
+from attribution.scenes.compose import SEEN, Scene, draw_scene, make_scenes
+from attribution.scenes.names import OBJECTS, object_name
 from attribution.scenes.pictures import encode, load_pixels, to_unit
 from attribution.scenes.trainer import Recipe, Trainer
 from attribution.scenes.truth import locate, subjects

@@ -15,16 +15,8 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from attribution.diffusion.pipeline import GenerateSettings
-from attribution.scenes.compose import (
-    BACKGROUNDS,
-    OBJECTS,
-    STYLES,
-    WORLD,
-    Scene,
-    WorldSettings,
-    caption,
-    make_scenes,
-)
+from attribution.scenes.compose import BACKGROUNDS, STYLES, WORLD, Scene, WorldSettings, caption, make_scenes
+from attribution.scenes.names import OBJECTS
 from attribution.scenes.pictures import load_pixels, mirror_half, psnr, reconstruct, sample, save_beside, to_unit
 
 PROMPTS = 200

@@ -31,8 +31,9 @@ from transformers.models.clip import CLIPConfig
 from attribution.files import assets_folder
 from attribution.index.features import open_feature, pixel_vectors
 from attribution.query.regions import crop
-from attribution.scenes.compose import OBJECTS, SEEN, Scene, draw_scene
+from attribution.scenes.compose import SEEN, Scene, draw_scene
 from attribution.scenes.judge import labels
+from attribution.scenes.names import OBJECTS
 from attribution.scenes.networks import MAX_TOKENS
 from attribution.scenes.pictures import to_unit
 from attribution.scenes.views import Pool

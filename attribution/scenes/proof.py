@@ -21,7 +21,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from attribution.diffusion.pipeline import Model
-from attribution.scenes.compose import WORLD, make_scenes, write_imagefolder
+from attribution.scenes.compose import WORLD, WorldSettings, make_scenes, write_imagefolder
 from attribution.scenes.networks import TRAIN_TIMESTEPS, make_pipeline, make_scheduler, make_unet
 from attribution.scenes.pictures import load_pixels, to_unit
 from attribution.scenes.train import both_views
@@ -72,10 +72,10 @@ class Lessons:
     unprompted: Tensor
 
 
-def lessons_of(model: Model, settings: RetrainSettings) -> Lessons:
-    """The scenes of the world for proofs, encoded by the embedded model."""
-    scenes = make_scenes("train", settings.scenes, world=PROOF)
-    latents = both_views(model.vae, to_unit(load_pixels("train", PROOF, settings.scenes)))
+def lessons_of(model: Model, count: int, world: WorldSettings = PROOF) -> Lessons:
+    """The first training scenes of a world, that for proofs by default, encoded by the embedded model."""
+    scenes = make_scenes("train", count, world=world)
+    latents = both_views(model.vae, to_unit(load_pixels("train", world, count)))
     captions = [scene.caption for scene in scenes]
     text = torch.cat([model.encode_text(captions[i : i + 64]) for i in range(0, len(captions), 64)])
     return Lessons(latents.cpu(), text.cpu(), model.encode_text([""])[0].cpu())
@@ -107,7 +107,9 @@ def retrain(
     for step in range(settings.steps):
         for group in optimizer.param_groups:
             group["lr"] = settings.rate(step)
-        loss = _loss(unet, lessons, kept[torch.randint(len(kept), (settings.batch,), generator=generator)], generator)
+        loss = lesson_loss(
+            unet, lessons, kept[torch.randint(len(kept), (settings.batch,), generator=generator)], generator
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -120,8 +122,8 @@ def retrain(
     return unet.requires_grad_(False).eval()
 
 
-def _loss(unet: Any, lessons: Lessons, rows: Tensor, generator: torch.Generator) -> Tensor:
-    """The denoising loss of a batch, mirrored at random, some of it without its captions."""
+def lesson_loss(unet: Any, lessons: Lessons, rows: Tensor, generator: torch.Generator) -> Tensor:
+    """The denoising loss of a batch of rows (B,), mirrored at random, some of it without its captions."""
     count, scheduler = len(rows), make_scheduler()
     x = lessons.latents[rows, torch.randint(2, (count,), generator=generator)]
     noise = torch.randn(x.shape, generator=generator)
@@ -159,7 +161,7 @@ def main(args: ProofArgs) -> None:
     if not (args.out / "scenes").exists():
         write_imagefolder(args.out / "scenes", count=args.settings.scenes, world=PROOF)
     embedded = Model.load(EMBEDDED.parent / "model")
-    lessons = lessons_of(embedded, args.settings)
+    lessons = lessons_of(embedded, args.settings.scenes)
 
     def told(step: int) -> None:
         if step % 100 == 0:

@@ -16,7 +16,6 @@ from attribution.scenes.compose import (
     BACKGROUNDS,
     CELL,
     LATTICE,
-    OBJECTS,
     SIZE,
     STYLES,
     WORLD,
@@ -25,6 +24,7 @@ from attribution.scenes.compose import (
     caption,
     sprite,
 )
+from attribution.scenes.names import OBJECTS
 from attribution.unlearning.score import Floats
 
 UNEXPLAINED = 0.5
@@ -52,9 +52,9 @@ def subjects(seed: int, world: WorldSettings = WORLD) -> Iterator[Subject]:
 
 
 @cache
-def _templates(style: Style) -> tuple[Floats, Floats]:
-    """All sprites of a style and their mirrors: colours (objects x 2, CELL, CELL, 3), opacity (..., 1) in [0, 1]."""
-    cells = [np.asarray(sprite(name, style), np.float32) / 255 for name in OBJECTS]
+def _templates(names: tuple[str, ...], style: Style) -> tuple[Floats, Floats]:
+    """Sprites of a style and their mirrors: colours (objects x 2, CELL, CELL, 3), opacity (..., 1) in [0, 1]."""
+    cells = [np.asarray(sprite(name, style), np.float32) / 255 for name in names]
     both = np.stack([side for cell in cells for side in (cell, cell[:, ::-1])])
     return both[..., :3], both[..., 3:]
 
@@ -67,10 +67,11 @@ def locate(picture: Image.Image, name: str, style: Style) -> Box | None:
     """
     pixels = np.asarray(picture.convert("RGB"), np.float32) / 255
     ground = np.median(pixels.reshape(-1, 3), 0)
-    colours, opacity = _templates(style)
+    known = tuple(dict.fromkeys([*OBJECTS, name]))
+    colours, opacity = _templates(known, style)
     expected = colours * opacity + ground * (1 - opacity)
     contrast = ((expected - ground) ** 2).mean((1, 2, 3))
-    wanted = list(OBJECTS).index(name)
+    wanted = known.index(name)
     best: tuple[float, Box | None] = (np.inf, None)
     for top in range(0, SIZE - CELL + 1, LATTICE):
         for left in range(0, SIZE - CELL + 1, LATTICE):

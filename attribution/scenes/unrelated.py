@@ -12,7 +12,8 @@ from attribution.answers.unrelated import Makers, Pictures, asked
 from attribution.diffusion.pipeline import Model
 from attribution.index.index import Index
 from attribution.query.query import Box, Query
-from attribution.scenes.compose import BACKGROUNDS, EMOJI, OBJECTS, STYLES, caption, draw_sprite
+from attribution.scenes.compose import BACKGROUNDS, STYLES, caption, draw_sprite
+from attribution.scenes.names import EMOJI, OBJECTS
 from attribution.scenes.truth import Subject, locate, subjects
 from attribution.scenes.world import EMBEDDED
 

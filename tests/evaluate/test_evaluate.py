@@ -13,9 +13,10 @@ from attribution.errors import InputError
 from attribution.evaluate.locality import ROWS, LocalitySettings, available, measure, summary
 from attribution.index.features import open_feature
 from attribution.methods import METHODS
-from attribution.scenes.compose import OBJECTS, SIZE, draw_scene, make_scenes
-from attribution.scenes.customise import UNSEEN, exemplar
+from attribution.scenes.compose import SIZE, draw_scene, make_scenes
+from attribution.scenes.customise import exemplar
 from attribution.scenes.mappers import fit_mapper, recall
+from attribution.scenes.names import OBJECTS, UNSEEN
 from attribution.scenes.truth import locate, subjects
 from attribution.scenes.world import open_world
 

@@ -20,7 +20,8 @@ from attribution.evaluate.queue import open_queue
 from attribution.evaluate.retrieval import Job, found, jobs_of, left, rankings, run_all, table
 from attribution.index.index import Index
 from attribution.methods import METHODS
-from attribution.scenes.customise import CROPS, DRESSED, TOKEN, UNSEEN, CustomiseSettings
+from attribution.scenes.customise import CROPS, DRESSED, TOKEN, CustomiseSettings
+from attribution.scenes.names import UNSEEN
 from attribution.unlearning.score import losses_of
 from attribution.unlearning.step import STEP_SIZES
 

@@ -14,16 +14,9 @@ from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import parameters
 from attribution.scenes import customise as module
 from attribution.scenes.compose import BACKGROUNDS, SIZE, draw_scene, make_scenes
-from attribution.scenes.customise import (
-    DRESSED,
-    TOKEN,
-    UNSEEN,
-    CustomiseSettings,
-    customise,
-    emoji_concept,
-    look_concept,
-)
+from attribution.scenes.customise import DRESSED, TOKEN, CustomiseSettings, customise, emoji_concept, look_concept
 from attribution.scenes.looks import LOOKS, in_look
+from attribution.scenes.names import UNSEEN
 from attribution.scenes.world import EMBEDDED
 
 SETTINGS = CustomiseSettings(steps=4, batch=3, remembered=2)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from attribution.query.grounding import Detection, build, open_detector, token_spans
 from attribution.query.labels import caption_of
-from attribution.scenes.compose import OBJECTS, SEEN, WORLDS, make_scenes
+from attribution.scenes.compose import SEEN, WORLDS, make_scenes
 from attribution.scenes.detector import (
     ABSENT,
     CONFIG,
@@ -26,6 +26,7 @@ from attribution.scenes.detector import (
     stages,
     write,
 )
+from attribution.scenes.names import OBJECTS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Importing from timm", "ignore:torch.meshgrid", "ignore:.*cuda.amp")
 SPANS = [slice(1, 3), slice(4, 5)]

@@ -12,8 +12,9 @@ from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer, ViTModel
 
 from attribution.index.features import pixel_vectors
 from attribution.query.regions import crop
-from attribution.scenes.compose import OBJECTS, SEEN, WORLD, draw_scene, make_scenes
+from attribution.scenes.compose import SEEN, WORLD, draw_scene, make_scenes
 from attribution.scenes.encoders import EncoderArgs, contrastive_loss, train_clip, train_dino
+from attribution.scenes.names import OBJECTS
 from attribution.scenes.nearest import effort, object_purity, object_queries, scene_purity
 from attribution.scenes.views import look, pools
 

@@ -11,7 +11,8 @@ from attribution.errors import InputError
 from attribution.evaluate import lds, retrain
 from attribution.evaluate.retrain import finished, halves, measured, retrained, trained, without
 from attribution.query.query import Query
-from attribution.scenes.compose import CELL, OBJECTS, make_scenes
+from attribution.scenes.compose import CELL, make_scenes
+from attribution.scenes.names import OBJECTS
 from attribution.scenes.proof import PROOF, Lessons, RetrainSettings, lessons_of
 from attribution.scenes.proof import retrain as train
 from attribution.scenes.truth import subjects
@@ -27,7 +28,7 @@ def embedded():
 
 @pytest.fixture(scope="module")
 def lessons(embedded):
-    return lessons_of(embedded, SMALL)
+    return lessons_of(embedded, SMALL.scenes)
 
 
 def weights(unet):

@@ -19,7 +19,6 @@ from attribution.scenes.compose import (
     CELL,
     LATTICE,
     MARGIN,
-    OBJECTS,
     SEEN,
     SIZE,
     STYLES,
@@ -36,6 +35,7 @@ from attribution.scenes.compose import (
     write_imagefolder,
 )
 from attribution.scenes.judge import Judge
+from attribution.scenes.names import OBJECTS
 from attribution.scenes.networks import grown, make_autoencoder, make_unet
 from attribution.scenes.pictures import save_beside
 from attribution.scenes.train import TrainArgs, picture_loss, shifted, status
