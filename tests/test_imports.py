@@ -7,7 +7,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = (
     *("errors", "version", "files", "batches"),
     *("diffusion.tokens", "diffusion.words", "diffusion.pictures", "diffusion.fits", "diffusion.source"),
-    *("diffusion.tensors", "diffusion.networks", "diffusion.plain", "diffusion.pipeline"),
+    *("diffusion.tensors", "diffusion.networks", "diffusion.plain", "diffusion.pipeline", "diffusion.memory"),
     *(
         "diffusion.weights",
         "diffusion.custom",

@@ -1,6 +1,7 @@
 """Build an index: one loop over the table of steps, which goes on where it was interrupted."""
 
 import math
+import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from attribution.batches import in_batches
+from attribution.batches import in_parts
 from attribution.diffusion.noise import NoiseBank, NoiseSettings
 from attribution.diffusion.pipeline import Model
 from attribution.errors import InputError
@@ -28,16 +29,18 @@ from attribution.index.manifest import (
 from attribution.index.places import portable, portable_model
 from attribution.index.steps import REQUIRED, STEPS
 from attribution.index.stored import ArrayFile, Block, Files, SumFile, first_not_finite, save_tensors
-from attribution.index.work import BuildSettings, ExtendSettings, Source, Work
+from attribution.index.work import BuildSettings, ExtendSettings, Part, Source, Work
 from attribution.unlearning.projection import GRADIENT_OUTPUTS
+
+QUIET = 2.0  # s, after which something is said of a block that is not done
 
 
 @dataclass(frozen=True)
 class BuildProgress:
-    """A step of the build, and how much of it is done."""
+    """A step of the build, and how much of it is done, in rows; of a block that is under way, a share."""
 
     step: str
-    done: int
+    done: float
     total: int
 
 
@@ -164,6 +167,9 @@ def _make(builder: Builder, name: str, record: Record | None) -> Iterator[BuildP
     held = held if store.done is None else held.with_block(range(store.done))
     with closing(_blocks(work, held)) as blocks, closing(store):
         for rows, block in blocks:
+            if isinstance(block, float):
+                yield BuildProgress(name, held.done + block * len(rows), work.count)
+                continue
             _require_finite(builder.source, name, work, rows, block)
             store.put(rows, block)
             held = held.with_block(rows)
@@ -197,8 +203,8 @@ def _open_store(builder: Builder, name: str, work: Work, going_on: bool) -> Arra
     return ArrayFile.open(builder.source.out / f"{name}.npy", work.shape, work.count, work.dtype, going_on)
 
 
-def _blocks(work: Work, held: StepRecord) -> Generator[tuple[range, Block], None, None]:
-    """The blocks that are not done, with their rows, in order."""
+def _blocks(work: Work, held: StepRecord) -> Generator[tuple[range, Part], None, None]:
+    """The blocks that are not done, with their rows, in order; of a slow one also how far it is."""
     size = work.count // work.parts
     for part in range(work.parts):
         gaps = list(held.gaps(range(part * size, (part + 1) * size)))
@@ -207,12 +213,14 @@ def _blocks(work: Work, held: StepRecord) -> Generator[tuple[range, Block], None
                 yield from _fill(work, gap)
 
 
-def _fill(work: Work, gap: range) -> Iterator[tuple[range, Block]]:
-    end = gap.start + math.ceil(len(gap) / work.batch) * work.batch if work.even else gap.stop
-    for rows, block in in_batches(end, work.batch, work.block, gap.start):
+def _fill(work: Work, gap: range) -> Iterator[tuple[range, Part]]:
+    end, said = gap.start + math.ceil(len(gap) / work.batch) * work.batch if work.even else gap.stop, time.monotonic()
+    for rows, part in in_parts(end, work.batch, work.block, gap.start):
         kept = range(rows.start, min(rows.stop, gap.stop))
-        if kept:
-            yield kept, block[: len(kept)] if isinstance(block, np.ndarray) else block
+        if not kept or (isinstance(part, float) and time.monotonic() < said + QUIET):
+            continue
+        said = time.monotonic()
+        yield kept, part[: len(kept)] if isinstance(part, np.ndarray) else part
 
 
 def _require_finite(source: Source, name: str, work: Work, rows: range, block: Block) -> None:
@@ -221,12 +229,18 @@ def _require_finite(source: Source, name: str, work: Work, rows: range, block: B
     if place is None:
         return
     if work.total:  # a sum does not tell which sample it was
-        alone = (first_not_finite(work.block(range(sample, sample + 1))) is not None for sample in rows)
+        alone = (first_not_finite(_whole(work.block(range(sample, sample + 1)))) is not None for sample in rows)
         place = next((place for place, bad in enumerate(alone) if bad), 0)
     image = source.training.ids[work.row(rows[place])]
     raise InputError(
         f"{name} of training image {image} is not finite; check the model's weights, mend the image or leave it out"
     )
+
+
+def _whole(parts: Iterator[Part]) -> Block:
+    *_, block = parts
+    assert not isinstance(block, float)
+    return block
 
 
 def _tidy(builder: Builder, name: str) -> None:

@@ -45,8 +45,16 @@ def losses_of(
     model: Model, training: EncodedSet, bank: NoiseBank, rows: Sequence[int], views: Sequence[int] = VIEWS
 ) -> Tensor:
     """Losses of some training images at all columns of a bank: (n, views, columns), on the model's device."""
+    return torch.stack(list(losses_by_column(model, training, bank, rows, views)), -1)
+
+
+def losses_by_column(
+    model: Model, training: EncodedSet, bank: NoiseBank, rows: Sequence[int], views: Sequence[int] = VIEWS
+) -> Iterator[Tensor]:
+    """Like `losses_of`, a column of the bank at a time, by one call of the U-Net each: (n, views)."""
     encoded = _encoded(model, training, rows, views)
-    return torch.stack([_losses_at(model, *encoded, bank, column) for column in range(len(bank))], -1)
+    for column in range(len(bank)):
+        yield _losses_at(model, *encoded, bank, column)
 
 
 def _encoded(model: Model, training: EncodedSet, rows: Sequence[int], views: Sequence[int]) -> tuple[Tensor, Tensor]:

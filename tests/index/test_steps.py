@@ -152,11 +152,11 @@ def test_sums_name_the_image_that_is_not_finite(model32, tiny_settings, plain_co
         made = work(source, record)
 
         def block(samples):
-            sums = made.block(samples)
+            (sums,) = made.block(samples)
             name = next(iter(sums))
             if any(drawn[sample][0] == bad for sample in samples):
                 sums[name] = sums[name] * torch.nan
-            return sums
+            yield sums
 
         return replace(made, block=block)
 
