@@ -68,9 +68,9 @@ def _encode(model: Model) -> Any:
 
 
 @torch.no_grad()
-def _predict(model: Model) -> Tensor:
-    latents, t = torch.zeros(1, *model.latent_shape).to(model.device, model.dtype), torch.tensor([0])
-    return model.predict(latents, t.to(model.device), model.encode_text(["a"]))
+def _predict(model: Model) -> Any:
+    latents = torch.zeros(1, *model.latent_shape).to(model.device, model.dtype)
+    return model.unet(latents, torch.tensor([0], device=model.device), encoder_hidden_states=model.encode_text(["a"]))
 
 
 def _fitting(room: float, each: float, most: int) -> int:

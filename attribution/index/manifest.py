@@ -76,6 +76,7 @@ class IndexSettings:
 class FisherRecord(FisherSettings):
     """How a sum over samples was made; `order` is how the samples were chosen."""
 
+    samples: int
     order: Order = field(default="permutation", compare=False)
 
 

@@ -5,7 +5,7 @@ import io
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from attribution.diffusion.pictures import as_trained
 from attribution.errors import reason
 
 SHOWN = 8  # names in a sentence, at most
+Tell = Callable[[int, int], None]  # how many images are done, and of how many
 
 
 @dataclass(frozen=True)
@@ -149,13 +150,18 @@ def _inspect(stored: Any) -> tuple[str, str]:
         return "", reason(error)
 
 
-def inspect_images(images: Sequence[Any]) -> list[tuple[str, str]]:
+def silent(_done: int, _total: int) -> None:
+    """Tell nobody."""
+
+
+def inspect_images(images: Sequence[Any], tell: Tell = silent) -> list[tuple[str, str]]:
     """Decode every image, several at a time: its hash, and what is wrong with it ("" for nothing)."""
     found: list[tuple[str, str]] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of large pictures and of damaged EXIF data
         for rows in batches(len(images), 256):
             found += pool.map(_inspect, [images[row] for row in rows])
+            tell(rows.stop, len(images))
     return found
 
 

@@ -110,8 +110,8 @@ def _of_index(source: Source, _more: ExtendSettings) -> FisherRecord:
 
 
 def _of_all(source: Source, _more: ExtendSettings) -> FisherRecord:
-    own = source.settings.fisher
-    return FisherRecord(**asdict(replace(own, weights="all", samples=min(SAMPLES_ALL, own.samples))))
+    own = _of_index(source, _more)
+    return replace(own, weights="all", samples=min(SAMPLES_ALL, own.samples))
 
 
 def _summed(
