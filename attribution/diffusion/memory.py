@@ -35,14 +35,16 @@ class AtOnce:
     gradients: int
 
     @classmethod
-    def of(cls, model: Model, most: int) -> "AtOnce":
-        """What fits of at most so many; one prediction is made to find out."""
+    def of(cls, model: Model, most: int, captions: int = 1) -> "AtOnce":
+        """What fits of at most so many, each with so many captions; one prediction is made to find out."""
         largest, _ = outputs(model.vae, lambda: _encode(model))
         pictures = _fitting(ENCODED, LAYER * largest, most)
         if model.device.type != "cpu":
             return cls(pictures, most, most)
         largest, total = outputs(model.unet, lambda: _predict(model))
-        return cls(pictures, _fitting(PREDICTED, LAYER * largest, most), _fitting(PREDICTED, KEPT * total, most))
+        return cls(
+            pictures, _fitting(PREDICTED, LAYER * largest, most), _fitting(PREDICTED, KEPT * captions * total, most)
+        )
 
 
 def outputs(network: nn.Module, call: Callable[[], Any]) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from attribution.index.rows import (
     inspect_images,
     listed,
     open_image,
-    several,
     silent,
     unique_ids,
 )
@@ -49,7 +48,7 @@ class DataSettings:
         train_data_dir: a folder, instead of `dataset_name`: images with `metadata.jsonl`, or with a .txt beside each,
             or tables of `datasets`.
         image_column: column of the images.
-        caption_column: column of the captions; of several of an image, the first is taken.
+        caption_column: column of the captions; losses are averaged over all that an image has.
         center_crop: crop the middle square; otherwise the picture is squeezed.
         random_flip: the model was trained with mirrored images, so each mirror is scored too.
         max_train_samples: only the first so many.
@@ -81,17 +80,19 @@ class TrainingSet:
 
     Attributes:
         ids: what a person would look an image up by; no two are the same.
-        captions: one for each image.
+        captions: one for each image, the first of several.
+        several: by row, all captions of the images that have more than one.
         notes: sentences about what was left out.
         left_out: by the name of each image that cannot be used, why.
     """
 
     left_out: dict[str, str]
 
-    def __init__(self, rows: Rows, captions: list[str], hashes: list[str], center_crop: bool) -> None:
+    def __init__(self, rows: Rows, captions: list[tuple[str, ...]], hashes: list[str], center_crop: bool) -> None:
         self.left_out = {}
         self.ids = unique_ids(rows.names)
-        self.captions = captions
+        self.captions = [first for first, *_ in captions]
+        self.several = {row: each for row, each in enumerate(captions) if len(each) > 1}
         self.notes = rows.notes
         self._images: Sequence[Any] = rows.images
         self._hashes, self._center_crop = hashes, center_crop
@@ -129,7 +130,8 @@ class TrainingSet:
     def sha256(self) -> str:
         """A hash of all ids, captions and images."""
         hashes = self._hashes or [found for found, _ in inspect_images(self._images)]
-        return hashlib.sha256(json.dumps([self.ids, self.captions, hashes]).encode()).hexdigest()
+        told = [self.ids, self.captions, hashes, *([list(self.several.items())] if self.several else [])]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def open_training_set(settings: DataSettings, inspect: bool = True, tell: Tell = silent) -> TrainingSet:
@@ -218,7 +220,7 @@ def _checked(rows: Rows, settings: DataSettings, inspect: bool, tell: Tell) -> T
         raise InputError(f"{told}{_all_listed(left_out)}; mend them, or leave them out with --skip_bad")
     good = [row for row in range(len(rows)) if row not in faults]
     captions = [captions[row] for row in good]
-    rows = rows.select(good, *([f"left out, {told}"] if faults else []), *several(rows.captions), *_blank(captions))
+    rows = rows.select(good, *([f"left out, {told}"] if faults else []), *_notes(captions))
     for note in rows.notes if inspect else ():
         LOG.warning("%s", note)
     training = TrainingSet(rows, captions, [found[row][0] for row in good if found], settings.center_crop)
@@ -259,6 +261,12 @@ def _told(rows: Rows, faults: dict[int, str]) -> str:
     return f"of {len(rows):,} training images {len(faults):,} cannot be used: {named}"
 
 
-def _blank(captions: list[str]) -> list[str]:
-    count = sum(not caption.strip() for caption in captions)
-    return [f"blank captions ({count:,}): these images count as trained on without a text"] if count else []
+def _notes(captions: list[tuple[str, ...]]) -> Iterator[str]:
+    """Sentences on images that have several captions, and on blank ones, if there are any."""
+    if count := sum(len(each) > 1 for each in captions):
+        yield (
+            f"images with several captions ({count:,}): their losses are averaged over all of them, of which diffusers'"
+            " script draws any each time; the first is shown"
+        )
+    if count := sum(not caption.strip() for each in captions for caption in each):
+        yield f"blank captions ({count:,}): these images count as trained on without a text"

@@ -79,16 +79,20 @@ def unique_ids(names: Sequence[str]) -> list[str]:
     return ids if len(set(ids)) == len(ids) else [f"{row}: {name}" for row, name in enumerate(names)]
 
 
-def caption_of(value: Any) -> str:
-    """A row's caption; of a list, the first.
+def captions_of(value: Any) -> tuple[str, ...]:
+    """A row's captions: one, or all of a list.
 
     Raises:
-        ValueError: there is none, or it is not text that can be stored.
+        ValueError: there is none, or one is not text that can be stored.
     """
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list | tuple):
         if not value:
             raise ValueError("its list of captions is empty")
-        value = value[0]
+        return tuple(_caption(each) for each in value)
+    return (_caption(value),)
+
+
+def _caption(value: Any) -> str:
     if value is None:
         raise ValueError("it has no caption")
     if not isinstance(value, str):
@@ -165,20 +169,13 @@ def inspect_images(images: Sequence[Any], tell: Tell = silent) -> list[tuple[str
     return found
 
 
-def several(captions: Sequence[Any]) -> tuple[str, ...]:
-    """A sentence on the images that have several captions, if there are any."""
-    count = sum(isinstance(value, (list, tuple)) and len(value) > 1 for value in captions)
-    told = "the first of each is read, where diffusers' script draws any of them each time"
-    return (f"images with several captions ({count:,}): {told}",) if count else ()
-
-
-def check_captions(rows: Rows) -> tuple[list[str], dict[int, str]]:
-    """The captions, "" where there is none, and by row what is wrong with it."""
+def check_captions(rows: Rows) -> tuple[list[tuple[str, ...]], dict[int, str]]:
+    """The captions of each row, none where they cannot be used, and by row what is wrong with it."""
     captions, faults = [], dict(rows.faults)
     for row, value in enumerate(rows.captions):
         try:
-            captions.append(caption_of(value))
+            captions.append(captions_of(value))
         except ValueError as error:
-            captions.append("")
+            captions.append(())
             faults.setdefault(row, str(error))
     return captions, faults

@@ -29,7 +29,7 @@ from attribution.index.features import FEATURES, open_feature
 from attribution.index.manifest import FeatureRecord, FisherRecord, GradientRecord
 from attribution.index.pictures import THUMBNAIL_SIDE
 from attribution.index.places import located, portable
-from attribution.index.stored import Sums, as_array, load_tensors
+from attribution.index.stored import ALL_CAPTIONS, Sums, as_array, load_tensors
 from attribution.index.work import ExtendSettings, Part, Source, Step, Work, in_calls, in_one
 from attribution.unlearning.ekfac import add_moments, eigenvectors, rotate
 from attribution.unlearning.fisher import Samples, add_squares, compress
@@ -53,8 +53,10 @@ def _captions(source: Source, _record: None) -> Work:
 
     def table(_rows: range) -> dict[str, bytes]:
         packed = io.BytesIO()
-        told = pyarrow.table({"id": training.ids, "caption": training.captions})
-        parquet.write_table(told, packed, compression="zstd")
+        told: dict[str, Any] = {"id": training.ids, "caption": training.captions}
+        if training.several:
+            told[ALL_CAPTIONS] = [training.several.get(row, (text,)) for row, text in enumerate(training.captions)]
+        parquet.write_table(pyarrow.table(told), packed, compression="zstd")
         return {"captions.parquet": packed.getvalue()}
 
     return Work(len(training), len(training), in_one(table))
@@ -129,7 +131,7 @@ def _summed(
         rows, views, columns = zip(*(drawn[sample] for sample in samples), strict=True)
         pairs = zip(rows, views, strict=True)
         latents = torch.stack([source.encoded.view([row], [view])[0, 0] for row, view in pairs])
-        text = source.model.encode_text([source.training.captions[row] for row in rows])
+        text = source.encoded.text(source.model, rows)
         return sums(latents, text, bank.select(list(columns)))
 
     return Work(record.samples, batch, in_one(block), lambda sample: drawn[sample][0], record, total=total)
@@ -226,7 +228,7 @@ def _gradient(name: str, source: Source, record: GradientRecord) -> Work:
 
     def projected(rows: Sequence[int]) -> Iterator[tuple[float, Tensor]]:
         latents = encoded.view(rows, views).flatten(0, 1)
-        text = model.encode_text([encoded.captions[row] for row in rows]).repeat_interleave(len(views), 0)
+        text = encoded.text(model, rows).repeat_interleave(len(views), 0)
         batch = source.at_once.gradients
         for share, sums in gradients_by_call(model, record.weights, latents, text, bank, project, output, batch):
             yield share, sums.reshape(len(rows), kept, -1, record.dimension).mean(2)

@@ -79,7 +79,8 @@ class Source:
     @cached_property
     def at_once(self) -> AtOnce:
         """How many pictures and predictions a call is given, at most."""
-        return AtOnce.of(self.model, self.settings.batch)
+        most = max(map(len, self.training.several.values()), default=1)
+        return AtOnce.of(self.model, self.settings.batch, most)
 
     def bank(self, settings: NoiseSettings) -> NoiseBank:
         """A noise bank for the model."""
@@ -89,7 +90,7 @@ class Source:
     def encoded(self) -> EncodedSet:
         """The latents, once they are there, with their captions."""
         shape = (len(self.training), self.views, *self.model.latent_shape)
-        return EncodedSet(open_views(self.out / "latents.npy", *shape), self.training.captions)
+        return EncodedSet(open_views(self.out / "latents.npy", *shape), self.training.captions, self.training.several)
 
 
 Part = float | Block  # the share of a block that is done, after each call of a network; at last the block itself
