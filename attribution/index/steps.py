@@ -7,8 +7,10 @@ another, so they can be made in any order and anywhere; only `build.py` writes t
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ import pyarrow.parquet as parquet
 import torch
 from numpy.typing import NDArray
 from PIL import ImageOps
+from safetensors import SafetensorError
 from torch import Tensor
 
 from attribution.diffusion.noise import NoiseBank, NoiseSettings
@@ -24,7 +27,7 @@ from attribution.diffusion.pictures import to_pixels
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import checkpoint
 from attribution.errors import InputError
-from attribution.index.checksums import sha256_of
+from attribution.index.checksums import sha256_of, sha256_of_file
 from attribution.index.features import FEATURES, open_feature
 from attribution.index.manifest import FeatureRecord, FisherRecord, GradientRecord
 from attribution.index.pictures import THUMBNAIL_SIDE
@@ -254,12 +257,17 @@ def _gradient(name: str, source: Source, record: GradientRecord) -> Work:
 
 def _sha256_of_checkpoints(model: Model, sources: list[str | None]) -> tuple[str, ...]:
     """Hashes of the U-Nets of other pipelines than the model itself."""
-    found = []
-    for source in sources:
-        if source is not None:
-            with checkpoint(model, source):
-                found.append(sha256_of(model.unet.state_dict()))
-    return tuple(found)
+    return tuple(_sha256_of_checkpoint(model, source) for source in sources if source is not None)
+
+
+def _sha256_of_checkpoint(model: Model, source: str) -> str:
+    """Read from the U-Net's file where it has one that is read: the network itself is made but once, for its part."""
+    file = Path(source, "unet", "diffusion_pytorch_model.safetensors")
+    if file.is_file():
+        with suppress(SafetensorError):  # which making the network tells better
+            return sha256_of_file(file, model.dtype)
+    with checkpoint(model, source):
+        return sha256_of(model.unet.state_dict())
 
 
 def _scale(first: Tensor) -> float:
