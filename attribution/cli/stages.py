@@ -27,7 +27,9 @@ class Lines:
         self.say()
 
     def show(self, progress: BuildProgress) -> None:
-        """Take what is new."""
+        """Take what is new; the first that is told of a step that goes on is what was done before, and a block."""
+        if not self.first.total:
+            self.first = progress
         self.last = progress
         self.beat()
 
@@ -51,11 +53,14 @@ class Bar:
     """The progress of a step as tqdm draws it."""
 
     def __init__(self, begun: BuildProgress) -> None:
+        self.known = bool(begun.total)
         self.drawn = tqdm(desc=begun.step, initial=begun.done, total=begun.total or 1, bar_format=BAR)
 
     def show(self, progress: BuildProgress) -> None:
-        """Take what is new."""
-        self.drawn.total = progress.total
+        """Take what is new; see `Lines.show`."""
+        if not self.known and progress.total:
+            self.known, self.drawn.total = True, progress.total
+            self.drawn.initial = self.drawn.n = self.drawn.last_print_n = progress.done
         self.drawn.update(progress.done - self.drawn.n)
 
     def beat(self) -> None:

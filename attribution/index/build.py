@@ -142,14 +142,14 @@ def manifest_of(source: Source, looked_at: bool = True) -> Manifest:
 
     Args:
         source: what it is made from.
-        looked_at: every image was; otherwise the data are not compared.
+        looked_at: every image was; otherwise what there is has no hash to be compared by.
 
     Raises:
         IndexMismatch: it is of another model, other data or other settings.
     """
     held = Manifest.read(source.out) if (source.out / MANIFEST).exists() else None
     data = DataRecord(len(source.training), source.training.sha256() if looked_at else "")
-    wanted = _manifest(source, held.data if held and not looked_at else data)
+    wanted = _manifest(source, data)
     if held is None:
         return wanted
     held.refuse_other(wanted, source.out)

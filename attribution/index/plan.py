@@ -22,7 +22,7 @@ import torch
 from attribution.batches import in_parts
 from attribution.diffusion.pipeline import Model
 from attribution.index.build import LOOKED_AT, Builder, manifest_of, source_of, wanted_of
-from attribution.index.manifest import Record
+from attribution.index.manifest import MANIFEST, Record
 from attribution.index.rows import inspect_images
 from attribution.index.steps import STEPS
 from attribution.index.stored import Block, save_tensors
@@ -65,13 +65,14 @@ class Cost:
 def plan(out: Path, model: Model, settings: BuildSettings, more: ExtendSettings | None = None) -> Iterator[Cost]:
     """Measure what `build` would take with the same arguments; raises what that raises, before and while it measures.
 
-    Images are not all looked at: those that cannot be used, and other data than an index's own, are found by `build`.
+    Images are looked at where an index is there, to compare; otherwise `build` finds those that cannot be used.
 
     Yields:
         What is not done yet, in the order of the build, `LOOKED_AT` first; then the two of QUERIES.
     """
-    source = source_of(out, model, settings, inspect=False)
-    builder = Builder(source, manifest_of(source, looked_at=False))
+    begun = (out / MANIFEST).exists()
+    source = source_of(out, model, settings, inspect=begun)
+    builder = Builder(source, manifest_of(source, looked_at=begun))
     wanted = wanted_of(builder, more or ExtendSettings())
     for name, record in wanted.items():
         builder.manifest.refuse_other_step(name, record, out)
