@@ -1,7 +1,7 @@
 """An index: what was computed once about a training set and a model, in one folder, opened memory-mapped.
 
 manifest.json         format version, model, data, every setting, what is finished
-captions.parquet      id, caption
+captions.parquet      id, caption; where images have several, captions: all of them, over which losses are averaged
 thumbnails/           one PNG a row
 latents.npy           (N, views, C, h, w) float16: image, and mirror where those were trained on
 base_losses.npy       (N, views, S) float32 under the pretrained weights
@@ -36,7 +36,7 @@ from attribution.index.manifest import FeatureRecord, GradientRecord, Manifest, 
 from attribution.index.pictures import TrainingPictures
 from attribution.index.places import located, located_model
 from attribution.index.steps import REQUIRED
-from attribution.index.stored import load_tensors, open_array, open_views, read_captions, tensor_shapes
+from attribution.index.stored import load_tensors, open_array, open_views, read_captions, read_several, tensor_shapes
 from attribution.unlearning.ekfac import Eigenbasis
 from attribution.unlearning.fisher import Information, decompress
 from attribution.unlearning.score import EncodedSet, Floats
@@ -130,10 +130,10 @@ class Index:
         """The Fisher information's diagonal, by parameter name."""
         return load_tensors(self.path / "fisher.safetensors")
 
-    @property
+    @cached_property
     def encoded(self) -> EncodedSet:
         """What scoring reads."""
-        return EncodedSet(self.latents, self.captions)
+        return EncodedSet(self.latents, self.captions, read_several(self.path / "captions.parquet"))
 
     @property
     def artifacts(self) -> dict[str, Record]:

@@ -21,6 +21,7 @@ from attribution.files import whole
 
 Sums = dict[str, Tensor]
 Block = NDArray[np.floating] | Sums | dict[str, bytes]  # rows of an array, sums over samples, or files by name
+ALL_CAPTIONS = "captions"  # a column of captions.parquet, where any image has several; "caption" is the first
 KEPT_EVERY = 16  # blocks, after which running sums are written
 
 
@@ -64,6 +65,21 @@ def read_captions(path: Path, count: int) -> tuple[list[str], list[str]]:
     if len(table) != count:
         raise IndexMismatch(f"{path} has {len(table)} rows, the manifest says {count}; build the index anew")
     return table["id"].to_pylist(), table["caption"].to_pylist()
+
+
+def read_several(path: Path) -> dict[int, tuple[str, ...]]:
+    """By row, all captions of the images that have several.
+
+    Raises:
+        IndexMismatch: they are damaged.
+    """
+    try:
+        if ALL_CAPTIONS not in parquet.read_schema(path).names:
+            return {}
+        told = parquet.read_table(path, columns=[ALL_CAPTIONS])[ALL_CAPTIONS].to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise IndexMismatch(f"{path} is missing or truncated; build the index anew") from error
+    return {row: tuple(each) for row, each in enumerate(told) if len(each) > 1}
 
 
 def load_tensors(path: Path) -> Sums:
