@@ -12,8 +12,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet as parquet
 import torch
 from numpy.typing import NDArray
 from PIL import ImageOps
@@ -30,6 +28,7 @@ from attribution.index.manifest import FeatureRecord, FisherRecord, GradientReco
 from attribution.index.pictures import THUMBNAIL_SIDE
 from attribution.index.places import located, portable
 from attribution.index.stored import Sums, as_array, load_tensors
+from attribution.index.texts import CAPTIONS, packed_texts
 from attribution.index.work import ExtendSettings, Source, Step, Work
 from attribution.unlearning.ekfac import add_moments, eigenvectors, rotate
 from attribution.unlearning.fisher import Samples, add_squares, compress
@@ -51,10 +50,7 @@ def _captions(source: Source, _record: None) -> Work:
     training = source.training
 
     def table(_rows: range) -> dict[str, bytes]:
-        packed = io.BytesIO()
-        told = pyarrow.table({"id": training.ids, "caption": training.captions})
-        parquet.write_table(told, packed, compression="zstd")
-        return {"captions.parquet": packed.getvalue()}
+        return {CAPTIONS: packed_texts(training.ids, training.captions)}
 
     return Work(len(training), len(training), table)
 
@@ -65,10 +61,10 @@ def _thumbnails(source: Source, _record: None) -> Work:
         source.training.square(row, min(source.model.resolution, THUMBNAIL_SIDE)).save(packed, "PNG")
         return packed.getvalue()
 
-    def thumbnails(rows: range) -> dict[str, bytes]:
-        return {f"thumbnails/{row:08d}.png": small(row) for row in rows}
+    def thumbnails(rows: range) -> list[bytes]:
+        return [small(row) for row in rows]
 
-    return Work(len(source.training), source.settings.batch, thumbnails)
+    return Work(len(source.training), source.settings.batch, thumbnails, packed=True)
 
 
 def _latents(source: Source, _record: None) -> Work:

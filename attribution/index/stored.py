@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet as parquet
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -20,7 +18,7 @@ from attribution.errors import IndexMismatch, InputError, reason
 from attribution.files import whole
 
 Sums = dict[str, Tensor]
-Block = NDArray[np.floating] | Sums | dict[str, bytes]  # rows of an array, sums over samples, or files by name
+Block = NDArray[Any] | Sums | dict[str, bytes] | list[bytes]  # rows of an array, sums, or files by name or by row
 KEPT_EVERY = 16  # blocks, after which running sums are written
 
 
@@ -49,21 +47,6 @@ def open_views(path: Path, count: int, views: int, *rest: int) -> NDArray[np.flo
     Earlier versions stored mirrors, too, of images that were not trained on with them; those are passed over.
     """
     return open_array(path, (count, views, *rest), (count, 2, *rest))[:, :views]
-
-
-def read_captions(path: Path, count: int) -> tuple[list[str], list[str]]:
-    """Ids and captions, as many as there should be.
-
-    Raises:
-        IndexMismatch: they are missing or damaged, or others than so many.
-    """
-    try:
-        table = parquet.read_table(path, columns=["id", "caption"])
-    except (OSError, pyarrow.ArrowException) as error:
-        raise IndexMismatch(f"{path} is missing or truncated; build the index anew") from error
-    if len(table) != count:
-        raise IndexMismatch(f"{path} has {len(table)} rows, the manifest says {count}; build the index anew")
-    return table["id"].to_pylist(), table["caption"].to_pylist()
 
 
 def load_tensors(path: Path) -> Sums:
@@ -103,6 +86,8 @@ def first_not_finite(block: Block) -> int | None:
     if isinstance(block, np.ndarray):
         finite = np.isfinite(block).reshape(len(block), -1).all(1)
         return None if finite.all() else int(np.argmin(finite))
+    if isinstance(block, list):
+        return None
     each = [torch.isfinite(values).all() for values in block.values() if isinstance(values, Tensor)]
     return None if not each or bool(torch.stack(each).all()) else 0
 
@@ -139,9 +124,7 @@ class ArrayFile:
     done: None = None
 
     @classmethod
-    def open(
-        cls, path: Path, shape: tuple[int, ...], rows: int, dtype: type[np.floating], going_on: bool
-    ) -> "ArrayFile":
+    def open(cls, path: Path, shape: tuple[int, ...], rows: int, dtype: type[np.number], going_on: bool) -> "ArrayFile":
         """Open a file for writing, room for all of it reserved.
 
         Args:
