@@ -35,7 +35,7 @@ from attribution.diffusion.pipeline import Model
 from attribution.index.build import build
 from attribution.index.data import DataSettings
 from attribution.index.index import Index, open_index
-from attribution.index.manifest import Manifest
+from attribution.index.manifest import FeatureRecord, GradientRecord, Manifest
 from attribution.index.texts import BATCH
 from attribution.index.work import BuildSettings, ExtendSettings
 from attribution.methods import attribute
@@ -43,8 +43,6 @@ from attribution.methods.answer import AttributeSettings
 from attribution.query.query import Query
 from attribution.unlearning.fisher import FisherSettings
 from attribution.unlearning.projection import GradientSettings
-
-FEATURE = "features/clip"
 
 
 def pictures(folder: Path, count: int) -> Path:
@@ -82,14 +80,13 @@ def stretch(index: Path, rows: int) -> Path:
     more = size * np.arange(2, rows - len(ends) + 2, dtype=np.int64)
     np.save(index / "thumbnails.npy", np.concatenate([ends, more]))
     os.truncate(index / "thumbnails.bin", int(more[-1]))
-    for name in ("latents", "base_losses", FEATURE):
+    for name in ("latents", "base_losses"):
         _with_holes(index / f"{name}.npy", rows, 0)
-    _with_holes(index / "gradients/influence.npy", rows, 1)
     steps = dict(manifest.steps)
-    for name in (FEATURE, "gradients/influence"):
-        made: Any = steps[name].made
-        shape = np.load(index / f"{name}.npy", mmap_mode="r").shape
-        steps[name] = replace(steps[name], made=replace(made, shape=shape), stored=None)
+    for name, step in steps.items():
+        if isinstance(step.made, FeatureRecord | GradientRecord):
+            shape = _with_holes(index / f"{name}.npy", rows, int(name.startswith("gradients/")))
+            steps[name] = replace(step, made=replace(step.made, shape=shape), stored=None)
     replace(manifest, data=replace(manifest.data, count=rows), steps=steps).write(index)
     return index
 
@@ -105,13 +102,14 @@ def _repeat_captions(path: Path, rows: int) -> None:
     os.replace(path.with_suffix(".new"), path)
 
 
-def _with_holes(path: Path, rows: int, axis: int) -> None:
-    """An array with more rows, which are zero and take no room."""
+def _with_holes(path: Path, rows: int, axis: int) -> tuple[int, ...]:
+    """An array with more rows, which are zero and take no room; its new shape."""
     few = np.load(path)
     shape = (*few.shape[:axis], rows, *few.shape[axis + 1 :])
     many = np.lib.format.open_memmap(path, mode="w+", dtype=few.dtype, shape=shape)
     many[(*[slice(None)] * axis, slice(few.shape[axis]))] = few
     many.flush()
+    return shape
 
 
 def memory() -> dict[str, int]:
@@ -129,6 +127,7 @@ def ask(folder: Path) -> dict[str, Any]:
         began = time.monotonic()
         made = work()
         told[name] = {"seconds": round(time.monotonic() - began, 3), **memory()}
+        print(name, told[name], file=sys.stderr, flush=True)
         return made
 
     index = measured("open", lambda: Index.open(folder))
