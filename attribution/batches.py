@@ -30,10 +30,16 @@ def in_batches(count: int, size: int, work: Callable[[range], T], start: int = 0
     Raises:
         WorkFailed: the device's memory is too small for a single row.
     """
+    return in_parts(count, size, lambda rows: iter((work(rows),)), start)
+
+
+def in_parts(count: int, size: int, work: Callable[[range], Iterator[T]], start: int = 0) -> Iterator[tuple[range, T]]:
+    """Like `in_batches`, of work that gives several things for each batch; out of memory, its batch begins anew."""
     while start < count:
         rows = range(start, min(start + size, count))
         try:
-            done = work(rows)
+            for part in work(rows):
+                yield rows, part
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
@@ -41,7 +47,6 @@ def in_batches(count: int, size: int, work: Callable[[range], T], start: int = 0
                 raise WorkFailed(f"the device's memory is too small for this model ({reason(error)})") from error
             size = len(rows) // 2
         else:
-            yield rows, done
             start = rows.stop
             continue
         clear_device_cache()  # here, where the error no longer holds what was computed

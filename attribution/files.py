@@ -75,7 +75,8 @@ def write_whole(path: Path, content: bytes) -> None:
 def writing(folder: Path) -> Iterator[None]:
     """A context in which nobody else writes into a folder, which is made where it is not there; many may read it.
 
-    The lock is the operating system's: it ends with this process, however that ends.
+    The lock is the operating system's: it ends with this process, however that ends. Errors of other files than those
+    in the folder, such as a picture that is not there any more, pass through as they are.
 
     Raises:
         InputError: another one writes there, or the folder cannot be written to, or its disk is full.
@@ -87,8 +88,18 @@ def writing(folder: Path) -> Iterator[None]:
     except Timeout as error:
         raise InputError(f"{folder} is being written to by another process; wait for it, or name another") from error
     except OSError as error:
+        if not _may_be_of(folder, error):
+            raise
         told = error.strerror or reason(error)
         raise InputError(f"{folder} cannot be written to ({told}); make room there, or name another folder") from error
+
+
+def _may_be_of(folder: Path, error: OSError) -> bool:
+    """Whether an error is of a folder or of what is in it, as far as it says."""
+    if not isinstance(error.filename, str):
+        return True  # a full disk, told by a file that is open
+    named, folder = Path(error.filename).resolve(), folder.resolve()
+    return folder in (named, *named.parents) or named in folder.parents
 
 
 def let_go(array: NDArray[Any]) -> None:

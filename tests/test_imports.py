@@ -7,7 +7,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = (
     *("errors", "version", "files", "batches"),
     *("diffusion.tokens", "diffusion.words", "diffusion.pictures", "diffusion.fits", "diffusion.source"),
-    *("diffusion.tensors", "diffusion.networks", "diffusion.plain", "diffusion.pipeline"),
+    *("diffusion.tensors", "diffusion.networks", "diffusion.plain", "diffusion.pipeline", "diffusion.memory"),
     *(
         "diffusion.weights",
         "diffusion.custom",
@@ -20,10 +20,10 @@ ROOMS = (
     *("unlearning.gradients", "unlearning.ekfac", "unlearning.fisher", "unlearning.rise", "unlearning.step"),
     *("unlearning.removal",),
     *("unlearning.projection", "unlearning.score", "unlearning.race"),
-    *("index.rows", "index.folder", "index.captions", "index.table", "index.typed"),
+    *("index.rows", "index.known", "index.folder", "index.captions", "index.table", "index.typed"),
     *("index.data", "index.checksums", "index.features", "index.places", "index.manifest"),
     *("index.stored", "index.packed", "index.texts", "index.pictures", "index.work"),
-    *("index.steps", "index.found", "index.build", "index.verify", "index.index"),
+    *("index.steps", "index.found", "index.build", "index.plan", "index.verify", "index.index"),
     *("query.query", "query.regions", "query.evidence", "query.encoded"),
     *("query.labels", "query.grounding", "query.detect"),
     *("methods.answer", "methods.accepted", "methods.unlearning", "methods.trak", "methods.influence"),
@@ -44,7 +44,17 @@ ROOMS = (
     *("ui.templates", "ui.words", "ui.again", "ui.answers", "ui.proof", "ui.layout", "ui.check"),
     *("ui.handlers", "ui.first", "ui.pictures", "ui.marks", "ui.answering", "ui.asking", "ui.checking", "ui.kept"),
     *("ui.api", "ui.previews", "ui.routes", "ui.page"),
-    *("cli.ending", "cli.parsing", "cli.asked", "cli.progress", "cli.scenes", "cli.index", "cli.generate"),
+    *(
+        "cli.ending",
+        "cli.parsing",
+        "cli.asked",
+        "cli.progress",
+        "cli.stages",
+        "cli.costs",
+        "cli.scenes",
+        "cli.index",
+        "cli.generate",
+    ),
     *("cli.attribute", "cli.detect", "cli.replay", "cli.floor", "cli.evaluate", "cli.bench", "cli", "__main__", "app"),
 )
 PATHS = [*(ROOT / "attribution").rglob("*.py"), ROOT / "app.py"]

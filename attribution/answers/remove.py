@@ -89,8 +89,7 @@ def unlearn_rows(
     if settings.rise is not None:
         raise InputError(f"a rise of {settings.rise:g} is of a query's loss; training images take a step size")
     subset = settings.weights or index.weights
-    text = model.encode_text([index.captions[row] for row in rows])
-    images = Images(index.encoded.view(rows, index.views), text)
+    images = Images(index.encoded.view(rows, index.views), index.encoded.text(model, rows))
     information = index.information(weights, settings.curvature)
     yield from unlearn_images(model, subset, images, information, settings, len(index), weights)
 

@@ -4,6 +4,8 @@ ending.py    exit statuses, and one sentence for whatever fails
 parsing.py   flags, from a command's parameters and the settings dataclasses among them
 asked.py     the index that a command opens and the files that it will write
 progress.py  long work, watched
+stages.py    a build, watched: a bar for each step
+costs.py     what a build will take, as a table
 """
 
 import sys

@@ -6,13 +6,16 @@ from pathlib import Path
 import tyro
 
 from attribution.cli.asked import check_folder
+from attribution.cli.costs import table
 from attribution.cli.parsing import Names, flags, with_further
 from attribution.cli.progress import watch
+from attribution.cli.stages import stages
 from attribution.diffusion.overlaid import open_model
 from attribution.diffusion.source import ModelFiles
 from attribution.errors import IndexMismatch, InputError
 from attribution.evaluate.bench import peak_memory
 from attribution.index.build import build
+from attribution.index.plan import plan
 from attribution.index.rows import listed
 from attribution.index.verify import verify as check
 from attribution.index.work import BuildSettings, ExtendSettings
@@ -54,6 +57,7 @@ def verify(folder: tyro.conf.Positional[Path]) -> None:
 def index(
     out: Path,
     resolution: int | None = None,
+    dry_run: bool = False,
     *,
     model_files: ModelFiles,
     settings: BuildSettings,
@@ -66,18 +70,25 @@ def index(
     Args:
         out: the index folder.
         resolution: px; the model's own by default, and another value is refused.
+        dry_run: build nothing; measure a few batches of every step, and print what it will take.
         model_files: the model that it is of.
         settings: what it is made from.
         additions: what is added to it.
     """
-    check_folder("--out", out)
+    if not dry_run:
+        check_folder("--out", out)
     model = open_model(model_files)
     if resolution not in (None, model.resolution):
         raise InputError(
             f"--resolution {resolution} is not possible; {model.source} was made for {model.resolution} px, which is"
             " the default"
         )
-    for _ in watch(build(out, model, settings, additions), lambda step: f"{step.step} {step.done}/{step.total}"):
-        pass
+    if dry_run:
+        costs = list(watch(plan(out, model, settings, additions), lambda cost: f"measured: {cost.name}", every=1))
+        print("\n".join(table(costs, out, settings.fisher.samples)))
+        return
+    with stages() as show:
+        for progress in build(out, model, settings, additions, show):
+            show(progress)
     print(f"{peak_memory():.0f} MB of memory at most", file=sys.stderr)
     print(out)

@@ -10,8 +10,8 @@ CLEAR = "\r\033[K"  # a terminal's line
 Step = TypeVar("Step")
 
 
-def watch(steps: Iterable[Step], describe: Callable[[Step], str]) -> Iterator[Step]:
-    """Show each step on standard error: rewritten in place on a terminal, else now and then a line."""
+def watch(steps: Iterable[Step], describe: Callable[[Step], str], every: int = EVERY) -> Iterator[Step]:
+    """Show each step on standard error: rewritten in place on a terminal, else a line for one of `every` steps."""
     terminal = sys.stderr.isatty()
     last = ""
     try:
@@ -19,11 +19,11 @@ def watch(steps: Iterable[Step], describe: Callable[[Step], str]) -> Iterator[St
             last = describe(step)
             if terminal:
                 print(f"{CLEAR}{last}", end="", file=sys.stderr, flush=True)
-            elif number % EVERY == 0:
+            elif number % every == 0:
                 print(last, file=sys.stderr, flush=True)
             yield step
     finally:
         if terminal:
             print(CLEAR, end="", file=sys.stderr, flush=True)
-    if not terminal:
+    if not terminal and every > 1:
         print(last, file=sys.stderr)

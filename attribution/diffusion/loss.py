@@ -1,5 +1,7 @@
 """The diffusion training loss: one function for the Fisher information, base losses, unlearning and scoring."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ def denoising_loss(model: Model, latents: Tensor, text: Tensor, bank: NoiseBank,
     Args:
         model: gives the prediction and the noise schedule; gradients flow to whatever of it requires them.
         latents: (B, C, h, w), scaled by the VAE's factor.
-        text: (B, L, D) encoder hidden states.
+        text: (B, L, D) encoder hidden states, or (B, K, L, D) of up to K captions for each image; see `over_captions`.
         bank: S columns of timesteps and noises.
         mask: (h, w) in [0, 1], weights of the squared errors; None is the whole picture.
 
@@ -34,14 +36,45 @@ def denoising_loss(model: Model, latents: Tensor, text: Tensor, bank: NoiseBank,
 
 def paired_loss(model: Model, latents: Tensor, text: Tensor, bank: NoiseBank, mask: Tensor | None = None) -> Tensor:
     """Like `denoising_loss`, of image b at column b of the bank alone: (B,)."""
-    predicted, target = _predict(model, latents, text, bank)
-    return _pool((target - predicted).square().mean(1), mask)
+
+    def loss(caption: Tensor) -> Tensor:
+        predicted, target = _predict(model, latents, caption, bank)
+        return _pool((target - predicted).square().mean(1), mask)
+
+    return over_captions(text, loss)
 
 
 def prediction_norm(model: Model, latents: Tensor, text: Tensor, bank: NoiseBank, mask: Tensor | None = None) -> Tensor:
     """The prediction's mean square, of image b at column b of the bank: (B,); D-TRAK's output (Zheng et al. 2024)."""
-    predicted, _ = _predict(model, latents, text, bank)
-    return _pool(predicted.square().mean(1), mask)
+
+    def norm(caption: Tensor) -> Tensor:
+        predicted, _ = _predict(model, latents, caption, bank)
+        return _pool(predicted.square().mean(1), mask)
+
+    return over_captions(text, norm)
+
+
+def over_captions(text: Tensor, measure: Callable[[Tensor], Tensor]) -> Tensor:
+    """What is measured of each image with each of its captions, averaged over its captions: (B,).
+
+    So an image with several captions has one loss, which is their mean, and one gradient, which is that loss's.
+
+    Args:
+        text: (B, L, D), a caption for each image; or (B, K, L, D), NaN where an image has fewer than K.
+        measure: is given (B, L, D), once for each caption.
+    """
+    if text.ndim == 3:
+        return measure(text)
+    there = ~text[:, :, 0, 0].isnan()
+    shares = there / there.sum(1, keepdim=True)
+    total: Tensor | None = None
+    for number, share in enumerate(shares.T):
+        caption = torch.where(there[:, number, None, None], text[:, number], text[:, 0])  # counted not at all
+        part = measure(caption)
+        part = share.to(part) * part
+        total = part if total is None else total + part
+    assert total is not None
+    return total
 
 
 def precise(x: Tensor) -> Tensor:

@@ -1,20 +1,20 @@
 """Build an index: one loop over the table of steps, which goes on where it was interrupted."""
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from attribution.batches import in_batches
+from attribution.batches import in_parts
 from attribution.diffusion.noise import NoiseBank, NoiseSettings
 from attribution.diffusion.pipeline import Model
 from attribution.errors import InputError
-from attribution.files import PARTIAL, writing
+from attribution.files import PARTIAL, write_whole, writing
 from attribution.index.checksums import checksums_of
-from attribution.index.data import open_training_set
+from attribution.index.data import BAD_ROWS, bad_rows, open_training_set
 from attribution.index.features import FEATURES
 from attribution.index.found import moved, placed, without_lost
 from attribution.index.manifest import (
@@ -28,19 +28,26 @@ from attribution.index.manifest import (
 )
 from attribution.index.packed import ENDING, PackedFile
 from attribution.index.places import portable_data, portable_model
+from attribution.index.rows import Tell, silent
 from attribution.index.steps import REQUIRED, STEPS
 from attribution.index.stored import ArrayFile, Block, Files, SumFile, first_not_finite, save_tensors
-from attribution.index.work import BuildSettings, ExtendSettings, Source, Work
+from attribution.index.work import BuildSettings, ExtendSettings, Part, Source, Work
+from attribution.unlearning.fisher import samples_for
 from attribution.unlearning.projection import GRADIENT_OUTPUTS
+
+LOOKED_AT = "images"  # what the time before the first step goes into
 
 
 @dataclass(frozen=True)
 class BuildProgress:
-    """A step of the build, and how much of it is done."""
+    """A step of the build, and how much of it is done, in rows; the total is 0 where it is not known yet."""
 
     step: str
-    done: int
+    done: float
     total: int
+
+
+Watch = Callable[[BuildProgress], None]
 
 
 @dataclass
@@ -61,7 +68,11 @@ class Builder:
 
 
 def build(
-    out: Path, model: Model, settings: BuildSettings, more: ExtendSettings | None = None
+    out: Path,
+    model: Model,
+    settings: BuildSettings,
+    more: ExtendSettings | None = None,
+    tell: Watch = lambda _: None,
 ) -> Iterator[BuildProgress]:
     """Build or go on building an index.
 
@@ -70,6 +81,7 @@ def build(
         model: that it is of.
         settings: what every index holds, and from what.
         more: what is added.
+        tell: of what is not yielded: images that are looked at, a step that begins, the share of a block that is done.
 
     Raises:
         InputError: the training data cannot be read, or are empty, or hold a picture of which something is not finite;
@@ -77,44 +89,78 @@ def build(
         IndexMismatch: the folder holds an index of another model, other data or other settings.
         WeightsUnavailable: a feature's network cannot be had; what was added before stays.
     """
-    with prepare(out, model, settings) as builder:
-        wanted = _wanted(builder, more or ExtendSettings())
+    with prepare(out, model, settings, lambda *done: tell(BuildProgress(LOOKED_AT, *done))) as builder:
+        wanted = wanted_of(builder, more or ExtendSettings())
         builder.manifest = moved(builder.manifest, builder.source, wanted)
         for name, record in wanted.items():
             builder.manifest.refuse_other_step(name, record, out)
         builder.save(builder.manifest)
         for name, record in wanted.items():
             if not builder.manifest.finished(name):
-                yield from _make(builder, name, record)
+                yield from _make(builder, name, record, tell)
             _tidy(builder, name)
 
 
 @contextmanager
-def prepare(out: Path, model: Model, settings: BuildSettings) -> Iterator[Builder]:
+def prepare(out: Path, model: Model, settings: BuildSettings, tell: Tell = silent) -> Iterator[Builder]:
     """A build, begun or to go on with, whose folder nobody else writes into; see `build`."""
-    if settings.batch < 1 or settings.fisher.samples < 1:
-        raise InputError(
-            f"a build with batch = {settings.batch} and {settings.fisher.samples} Fisher samples is not possible;"
-            " accepted are whole numbers from 1"
-        )
-    for noise in (settings.noise, NoiseSettings(settings.fisher.timesteps)):
-        NoiseBank.draw(noise, model.latent_shape, model.train_timesteps)  # refuses before any work
-    training = open_training_set(settings.data)
-    if not len(training):
-        raise InputError("the training data are empty; at least one captioned image is needed")
+    source = source_of(out, model, settings, tell=tell)
     with writing(out):
         for stray in out.glob(f".*{PARTIAL}"):  # of a build that was ended while it wrote
             stray.unlink(missing_ok=True)
-        source = Source(out, model, training, settings)
-        manifest = wanted = _manifest(source)
-        if (out / MANIFEST).exists():
-            manifest = Manifest.read(out)
-            manifest.refuse_other(wanted, out)
-            manifest = without_lost(placed(manifest, wanted), out)
-        yield Builder(source, manifest)
+        builder = Builder(source, manifest_of(source))
+        if source.training.left_out:
+            write_whole(out / BAD_ROWS, bad_rows(source.training.left_out))
+        yield builder
 
 
-def _manifest(source: Source) -> Manifest:
+def source_of(out: Path, model: Model, settings: BuildSettings, inspect: bool = True, tell: Tell = silent) -> Source:
+    """What an index is made from, checked; see `build`.
+
+    Args:
+        out: its folder, which need not be there.
+        model: that it is of.
+        settings: what it holds, and from what.
+        inspect: look at every image; see `open_training_set`.
+        tell: of the images that are looked at.
+    """
+    samples = settings.fisher.samples
+    if settings.batch < 1 or (samples is not None and samples < 1):
+        raise InputError(
+            f"a build with batch = {settings.batch} and {samples} Fisher samples is not possible; accepted are whole"
+            " numbers from 1"
+        )
+    for noise in (settings.noise, NoiseSettings(settings.fisher.timesteps)):
+        NoiseBank.draw(noise, model.latent_shape, model.train_timesteps)  # refuses before any work
+    training = open_training_set(settings.data, inspect, tell)
+    if not len(training):
+        raise InputError("the training data are empty; at least one captioned image is needed")
+    if samples is None:
+        held = Manifest.read(out).settings.fisher.samples if (out / MANIFEST).exists() else None
+        samples = held or samples_for(len(training))
+    return Source(out, model, training, replace(settings, fisher=replace(settings.fisher, samples=samples)))
+
+
+def manifest_of(source: Source, looked_at: bool = True) -> Manifest:
+    """The manifest of a folder, as it is or to begin with.
+
+    Args:
+        source: what it is made from.
+        looked_at: every image was; otherwise what there is has no hash to be compared by.
+
+    Raises:
+        IndexMismatch: it is of another model, other data or other settings.
+    """
+    held = Manifest.read(source.out) if (source.out / MANIFEST).exists() else None
+    data = DataRecord(len(source.training), source.training.sha256() if looked_at else "")
+    wanted = _manifest(source, data)
+    if held is None:
+        return wanted
+    held.refuse_other(wanted, source.out)
+    return without_lost(placed(held, wanted), source.out)
+
+
+def _manifest(source: Source, data: DataRecord) -> Manifest:
     model, settings = source.model, source.settings
     return Manifest.begin(
         ModelRecord(
@@ -124,12 +170,12 @@ def _manifest(source: Source) -> Manifest:
             model.train_timesteps,
             model.prediction_type,
         ),
-        DataRecord(len(source.training), source.training.sha256()),
+        data,
         IndexSettings(portable_data(settings.data, source.out), settings.noise, settings.fisher),
     )
 
 
-def _wanted(builder: Builder, more: ExtendSettings) -> dict[str, Record | None]:
+def wanted_of(builder: Builder, more: ExtendSettings) -> dict[str, Record | None]:
     """Every step that is asked for, in the table's order, and what it is to be made with; checked."""
     _check_names("feature", more.features, tuple(FEATURES))
     _check_names("gradients", more.gradients, tuple(GRADIENT_OUTPUTS))
@@ -152,14 +198,18 @@ def _check_names(kind: str, names: tuple[str, ...], known: tuple[str, ...]) -> N
             raise InputError(f"there {verb} {kind} {name!r}; accepted are {', '.join(known)}")
 
 
-def _make(builder: Builder, name: str, record: Record | None) -> Iterator[BuildProgress]:
+def _make(builder: Builder, name: str, record: Record | None, tell: Watch) -> Iterator[BuildProgress]:
     """Make a step, or the rest of it: the one loop of every build."""
+    tell(BuildProgress(name, builder.manifest.step(name).done, 0))
     work = STEPS[name].work(builder.source, record)
     held = _begin(builder, name, work)
     store = _open_store(builder, name, work, held.done)
     held = held if store.done is None else held.with_block(range(store.done))
     with closing(_blocks(work, held)) as blocks, closing(store):
         for rows, block in blocks:
+            if isinstance(block, float):
+                tell(BuildProgress(name, held.done + block * len(rows), work.count))
+                continue
             _require_finite(builder.source, name, work, rows, block)
             store.put(rows, block)
             held = held.with_block(rows)
@@ -197,8 +247,8 @@ def _open_store(builder: Builder, name: str, work: Work, done: int) -> ArrayFile
     return ArrayFile.open(out / f"{name}.npy", work.shape, work.count, work.dtype, done > 0)
 
 
-def _blocks(work: Work, held: StepRecord) -> Generator[tuple[range, Block], None, None]:
-    """The blocks that are not done, with their rows, in order."""
+def _blocks(work: Work, held: StepRecord) -> Generator[tuple[range, Part], None, None]:
+    """The blocks that are not done, with their rows, in order; before each, how far it is."""
     size = work.count // work.parts
     for part in range(work.parts):
         gaps = list(held.gaps(range(part * size, (part + 1) * size)))
@@ -207,12 +257,12 @@ def _blocks(work: Work, held: StepRecord) -> Generator[tuple[range, Block], None
                 yield from _fill(work, gap)
 
 
-def _fill(work: Work, gap: range) -> Iterator[tuple[range, Block]]:
+def _fill(work: Work, gap: range) -> Iterator[tuple[range, Part]]:
     end = gap.start + math.ceil(len(gap) / work.batch) * work.batch if work.even else gap.stop
-    for rows, block in in_batches(end, work.batch, work.block, gap.start):
+    for rows, part in in_parts(end, work.batch, work.block, gap.start):
         kept = range(rows.start, min(rows.stop, gap.stop))
         if kept:
-            yield kept, block[: len(kept)] if isinstance(block, np.ndarray) else block
+            yield kept, part[: len(kept)] if isinstance(part, np.ndarray) else part
 
 
 def _require_finite(source: Source, name: str, work: Work, rows: range, block: Block) -> None:
@@ -221,12 +271,18 @@ def _require_finite(source: Source, name: str, work: Work, rows: range, block: B
     if place is None:
         return
     if work.total:  # a sum does not tell which sample it was
-        alone = (first_not_finite(work.block(range(sample, sample + 1))) is not None for sample in rows)
+        alone = (first_not_finite(_whole(work.block(range(sample, sample + 1)))) is not None for sample in rows)
         place = next((place for place, bad in enumerate(alone) if bad), 0)
     image = source.training.ids[work.row(rows[place])]
     raise InputError(
         f"{name} of training image {image} is not finite; check the model's weights, mend the image or leave it out"
     )
+
+
+def _whole(parts: Iterator[Part]) -> Block:
+    *_, block = parts
+    assert not isinstance(block, float)
+    return block
 
 
 def _tidy(builder: Builder, name: str) -> None:

@@ -5,11 +5,12 @@ And of the networks that they were made with: what another one began is not gone
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from attribution.errors import IndexMismatch
@@ -111,8 +112,18 @@ def _digest(piece: Piece) -> str:
 
 def sha256_of(weights: Mapping[str, Tensor]) -> str:
     """A hash of a network's weights, as float32 values on the CPU, in the order of their names."""
+    return _hashed(sorted(weights.items()))
+
+
+def sha256_of_file(path: Path, dtype: torch.dtype) -> str:
+    """The same of a network of some type that has the weights of a safetensors file, which are read one by one."""
+    with safe_open(path, framework="pt") as file:
+        return _hashed((name, file.get_tensor(name).to(dtype)) for name in sorted(file.keys()))
+
+
+def _hashed(weights: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
-    for name, value in sorted(weights.items()):
+    for name, value in weights:
         digest.update(name.encode())
         digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()

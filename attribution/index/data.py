@@ -1,10 +1,12 @@
 """Training data: where images and captions come from, and how a picture becomes the model's input."""
 
+import csv
 import hashlib
+import io
 import json
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,22 +15,28 @@ from PIL import Image
 
 from attribution.diffusion.pictures import to_square
 from attribution.errors import InputError, reason
+from attribution.files import cache_folder, write_whole
 from attribution.index.captions import has_texts, read_coco, read_prompted, read_texts
 from attribution.index.folder import METADATA, files_of, pictures_of, read_folder
+from attribution.index.known import inspect_new
 from attribution.index.rows import (
+    SHOWN,
+    Chosen,
     Rows,
+    Tell,
     check_captions,
     decode,
     inspect_images,
     listed,
     open_image,
-    several,
+    silent,
     unique_ids,
 )
 from attribution.index.table import ENDINGS, Table, is_saved, read_table
 from attribution.index.typed import ADDED
 
 LOG = logging.getLogger(__name__)
+BAD_ROWS = "left-out.csv"  # in an index's folder, what was left out of it
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class DataSettings:
         train_data_dir: a folder, instead of `dataset_name`: images with `metadata.jsonl`, or with a .txt beside each,
             or tables of `datasets`.
         image_column: column of the images.
-        caption_column: column of the captions; of several of an image, the first is taken.
+        caption_column: column of the captions; losses are averaged over all that an image has.
         center_crop: crop the middle square; otherwise the picture is squeezed.
         random_flip: the model was trained with mirrored images, so each mirror is scored too.
         max_train_samples: only the first so many.
@@ -72,13 +80,19 @@ class TrainingSet:
 
     Attributes:
         ids: what a person would look an image up by; no two are the same.
-        captions: one for each image.
+        captions: one for each image, the first of several.
+        several: by row, all captions of the images that have more than one.
         notes: sentences about what was left out.
+        left_out: by the name of each image that cannot be used, why.
     """
 
-    def __init__(self, rows: Rows, captions: list[str], hashes: list[str], center_crop: bool) -> None:
+    left_out: dict[str, str]
+
+    def __init__(self, rows: Rows, captions: list[tuple[str, ...]], hashes: list[str], center_crop: bool) -> None:
+        self.left_out = {}
         self.ids = unique_ids(rows.names)
-        self.captions = captions
+        self.captions = [first for first, *_ in captions]
+        self.several = {row: each for row, each in enumerate(captions) if len(each) > 1}
         self.notes = rows.notes
         self._images: Sequence[Any] = rows.images
         self._hashes, self._center_crop = hashes, center_crop
@@ -101,6 +115,10 @@ class TrainingSet:
                 f"the training image {self.ids[row]} cannot be used ({reason(error)}); mend it or leave it out"
             ) from error
 
+    def stored(self, rows: Sequence[int]) -> Sequence[Any]:
+        """Some images as they are stored: `{"bytes": ..., "path": ...}` of each, one of them given."""
+        return Chosen(self._images, rows)
+
     def square(self, row: int, side: int) -> Image.Image:
         """The image of a row as the model saw it, (side, side) px RGB: all that an index knows of it is made of this.
 
@@ -112,15 +130,18 @@ class TrainingSet:
     def sha256(self) -> str:
         """A hash of all ids, captions and images."""
         hashes = self._hashes or [found for found, _ in inspect_images(self._images)]
-        return hashlib.sha256(json.dumps([self.ids, self.captions, hashes]).encode()).hexdigest()
+        told = [self.ids, self.captions, hashes, *([list(self.several.items())] if self.several else [])]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
-def open_training_set(settings: DataSettings, inspect: bool = True) -> TrainingSet:
+def open_training_set(settings: DataSettings, inspect: bool = True, tell: Tell = silent) -> TrainingSet:
     """Open a folder or a data set of the hub, all of its rows checked.
 
     Args:
         settings: where it is, and how it is read.
-        inspect: decode every image, which takes about a millisecond each; otherwise only captions are checked.
+        inspect: decode every image that is not known from before, which takes about a millisecond each; otherwise only
+            captions are checked.
+        tell: of the images that are decoded.
 
     Raises:
         InputError: neither or both sources are named, or the data lack the columns, or cannot be read, or rows cannot
@@ -129,7 +150,7 @@ def open_training_set(settings: DataSettings, inspect: bool = True) -> TrainingS
     rows = _read(settings)
     if settings.max_train_samples is not None:
         rows = rows.select(range(min(settings.max_train_samples, len(rows))))
-    return _checked(rows, settings, inspect)
+    return _checked(rows, settings, inspect, tell)
 
 
 def _read(settings: DataSettings) -> Rows:
@@ -184,24 +205,55 @@ def _refuse_unused(settings: DataSettings, what: str, *names: str) -> None:
             raise InputError(f"--{name} is of no use for {str(told)!r}, which holds {what}; leave it out")
 
 
-def _checked(rows: Rows, settings: DataSettings, inspect: bool) -> TrainingSet:
+def _checked(rows: Rows, settings: DataSettings, inspect: bool, tell: Tell) -> TrainingSet:
     """The rows as a training set, without the bad ones.
 
     Raises:
         InputError: some cannot be used, and are not to be skipped.
     """
     captions, faults = check_captions(rows)
-    found = inspect_images(rows.images) if inspect else []
+    found = inspect_new(rows.images, _name(settings), tell) if inspect else []
     faults = {row: fault for row, (_, fault) in enumerate(found) if fault} | faults
     told = _told(rows, faults)
+    left_out = {rows.names[row]: fault for row, fault in sorted(faults.items())}
     if faults and not settings.skip_bad:
-        raise InputError(f"{told}; mend them, or leave them out with --skip_bad")
+        raise InputError(f"{told}{_all_listed(left_out)}; mend them, or leave them out with --skip_bad")
     good = [row for row in range(len(rows)) if row not in faults]
     captions = [captions[row] for row in good]
-    rows = rows.select(good, *([f"left out, {told}"] if faults else []), *several(rows.captions), *_blank(captions))
+    rows = rows.select(good, *([f"left out, {told}"] if faults else []), *_notes(captions))
     for note in rows.notes if inspect else ():
         LOG.warning("%s", note)
-    return TrainingSet(rows, captions, [found[row][0] for row in good if found], settings.center_crop)
+    training = TrainingSet(rows, captions, [found[row][0] for row in good if found], settings.center_crop)
+    training.left_out = left_out
+    return training
+
+
+def _name(settings: DataSettings) -> str:
+    """What tells one training set from another."""
+    folder, file = settings.train_data_dir, settings.captions_file
+    where = [str(path.resolve()) if path else "" for path in (folder, file)]
+    return repr(
+        (settings.dataset_name, settings.dataset_config_name, settings.dataset_split, settings.image_column, *where)
+    )
+
+
+def bad_rows(left_out: dict[str, str]) -> bytes:
+    """The images that cannot be used, and why, as a table: CSV."""
+    table = io.StringIO(newline="")
+    csv.writer(table, lineterminator="\n").writerows([("image", "fault"), *left_out.items()])
+    return table.getvalue().encode(errors="backslashreplace")
+
+
+def _all_listed(left_out: dict[str, str]) -> str:
+    """Where all images are named that cannot be used, if they are more than a sentence holds."""
+    if len(left_out) <= SHOWN:
+        return ""
+    try:
+        path = cache_folder() / BAD_ROWS
+        write_whole(path, bad_rows(left_out))
+    except OSError:
+        return ""
+    return f" (all are named in {path})"
 
 
 def _told(rows: Rows, faults: dict[int, str]) -> str:
@@ -209,6 +261,12 @@ def _told(rows: Rows, faults: dict[int, str]) -> str:
     return f"of {len(rows):,} training images {len(faults):,} cannot be used: {named}"
 
 
-def _blank(captions: list[str]) -> list[str]:
-    count = sum(not caption.strip() for caption in captions)
-    return [f"blank captions ({count:,}): these images count as trained on without a text"] if count else []
+def _notes(captions: list[tuple[str, ...]]) -> Iterator[str]:
+    """Sentences on images that have several captions, and on blank ones, if there are any."""
+    if count := sum(len(each) > 1 for each in captions):
+        yield (
+            f"images with several captions ({count:,}): their losses are averaged over all of them, of which diffusers'"
+            " script draws any each time; the first is shown"
+        )
+    if count := sum(not caption.strip() for each in captions for caption in each):
+        yield f"blank captions ({count:,}): these images count as trained on without a text"

@@ -1,7 +1,7 @@
 """An index: what was computed once about a training set and a model, in one folder, opened memory-mapped.
 
 manifest.json         format version, model, data, every setting, what is finished
-captions.arrow        id, caption, by position
+captions.arrow        id, caption; where images have several, captions: all of them, over which losses are averaged
 thumbnails.bin        PNGs one after another; where each row's ends is in thumbnails.npy, (N,) int64
 latents.npy           (N, views, C, h, w) float16: image, and mirror where those were trained on
 base_losses.npy       (N, views, S) float32 under the pretrained weights
@@ -37,7 +37,7 @@ from attribution.index.pictures import TrainingPictures, open_thumbnails
 from attribution.index.places import located, located_data, located_model
 from attribution.index.steps import REQUIRED
 from attribution.index.stored import load_tensors, open_array, open_views, tensor_shapes
-from attribution.index.texts import open_texts
+from attribution.index.texts import open_several, open_texts
 from attribution.unlearning.ekfac import Eigenbasis
 from attribution.unlearning.fisher import Information, decompress
 from attribution.unlearning.score import EncodedSet, Floats
@@ -129,10 +129,10 @@ class Index:
         """The Fisher information's diagonal, by parameter name."""
         return load_tensors(self.path / "fisher.safetensors")
 
-    @property
+    @cached_property
     def encoded(self) -> EncodedSet:
         """What scoring reads."""
-        return EncodedSet(self.latents, self.captions)
+        return EncodedSet(self.latents, self.captions, open_several(self.path))
 
     @property
     def artifacts(self) -> dict[str, Record]:

@@ -76,6 +76,7 @@ class IndexSettings:
 class FisherRecord(FisherSettings):
     """How a sum over samples was made; `order` is how the samples were chosen."""
 
+    samples: int
     order: Order = field(default="permutation", compare=False)
 
 
@@ -208,8 +209,10 @@ class Manifest:
         except (ValueError, KeyError, TypeError) as error:
             why = f" ({error})" if type(error) is ValueError else ""
             raise IndexMismatch(f"{folder / MANIFEST} is damaged or of another program{why}; {ADVICE}") from error
+        newer = isinstance(version, int) and version > FORMAT_VERSION
         raise IndexMismatch(
-            f"{folder} has format version {version!r}, this program reads {FORMAT_VERSION}; build it anew"
+            f"{folder} has format version {version!r}, this program reads {FORMAT_VERSION};"
+            f" {'update this program, or ' if newer else ''}build it anew"
         )
 
     def write(self, folder: Path) -> None:

@@ -5,7 +5,7 @@ import io
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from attribution.diffusion.pictures import as_trained
 from attribution.errors import reason
 
 SHOWN = 8  # names in a sentence, at most
+Tell = Callable[[int, int], None]  # how many images are done, and of how many
 
 
 @dataclass(frozen=True)
@@ -78,16 +79,20 @@ def unique_ids(names: Sequence[str]) -> list[str]:
     return ids if len(set(ids)) == len(ids) else [f"{row}: {name}" for row, name in enumerate(names)]
 
 
-def caption_of(value: Any) -> str:
-    """A row's caption; of a list, the first.
+def captions_of(value: Any) -> tuple[str, ...]:
+    """A row's captions: one, or all of a list.
 
     Raises:
-        ValueError: there is none, or it is not text that can be stored.
+        ValueError: there is none, or one is not text that can be stored.
     """
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list | tuple):
         if not value:
             raise ValueError("its list of captions is empty")
-        value = value[0]
+        return tuple(_caption(each) for each in value)
+    return (_caption(value),)
+
+
+def _caption(value: Any) -> str:
     if value is None:
         raise ValueError("it has no caption")
     if not isinstance(value, str):
@@ -149,30 +154,28 @@ def _inspect(stored: Any) -> tuple[str, str]:
         return "", reason(error)
 
 
-def inspect_images(images: Sequence[Any]) -> list[tuple[str, str]]:
+def silent(_done: int, _total: int) -> None:
+    """Tell nobody."""
+
+
+def inspect_images(images: Sequence[Any], tell: Tell = silent) -> list[tuple[str, str]]:
     """Decode every image, several at a time: its hash, and what is wrong with it ("" for nothing)."""
     found: list[tuple[str, str]] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of large pictures and of damaged EXIF data
         for rows in batches(len(images), 256):
             found += pool.map(_inspect, [images[row] for row in rows])
+            tell(rows.stop, len(images))
     return found
 
 
-def several(captions: Sequence[Any]) -> tuple[str, ...]:
-    """A sentence on the images that have several captions, if there are any."""
-    count = sum(isinstance(value, (list, tuple)) and len(value) > 1 for value in captions)
-    told = "the first of each is read, where diffusers' script draws any of them each time"
-    return (f"images with several captions ({count:,}): {told}",) if count else ()
-
-
-def check_captions(rows: Rows) -> tuple[list[str], dict[int, str]]:
-    """The captions, "" where there is none, and by row what is wrong with it."""
+def check_captions(rows: Rows) -> tuple[list[tuple[str, ...]], dict[int, str]]:
+    """The captions of each row, none where they cannot be used, and by row what is wrong with it."""
     captions, faults = [], dict(rows.faults)
     for row, value in enumerate(rows.captions):
         try:
-            captions.append(caption_of(value))
+            captions.append(captions_of(value))
         except ValueError as error:
-            captions.append("")
+            captions.append(())
             faults.setdefault(row, str(error))
     return captions, faults

@@ -6,15 +6,18 @@ another, so they can be made in any order and anywhere; only `build.py` writes t
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import ImageOps
+from safetensors import SafetensorError
 from torch import Tensor
 
 from attribution.diffusion.noise import NoiseBank, NoiseSettings
@@ -22,20 +25,21 @@ from attribution.diffusion.pictures import to_pixels
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import checkpoint
 from attribution.errors import InputError
-from attribution.index.checksums import sha256_of
+from attribution.index.checksums import sha256_of, sha256_of_file
 from attribution.index.features import FEATURES, open_feature
 from attribution.index.manifest import FeatureRecord, FisherRecord, GradientRecord
 from attribution.index.pictures import THUMBNAIL_SIDE
 from attribution.index.places import located, portable
 from attribution.index.stored import Sums, as_array, load_tensors
 from attribution.index.texts import CAPTIONS, packed_texts
-from attribution.index.work import ExtendSettings, Source, Step, Work
+from attribution.index.work import ExtendSettings, Part, Source, Step, Work, in_calls, in_one
 from attribution.unlearning.ekfac import add_moments, eigenvectors, rotate
 from attribution.unlearning.fisher import Samples, add_squares, compress
 from attribution.unlearning.gradients import per_image_gradients, trace
-from attribution.unlearning.projection import GRADIENT_OUTPUTS, Projection, mean_gradients, whitening
-from attribution.unlearning.score import VIEWS, losses_of
+from attribution.unlearning.projection import GRADIENT_OUTPUTS, Projection, gradients_by_call, whitening
+from attribution.unlearning.score import VIEWS, losses_by_column
 
+PICTURES = 16  # that a feature's network is given at once
 SAMPLES_ALL = 4096  # gradients, at most, that the Fisher information of all weights is estimated from
 
 
@@ -50,9 +54,9 @@ def _captions(source: Source, _record: None) -> Work:
     training = source.training
 
     def table(_rows: range) -> dict[str, bytes]:
-        return {CAPTIONS: packed_texts(training.ids, training.captions)}
+        return {CAPTIONS: packed_texts(training.ids, training.captions, training.several)}
 
-    return Work(len(training), len(training), table)
+    return Work(len(training), len(training), in_one(table))
 
 
 def _thumbnails(source: Source, _record: None) -> Work:
@@ -64,16 +68,19 @@ def _thumbnails(source: Source, _record: None) -> Work:
     def thumbnails(rows: range) -> list[bytes]:
         return [small(row) for row in rows]
 
-    return Work(len(source.training), source.settings.batch, thumbnails, packed=True)
+    return Work(len(source.training), source.settings.batch, in_one(thumbnails), packed=True)
 
 
 def _latents(source: Source, _record: None) -> Work:
     model, training = source.model, source.training
 
-    def latents(rows: range) -> NDArray[np.floating]:
+    def encoded(rows: range) -> NDArray[np.floating]:
         pixels = to_pixels([training.square(row, model.resolution) for row in rows])
         sides = (pixels, pixels.flip(-1))[: source.views]
         return as_array(torch.stack([model.encode_images(side) for side in sides], 1), np.float16)
+
+    def latents(rows: range) -> Iterator[Part]:
+        return in_calls(rows, source.at_once.pictures, encoded)
 
     shape = (len(training), source.views, *model.latent_shape)
     return Work(len(training), source.settings.batch, latents, shape=shape)
@@ -82,11 +89,15 @@ def _latents(source: Source, _record: None) -> Work:
 def _base_losses(source: Source, _record: None) -> Work:
     count, bank, views = len(source.training), source.bank(source.settings.noise), VIEWS[: source.views]
 
-    def losses(rows: range) -> NDArray[np.floating]:
-        found = losses_of(source.model, source.encoded, bank, [row % count for row in rows], views)
-        return as_array(found, np.float32)
+    def losses(rows: range) -> Iterator[Part]:
+        found = []
+        for losses in losses_by_column(source.model, source.encoded, bank, [row % count for row in rows], views):
+            found.append(losses)
+            if len(found) < len(bank):
+                yield len(found) / len(bank)
+        yield as_array(torch.stack(found, -1), np.float32)
 
-    batch = max(1, source.settings.batch // len(views))
+    batch = max(1, source.at_once.predictions // len(views))
     return Work(count, batch, losses, shape=(count, len(views), len(bank)), dtype=np.float32, even=True)
 
 
@@ -98,8 +109,8 @@ def _of_index(source: Source, _more: ExtendSettings) -> FisherRecord:
 
 
 def _of_all(source: Source, _more: ExtendSettings) -> FisherRecord:
-    own = source.settings.fisher
-    return FisherRecord(**asdict(replace(own, weights="all", samples=min(SAMPLES_ALL, own.samples))))
+    own = _of_index(source, _more)
+    return replace(own, weights="all", samples=min(SAMPLES_ALL, own.samples))
 
 
 def _summed(
@@ -117,10 +128,10 @@ def _summed(
         rows, views, columns = zip(*(drawn[sample] for sample in samples), strict=True)
         pairs = zip(rows, views, strict=True)
         latents = torch.stack([source.encoded.view([row], [view])[0, 0] for row, view in pairs])
-        text = source.model.encode_text([source.training.captions[row] for row in rows])
+        text = source.encoded.text(source.model, rows)
         return sums(latents, text, bank.select(list(columns)))
 
-    return Work(record.samples, batch, block, lambda sample: drawn[sample][0], record, total=total)
+    return Work(record.samples, batch, in_one(block), lambda sample: drawn[sample][0], record, total=total)
 
 
 def _fisher(source: Source, record: FisherRecord) -> Work:
@@ -131,8 +142,8 @@ def _fisher(source: Source, record: FisherRecord) -> Work:
         return {name: total / record.samples for name, total in sums.items()}
 
     if record.weights != "all":
-        return _summed(source, record, source.settings.batch, squares, mean)
-    batch = max(1, source.settings.batch // 8)  # each gradient is as large as the U-Net
+        return _summed(source, record, source.at_once.gradients, squares, mean)
+    batch = max(1, min(source.at_once.gradients, source.settings.batch // 8))  # each gradient is as large as the U-Net
     return _summed(source, record, batch, squares, lambda sums: compress(mean(sums)))
 
 
@@ -142,7 +153,7 @@ def _factors(source: Source, record: FisherRecord) -> Work:
     def moments(*batch: Any) -> Sums:
         return add_moments({}, trace(source.model, record.weights, *batch))
 
-    return _summed(source, record, source.settings.batch, moments, eigenvectors)
+    return _summed(source, record, source.at_once.gradients, moments, eigenvectors)
 
 
 def _ekfac(source: Source, record: FisherRecord) -> Work:
@@ -160,7 +171,7 @@ def _ekfac(source: Source, record: FisherRecord) -> Work:
     def whole(sums: Sums) -> Sums:
         return {**parts, **{f"{name}.information": total / record.samples for name, total in sums.items()}}
 
-    return _summed(source, record, source.settings.batch, squares, whole)
+    return _summed(source, record, source.at_once.gradients, squares, whole)
 
 
 # Features and gradients
@@ -177,7 +188,7 @@ def _feature(name: str, source: Source, record: FeatureRecord) -> Work:
     encode, training = open_feature(name, located(record.weights, source.out)), source.training
     made = replace(record, sha256=encode.sha256)
 
-    def vectors(rows: range) -> NDArray[np.floating]:
+    def encoded(rows: range) -> NDArray[np.floating]:
         if FEATURES[name].of == "captions":
             return as_array(encode([training.captions[row] for row in rows])[:, None], np.float16)
         pictures = [training.square(row, source.model.resolution) for row in rows]
@@ -185,8 +196,12 @@ def _feature(name: str, source: Source, record: FeatureRecord) -> Work:
         return as_array(torch.stack([encode(side) for side in sides[: source.views]], 1), np.float16)
 
     if FEATURES[name].base:  # a mapper, which can be had: it maps the base's vectors when a query comes
-        return Work(1, 1, lambda _rows: {}, made=made)
-    shape = (len(training), *vectors(range(1)).shape[1:])
+        return Work(1, 1, in_one(lambda _rows: {}), made=made)
+
+    def vectors(rows: range) -> Iterator[Part]:
+        return in_calls(rows, PICTURES, encoded)
+
+    shape = (len(training), *encoded(range(1)).shape[1:])
     return Work(len(training), source.settings.batch, vectors, made=replace(made, shape=shape), shape=shape)
 
 
@@ -208,16 +223,19 @@ def _gradient(name: str, source: Source, record: GradientRecord) -> Work:
     scales = whitening(load_tensors(source.out / "fisher.safetensors"), record.whitening) if influence else None
     project, output = Projection(record.dimension, record.seed, scales), GRADIENT_OUTPUTS[name]
 
-    def projected(rows: Sequence[int]) -> Tensor:
+    def projected(rows: Sequence[int]) -> Iterator[tuple[float, Tensor]]:
         latents = encoded.view(rows, views).flatten(0, 1)
-        text = model.encode_text([encoded.captions[row] for row in rows]).repeat_interleave(len(views), 0)
-        found = mean_gradients(model, record.weights, latents, text, bank, project, output, source.settings.batch)
-        return found.reshape(len(rows), kept, -1, record.dimension).mean(2)
+        text = encoded.text(model, rows).repeat_interleave(len(views), 0)
+        batch = source.at_once.gradients
+        for share, sums in gradients_by_call(model, record.weights, latents, text, bank, project, output, batch):
+            yield share, sums.reshape(len(rows), kept, -1, record.dimension).mean(2)
 
-    def scaled(rows: range) -> NDArray[np.floating]:
-        return as_array(projected([row % count for row in rows]) * scale, np.float16)
+    def scaled(rows: range) -> Iterator[Part]:
+        for share, found in projected([row % count for row in rows]):
+            yield share if share < 1 else as_array(found * scale, np.float16)
 
-    scale = _scale(projected([0]))
+    *_, (_, first) = projected([0])
+    scale = _scale(first)
     shape = (len(record.checkpoints), count, kept, record.dimension)
     return Work(
         len(record.checkpoints) * count,
@@ -233,12 +251,17 @@ def _gradient(name: str, source: Source, record: GradientRecord) -> Work:
 
 def _sha256_of_checkpoints(model: Model, sources: list[str | None]) -> tuple[str, ...]:
     """Hashes of the U-Nets of other pipelines than the model itself."""
-    found = []
-    for source in sources:
-        if source is not None:
-            with checkpoint(model, source):
-                found.append(sha256_of(model.unet.state_dict()))
-    return tuple(found)
+    return tuple(_sha256_of_checkpoint(model, source) for source in sources if source is not None)
+
+
+def _sha256_of_checkpoint(model: Model, source: str) -> str:
+    """Read from the U-Net's file where it has one that is read: the network itself is made but once, for its part."""
+    file = Path(source, "unet", "diffusion_pytorch_model.safetensors")
+    if file.is_file():
+        with suppress(SafetensorError):  # which making the network tells better
+            return sha256_of_file(file, model.dtype)
+    with checkpoint(model, source):
+        return sha256_of(model.unet.state_dict())
 
 
 def _scale(first: Tensor) -> float:

@@ -1,6 +1,6 @@
 """What a step of a build is given, and what it gives back: settings, the source, the work that makes its blocks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from attribution.batches import batches
+from attribution.diffusion.memory import AtOnce
 from attribution.diffusion.noise import NoiseBank, NoiseSettings
 from attribution.diffusion.pipeline import Model
 from attribution.index.data import DataSettings, TrainingSet
@@ -73,6 +76,12 @@ class Source:
         """2 where mirrors were trained on, else 1."""
         return 2 if self.settings.data.random_flip else 1
 
+    @cached_property
+    def at_once(self) -> AtOnce:
+        """How many pictures and predictions a call is given, at most."""
+        most = max(map(len, self.training.several.values()), default=1)
+        return AtOnce.of(self.model, self.settings.batch, most)
+
     def bank(self, settings: NoiseSettings) -> NoiseBank:
         """A noise bank for the model."""
         return NoiseBank.draw(settings, self.model.latent_shape, self.model.train_timesteps)
@@ -81,7 +90,10 @@ class Source:
     def encoded(self) -> EncodedSet:
         """The latents, once they are there, with their captions."""
         shape = (len(self.training), self.views, *self.model.latent_shape)
-        return EncodedSet(open_views(self.out / "latents.npy", *shape), self.training.captions)
+        return EncodedSet(open_views(self.out / "latents.npy", *shape), self.training.captions, self.training.several)
+
+
+Part = float | Block  # the share of a block that is done, after each call of a network; at last the block itself
 
 
 @dataclass(frozen=True)
@@ -91,7 +103,7 @@ class Work:
     Attributes:
         count: rows in all, or samples.
         batch: rows of a block, at most.
-        block: makes one: the rows' numbers, or sums over them, or files.
+        block: makes one, part by part: the rows' numbers, or sums over them, or files.
         row: the training image that a row is about.
         made: what the step is made with, with what is known only now.
         shape: of the array that the blocks fill.
@@ -105,7 +117,7 @@ class Work:
 
     count: int
     batch: int
-    block: Callable[[range], Block]
+    block: Callable[[range], Iterator[Part]]
     row: Callable[[int], int] = lambda row: row
     made: Record | None = None
     shape: tuple[int, ...] | None = None
@@ -130,3 +142,18 @@ class Step:
     record: Callable[[Source, ExtendSettings], Record | None]
     work: Callable[[Source, Any], Work]
     scaffold: str | None = None
+
+
+def in_calls(rows: range, most: int, call: Callable[[range], NDArray[np.floating]]) -> Iterator[Part]:
+    """A block of an array from calls for at most so many rows each."""
+    made = []
+    for some in batches(rows.stop, most, rows.start):
+        made.append(call(some))
+        if some.stop < rows.stop:
+            yield (some.stop - rows.start) / len(rows)
+    yield np.concatenate(made)
+
+
+def in_one(make: Callable[[range], Block]) -> Callable[[range], Iterator[Part]]:
+    """A block that is made by one call."""
+    return lambda rows: iter((make(rows),))

@@ -10,6 +10,8 @@ from attribution.diffusion.loss import precise
 from attribution.diffusion.weights import WeightSubset
 from attribution.unlearning.ekfac import Eigenbasis, rotate
 
+EACH, FEWEST, MOST = 4, 1024, 65_536  # samples of an image, and in all
+
 Information = Tensor | Eigenbasis  # of one parameter tensor
 
 
@@ -19,15 +21,24 @@ class FisherSettings:
 
     Attributes:
         weights: the subset of the U-Net's weights that unlearning will change.
-        samples: gradients in all, each of one training image at one noise; see `Samples`.
+        samples: gradients in all, each of one training image at one noise; see `Samples`. By default an index that is
+            there has its own, and a new one four of each image, at least 1,024 and at most 65,536.
         timesteps: of the noise bank that the samples take in turn.
         seed: of that bank and of the order of the samples.
     """
 
     weights: WeightSubset = "cross-attn-kv"
-    samples: int = 16_384
+    samples: int | None = None
     timesteps: int = 250
     seed: int = 2
+
+
+def samples_for(images: int) -> int:
+    """How many samples a Fisher information is estimated from by default: EACH of every image, within bounds.
+
+    Its error falls with the samples, not with the images; of few images more noises tell more.
+    """
+    return max(FEWEST, min(MOST, EACH * images))
 
 
 @dataclass(frozen=True)

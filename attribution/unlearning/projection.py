@@ -1,6 +1,6 @@
 """Projected gradients of each image, and what a step along one does to training losses, to first order."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -105,7 +105,7 @@ def _table(seed: int, name: str, numel: int, dimension: int, device: torch.devic
     return torch.from_numpy((stream % (2 * dimension)).astype(np.int32)).to(device)
 
 
-def mean_gradients(
+def gradients_by_call(
     model: Model,
     subset: WeightSubset,
     latents: Tensor,
@@ -115,8 +115,8 @@ def mean_gradients(
     output: OutputFunction,
     batch: int,
     mask: Tensor | None = None,
-) -> Tensor:
-    """Projected gradient of each image, averaged over the bank.
+) -> Iterator[tuple[float, Tensor]]:
+    """Projected gradient of each image, averaged over the bank, a call of the U-Net at a time.
 
     Args:
         model: at the weights of interest.
@@ -129,7 +129,8 @@ def mean_gradients(
         batch: predictions in one pass; images and columns are cut to fit.
         mask: (h, w), the region of a query; None is the whole picture.
 
-    Returns:
+    Yields:
+        The share of the calls that is done, up to 1, and the sums so far, which are the averages when it is 1:
         (n, dimension) on the model's device, float32, or float64 if the model is.
     """
     columns = len(bank)
@@ -141,8 +142,25 @@ def mean_gradients(
         gradients = per_image_gradients(model, subset, latents[image], text[image], noises, output, mask)
         return image.to(means.device), project(gradients) / columns
 
-    for _, (image, part) in in_batches(len(latents) * columns, batch, projected):
+    pairs = len(latents) * columns
+    for done, (image, part) in in_batches(pairs, batch, projected):
         means.index_add_(0, image, part)
+        yield done.stop / pairs, means
+
+
+def mean_gradients(
+    model: Model,
+    subset: WeightSubset,
+    latents: Tensor,
+    text: Tensor,
+    bank: NoiseBank,
+    project: Projection,
+    output: OutputFunction,
+    batch: int,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Projected gradient of each image, averaged over the bank: (n, dimension); see `gradients_by_call`."""
+    *_, (_, means) = gradients_by_call(model, subset, latents, text, bank, project, output, batch, mask)
     return means
 
 

@@ -1,8 +1,8 @@
 """Scores: how much the loss of each training image rose when the query was unlearned (Eq. 6)."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -27,11 +27,13 @@ class EncodedSet:
 
     Attributes:
         latents: (N, views, C, h, w) float16 or float32, memory-mapped or not; axis 1 is image, mirror.
-        captions: N.
+        captions: N, of each image the first.
+        several: all captions of the rows that have more than one.
     """
 
     latents: NDArray[np.floating]
     captions: Sequence[str]
+    several: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -42,18 +44,37 @@ class EncodedSet:
         let_go(self.latents)
         return torch.from_numpy(picked.astype(np.promote_types(picked.dtype, np.float32)))
 
+    def text(self, model: Model, rows: Sequence[int]) -> Tensor:
+        """Captions of rows, encoded: (n, L, D); where any has several, (n, K, L, D), NaN where one has fewer than K."""
+        each = [self.several.get(row, (self.captions[row],)) for row in rows]
+        encoded = model.encode_text([caption for some in each for caption in some])
+        if len(encoded) == len(each):
+            return encoded
+        padded = encoded.new_full((len(each), max(map(len, each)), *encoded.shape[1:]), torch.nan)
+        for own, part in zip(padded, encoded.split([len(some) for some in each]), strict=True):
+            own[: len(part)] = part
+        return padded
+
 
 def losses_of(
     model: Model, training: EncodedSet, bank: NoiseBank, rows: Sequence[int], views: Sequence[int] = VIEWS
 ) -> Tensor:
     """Losses of some training images at all columns of a bank: (n, views, columns), on the model's device."""
+    return torch.stack(list(losses_by_column(model, training, bank, rows, views)), -1)
+
+
+def losses_by_column(
+    model: Model, training: EncodedSet, bank: NoiseBank, rows: Sequence[int], views: Sequence[int] = VIEWS
+) -> Iterator[Tensor]:
+    """Like `losses_of`, a column of the bank at a time, by one call of the U-Net each: (n, views)."""
     encoded = _encoded(model, training, rows, views)
-    return torch.stack([_losses_at(model, *encoded, bank, column) for column in range(len(bank))], -1)
+    for column in range(len(bank)):
+        yield _losses_at(model, *encoded, bank, column)
 
 
 def _encoded(model: Model, training: EncodedSet, rows: Sequence[int], views: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Latents (n, views, C, h, w) and captions (n, L, D) of some training images."""
-    return training.view(rows, views), model.encode_text([training.captions[row] for row in rows])
+    """Latents (n, views, C, h, w) and captions of some training images; see `EncodedSet`."""
+    return training.view(rows, views), training.text(model, rows)
 
 
 def _losses_at(model: Model, latents: Tensor, text: Tensor, bank: NoiseBank, column: int) -> Tensor:

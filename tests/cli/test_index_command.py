@@ -125,3 +125,46 @@ def test_a_lora_of_another_base_is_refused_before_anything_is_written(refused, t
     )
     assert "was made for another model" in told
     assert not (tmp_path / "i").exists()
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry_run",)])
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            ("--caption_column", "prompt"),
+            "no column 'prompt'; its columns are image, text; name those of images",
+        ),
+        (("--image_column", "picture"), "no column 'picture'; its columns are image, text"),
+        (("--max_train_samples", "0"), "the training data are empty; at least one captioned image is needed"),
+        (("--dataset_split", "test"), "--dataset_split is of no use"),
+    ],
+)
+def test_data_that_cannot_be_built_from_are_refused_before_anything_is_written(
+    refused, tiny_folder, pictures, tmp_path, given, told, dry
+):
+    asked = ("--pretrained_model_name_or_path", str(tiny_folder), "--train_data_dir", str(pictures), *given, *dry)
+    assert told in refused("index", *asked, "--out", str(tmp_path / "index"), index=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_and_what_cannot_be_reached_are_refused(refused, tiny_folder, pictures, tmp_path):
+    (tmp_path / "empty").mkdir()
+    base = ("index", "--pretrained_model_name_or_path", str(tiny_folder), "--out", str(tmp_path / "index"))
+    assert "there is no metadata.jsonl" in refused(*base, "--train_data_dir", str(tmp_path / "empty"), index=None)
+    (tmp_path / "empty" / "metadata.jsonl").touch()
+    assert "the training data are empty" in refused(*base, "--train_data_dir", str(tmp_path / "empty"), index=None)
+    assert "'nobody/nothing' could not be read" in refused(*base, "--dataset_name", "nobody/nothing", index=None)
+    away = (*base[:2], "nobody/nothing", *base[3:], "--train_data_dir", str(pictures))
+    told = refused(*away, index=None)
+    assert "no Stable Diffusion pipeline could be loaded from 'nobody/nothing'" in told
+    assert not (tmp_path / "index").exists()
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry_run",)])
+def test_an_index_of_a_newer_format_is_refused(refused, tiny_folder, pictures, tmp_path, dry):
+    (tmp_path / "manifest.json").write_text('{"format_version": 3, "more": []}')
+    asked = ("--pretrained_model_name_or_path", str(tiny_folder), "--train_data_dir", str(pictures))
+    told = refused("index", *asked, "--out", str(tmp_path), *dry, index=None)
+    assert "has format version 3, this program reads 2; update this program, or build it anew" in told
+    assert (tmp_path / "manifest.json").read_text() == '{"format_version": 3, "more": []}'

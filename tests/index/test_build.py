@@ -209,7 +209,7 @@ def edit_manifest(change: Callable[[dict], object]) -> Callable[[Path], None]:
 
 
 def fewer_captions(folder: Path) -> None:
-    (folder / CAPTIONS).write_bytes(packed_texts(["p0.png"] * 5, TEXTS[:5]))
+    (folder / CAPTIONS).write_bytes(packed_texts(["p0.png"] * 5, TEXTS[:5], {}))
 
 
 def other_columns(folder: Path) -> None:

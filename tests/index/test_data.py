@@ -151,7 +151,7 @@ def test_columns_that_are_not_there_are_named_with_those_that_are(pictures):
             open_training_set(DataSettings(train_data_dir=pictures, **change))
 
 
-def test_the_first_of_several_captions_is_taken(tmp_path):
+def test_the_first_of_several_captions_is_shown(tmp_path):
     random_picture(0).save(tmp_path / "a.png")
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "text": ["one", "two"]}) + "\n")
     assert open_training_set(DataSettings(train_data_dir=tmp_path)).captions == ["one"]

@@ -223,7 +223,8 @@ def test_captions_of_coco(tmp_path):
     assert holds(training)
     assert training.ids == NAMES
     assert "that captions.json does not name (1): stray.png" in training.notes[0]
-    assert "several captions (4): the first of each is read" in training.notes[1]
+    assert "several captions (4): their losses are averaged over all of them" in training.notes[1]
+    assert training.several == {row: (text, f"{text} again") for row, text in enumerate(TEXTS)}
     write_coco(file, told[:2])
     refused(
         "of 4 training images 2 cannot be used: p2.png (it has no caption)",

@@ -22,7 +22,7 @@ from attribution.index.build import build
 from attribution.index.index import Index, open_index
 from attribution.index.manifest import Manifest
 from attribution.index.packed import Packed, PackedFile
-from attribution.index.texts import Texts, open_texts, packed_texts
+from attribution.index.texts import Texts, open_several, open_texts, packed_texts
 from attribution.index.work import ExtendSettings
 from attribution.unlearning.projection import GradientSettings
 
@@ -167,13 +167,15 @@ def test_only_few_pixels_are_kept_in_memory(index32, monkeypatch):
 
 # Ids and captions
 
+SEVERAL = {2: ("a", "b"), 8: ("", "ü", "c")}
+
 
 @pytest.fixture
 def written(tmp_path, monkeypatch):
     """Ten captions in batches of four."""
     monkeypatch.setattr(texts, "BATCH", 4)
     captions = [*CAPTIONS, "", "ümläut \N{GRINNING FACE}"]
-    (tmp_path / "captions.arrow").write_bytes(packed_texts([f"{row}.png" for row in range(10)], captions))
+    (tmp_path / "captions.arrow").write_bytes(packed_texts([f"{row}.png" for row in range(10)], captions, SEVERAL))
     return tmp_path, captions
 
 
@@ -192,6 +194,17 @@ def test_texts_are_a_sequence(written):
             held[wrong]
     with pytest.raises(TypeError):
         hash(held)
+
+
+def test_images_with_several_captions_are_a_mapping(written):
+    folder, _ = written
+    held = open_several(folder)
+    assert dict(held) == SEVERAL
+    assert held == SEVERAL
+    assert held.get(3) is None
+    assert 10 not in held
+    (folder / "captions.arrow").write_bytes(packed_texts(["a"], ["b"], {}))
+    assert dict(open_several(folder)) == {}
 
 
 def test_texts_stay_on_disk_until_they_are_read(written, monkeypatch):

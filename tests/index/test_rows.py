@@ -124,6 +124,7 @@ ROWS = [(f"p{number}.png", text) for number, text in enumerate(CAPTIONS[:4])]
         (..., "it has no caption"),
         ([], "its list of captions is empty"),
         ([None], "it has no caption"),
+        (["one", None], "it has no caption"),
         ([["a"]], "its caption is ['a'], which is not text"),
         (7, "its caption is 7, which is not text"),
         (True, "its caption is True, which is not text"),
@@ -154,14 +155,15 @@ def test_a_folder_of_bad_rows_alone_is_empty(tmp_path, model32, tiny_settings):
     assert not (tmp_path / "index").exists()
 
 
-def test_the_first_of_a_list_and_blank_text_are_captions(tmp_path):
+def test_lists_and_blank_text_are_captions(tmp_path):
     """The script takes any of a list, and trains on a blank caption as on a picture without a text."""
     folder_of(tmp_path, [("a.png", ["one", "two"]), ("b.png", ""), ("c.png", "2024-01-01"), ("d.png", "NA")])
     training = opened(tmp_path)
     assert training.captions == ["one", "", "2024-01-01", "NA"]
+    assert training.several == {0: ("one", "two")}
     assert training.notes == (
-        "images with several captions (1): the first of each is read,"
-        " where diffusers' script draws any of them each time",
+        "images with several captions (1): their losses are averaged over all of them, of which diffusers' script draws"
+        " any each time; the first is shown",
         "blank captions (1): these images count as trained on without a text",
     )
 

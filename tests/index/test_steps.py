@@ -1,5 +1,6 @@
 """The one loop over the steps: ended at any moment it goes on, and nothing that is not finite is stored."""
 
+import math
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,6 +10,8 @@ import pytest
 import torch
 from conftest import CAPTIONS, build_all, random_picture
 
+from attribution.diffusion import memory
+from attribution.diffusion.memory import AtOnce
 from attribution.diffusion.pipeline import Model
 from attribution.errors import InputError
 from attribution.index import stored
@@ -152,11 +155,11 @@ def test_sums_name_the_image_that_is_not_finite(model32, tiny_settings, plain_co
         made = work(source, record)
 
         def block(samples):
-            sums = made.block(samples)
+            (sums,) = made.block(samples)
             name = next(iter(sums))
             if any(drawn[sample][0] == bad for sample in samples):
                 sums[name] = sums[name] * torch.nan
-            return sums
+            yield sums
 
         return replace(made, block=block)
 
@@ -237,3 +240,54 @@ def test_a_disk_with_too_little_room_is_told_before_the_array_is_begun(model32, 
     with pytest.raises(InputError, match=r"latents.npy needs 0 MB of disk, 0 MB are free; make room"):
         run(build(tmp_path / "index", model32, tiny_settings))
     assert not (tmp_path / "index" / "latents.npy").exists()
+
+
+# How many at once, and how far a block is
+
+
+def test_each_call_of_a_block_is_told(model32, tiny_settings, tmp_path):
+    told = []
+    more = ExtendSettings(gradients=("loss",), projection=GradientSettings(dimension=64))
+    yielded = list(build(tmp_path / "index", model32, tiny_settings, more, told.append))
+    shares = [each.done for each in told if each.step == "base_losses"]
+    assert shares == pytest.approx(
+        [
+            0,
+            *(3 * k / 8 for k in range(1, 8)),
+            *(3 + 3 * k / 8 for k in range(1, 8)),
+            *(6 + 2 * k / 8 for k in range(1, 8)),
+        ]
+    )  # blocks of three images at eight noises each
+    calls = math.ceil(6 * 2 * 8 / 6) + math.ceil(2 * 2 * 8 / 6)
+    assert len([each for each in (*told, *yielded) if each.step == "gradients/loss"]) == 1 + calls
+    begun = [each.step for each in told if not each.total]
+    assert begun == ["captions", "thumbnails", "latents", "base_losses", "fisher", "gradients/loss"]
+    assert all(each.total in (0, 8, 37) for each in told)
+
+
+def test_large_pictures_are_encoded_one_by_one_and_are_the_same(
+    model32, tiny_settings, index_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(memory, "ENCODED", 1.0)
+    encode, sizes = model32.encode_images, []
+    monkeypatch.setattr(model32, "encode_images", lambda pixels: sizes.append(len(pixels)) or encode(pixels))
+    steps = build(tmp_path / "index", model32, tiny_settings)
+    while next(steps).step != "base_losses":
+        pass
+    steps.close()
+    assert sizes == [1] * 16
+    found, known = (np.load(folder / "latents.npy") for folder in (tmp_path / "index", index_folder))
+    np.testing.assert_allclose(found, known, rtol=2e-3, atol=1e-3)
+
+
+def test_what_is_given_at_once_follows_the_networks(model32, monkeypatch):
+    """The U-Net's follow memory on the CPU alone: other devices tell when theirs is full."""
+    assert AtOnce.of(model32, 64) == AtOnce(64, 64, 64)
+    largest, total = memory.outputs(model32.unet, lambda: memory._predict(model32))
+    assert largest < total
+    monkeypatch.setattr(memory, "PREDICTED", 8.5 * memory.KEPT * total)
+    assert AtOnce.of(model32, 64).gradients == (8 if model32.device.type == "cpu" else 64)
+    assert AtOnce.of(model32, 64, captions=4).gradients == (2 if model32.device.type == "cpu" else 64)
+    monkeypatch.setattr(memory, "PREDICTED", 1.0)
+    monkeypatch.setattr(memory, "ENCODED", 1.0)
+    assert AtOnce.of(model32, 64) == (AtOnce(1, 1, 1) if model32.device.type == "cpu" else AtOnce(1, 64, 64))
