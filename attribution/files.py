@@ -1,6 +1,7 @@
 """Where files are, and how they are written: whole or not at all, whoever else writes the same ones."""
 
 import atexit
+import mmap
 import os
 import shutil
 import tempfile
@@ -8,8 +9,11 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from attribution.errors import InputError, reason
 
@@ -96,6 +100,18 @@ def _may_be_of(folder: Path, error: OSError) -> bool:
         return True  # a full disk, told by a file that is open
     named, folder = Path(error.filename).resolve(), folder.resolve()
     return folder in (named, *named.parents) or named in folder.parents
+
+
+def let_go(array: NDArray[Any]) -> None:
+    """Give back the memory of what was read of a memory-mapped array: read again, it comes from the file again.
+
+    Without it, whoever reads a whole array that is larger than memory seems to hold all of it.
+    """
+    held: Any = array
+    while isinstance(held, np.ndarray):
+        held = held.base
+    if isinstance(held, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        held.madvise(mmap.MADV_DONTNEED)
 
 
 def try_folder(folder: Path) -> None:

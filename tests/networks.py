@@ -21,7 +21,7 @@ SIDE = 32  # px
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
-def tiny_clip(folder: Path, tokenizer) -> Path:
+def tiny_clip(folder: Path, tokenizer, dimension: int = 12) -> Path:
     """A CLIPModel with its image processor and a tokenizer."""
     torch.manual_seed(4)
     text = {
@@ -34,7 +34,7 @@ def tiny_clip(folder: Path, tokenizer) -> Path:
         "pad_token_id": tokenizer.pad_token_id,
     }
     vision = {**SMALL, "intermediate_size": 32, "image_size": SIDE, "patch_size": 8}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).save_pretrained(folder)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=dimension)).save_pretrained(folder)
     processor = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
     processor.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

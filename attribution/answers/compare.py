@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from attribution.index.features import pixel_vectors
 from attribution.index.index import Index
 from attribution.methods.answer import Attribution, Result
 from attribution.unlearning.score import Floats
@@ -60,8 +61,9 @@ def fold(results: Sequence[Result], index: Index) -> list[tuple[Result, list[Res
 
     Near is a correlation of intensities above DUPLICATE.
     """
-    vectors = [_centred(index.pixels[result.row]) for result in results]
-    mirrors = [_centred(index.pixels[result.row][:, ::-1]) for result in results]
+    pixels = [pixel_vectors([index.pictures.small(result.row)])[0] for result in results]
+    vectors = [_centred(each) for each in pixels]
+    mirrors = [_centred(each[:, ::-1]) for each in pixels]
     kept: list[tuple[int, list[Result]]] = []
     for number, result in enumerate(results):
         for first, alike in kept:

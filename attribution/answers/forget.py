@@ -13,6 +13,7 @@ from attribution.diffusion.pipeline import GenerateSettings, Model
 from attribution.diffusion.weights import unlearned
 from attribution.errors import InputError
 from attribution.index.index import Index
+from attribution.index.texts import LOOKED_AT
 from attribution.methods.answer import Clock, Progress, check_stop
 from attribution.methods.unlearning import likely_first, unlearn_query
 from attribution.query.encoded import Encoded, encode
@@ -73,9 +74,12 @@ def strengths(asked: float | None, weakest: float = WEAKEST, strongest: float = 
     return [weakest * 2**doubled for doubled in range(round(np.log2(strongest / weakest)) + 1)]
 
 
-def controls(prompt: str, captions: list[str]) -> list[str]:
-    """Captions of the training set that share the fewest words with a prompt, each with the one before it too."""
-    chosen = [prompt]
+def controls(prompt: str, captions: Sequence[str]) -> list[str]:
+    """Captions of the training set that share the fewest words with a prompt, each with the one before it too.
+
+    Of many the first LOOKED_AT are read.
+    """
+    chosen, captions = [prompt], captions[:LOOKED_AT]
     while len(chosen) <= CONTROLS:
         others = [caption for caption in dict.fromkeys(captions) if caption not in chosen]
         if not others:

@@ -152,7 +152,7 @@ def write_zip(run: Run, index: Index, model: Model, path: Path, whole: bool = Tr
         raise InputError(f"a report of {run.top_k:,} results is too large to be read again; name a smaller --top_k")
     if whole:
         rows = dict.fromkeys(result.row for answer in run.answers for result in answer.results)
-        thumbnails = {row: index.thumbnail(row).read_bytes() for row in rows}
+        thumbnails = {row: index.thumbnail(row) for row in rows}
         entries[TABLE] = to_csv(run, index).encode()
         shown = _shown(run.query.image, picture)
         entries[HTML] = page(told, run.answers, index, run.label, shown, thumbnails).encode()

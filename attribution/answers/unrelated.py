@@ -15,6 +15,7 @@ from attribution.answers.drawn import Random, drawn
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.words import words_of
 from attribution.index.index import Index
+from attribution.index.texts import LOOKED_AT
 from attribution.query.evidence import EMPTY, Kind, filled
 from attribution.query.query import Box, Query
 
@@ -77,7 +78,8 @@ class Pictures:
 
     def rare(self, text: str) -> set[str]:
         """The words of a text that fewer than RARE of the captions have."""
-        return {word for word in words_of(text.lower()) if self._counts[word] < RARE * len(self.captions)}
+        read = min(LOOKED_AT, len(self.captions))
+        return {word for word in words_of(text.lower()) if self._counts[word] < RARE * read}
 
     def read(self, prompt: str, words: list[str]) -> list[str]:
         """The words of a prompt that are not beyond what the model reads."""
@@ -86,7 +88,7 @@ class Pictures:
 
     @cached_property
     def _counts(self) -> Counter[str]:
-        return Counter(word for text in self.captions for word in words_of(text.lower()))
+        return Counter(word for text in self.captions[:LOOKED_AT] for word in words_of(text.lower()))
 
 
 Ask = Callable[[Pictures, Random], tuple[str, Image.Image]]  # a prompt, and a picture that is not of it

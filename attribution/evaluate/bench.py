@@ -13,7 +13,6 @@ from typing import Any
 
 import psutil
 import torch
-from PIL import Image
 
 from attribution.diffusion.pipeline import Model
 from attribution.errors import AttributionError
@@ -92,7 +91,7 @@ class Cost:
 
 def costs(model: Model, index: Index) -> Iterator[tuple[str, Cost]]:
     """The cost of every method, on the first training image as the query."""
-    query = Query(index.captions[0], Image.open(index.thumbnail(0)).convert("RGB"))
+    query = Query(index.captions[0], index.pictures.small(0))
     for name, method in METHODS.items():
         try:
             settings = check_settings(model, index, replace(AttributeSettings(), method=name, top_k=1))

@@ -161,10 +161,7 @@ def _mask(query: Query) -> Floats | None:
 
 def _strip(index: Index, rows: Sequence[int]) -> Image.Image:
     """Training images beside and below each other, ACROSS in a line, with a gap of a pixel."""
-    tiles = []
-    for row in rows:
-        with Image.open(index.thumbnail(row)) as thumbnail:
-            tiles.append(thumbnail.convert("RGB"))
+    tiles = [index.pictures.small(row) for row in rows]
     side = min(TILE, max(max(tile.size) for tile in tiles))
     across, down = min(ACROSS, len(tiles)), -(-len(tiles) // ACROSS)
     strip = Image.new("RGB", (across * (side + 1) - 1, down * (side + 1) - 1), "white")

@@ -14,8 +14,9 @@ from attribution.diffusion.pipeline import Model
 from attribution.errors import InputError
 from attribution.files import PARTIAL, write_whole, writing
 from attribution.index.checksums import checksums_of
-from attribution.index.data import BAD_ROWS, DataSettings, bad_rows, open_training_set
+from attribution.index.data import BAD_ROWS, bad_rows, open_training_set
 from attribution.index.features import FEATURES
+from attribution.index.found import moved, placed, without_lost
 from attribution.index.manifest import (
     MANIFEST,
     DataRecord,
@@ -25,7 +26,8 @@ from attribution.index.manifest import (
     Record,
     StepRecord,
 )
-from attribution.index.places import portable, portable_model
+from attribution.index.packed import ENDING, PackedFile
+from attribution.index.places import portable_data, portable_model
 from attribution.index.rows import Tell, silent
 from attribution.index.steps import REQUIRED, STEPS
 from attribution.index.stored import ArrayFile, Block, Files, SumFile, first_not_finite, save_tensors
@@ -89,8 +91,10 @@ def build(
     """
     with prepare(out, model, settings, lambda *done: tell(BuildProgress(LOOKED_AT, *done))) as builder:
         wanted = wanted_of(builder, more or ExtendSettings())
+        builder.manifest = moved(builder.manifest, builder.source, wanted)
         for name, record in wanted.items():
             builder.manifest.refuse_other_step(name, record, out)
+        builder.save(builder.manifest)
         for name, record in wanted.items():
             if not builder.manifest.finished(name):
                 yield from _make(builder, name, record, tell)
@@ -153,7 +157,7 @@ def manifest_of(source: Source, looked_at: bool = True) -> Manifest:
     if held is None:
         return wanted
     held.refuse_other(wanted, source.out)
-    return held
+    return without_lost(placed(held, wanted), source.out)
 
 
 def _manifest(source: Source, data: DataRecord) -> Manifest:
@@ -167,17 +171,8 @@ def _manifest(source: Source, data: DataRecord) -> Manifest:
             model.prediction_type,
         ),
         data,
-        IndexSettings(_recorded(settings.data, source.out), settings.noise, settings.fisher),
+        IndexSettings(portable_data(settings.data, source.out), settings.noise, settings.fisher),
     )
-
-
-def _recorded(data: DataSettings, out: Path) -> DataSettings:
-    """The data's settings, their folder and file named so that they are found again."""
-
-    def named(path: Path | None) -> Path | None:
-        return None if path is None else Path(portable(str(path), out))
-
-    return replace(data, train_data_dir=named(data.train_data_dir), captions_file=named(data.captions_file))
 
 
 def wanted_of(builder: Builder, more: ExtendSettings) -> dict[str, Record | None]:
@@ -208,7 +203,7 @@ def _make(builder: Builder, name: str, record: Record | None, tell: Watch) -> It
     tell(BuildProgress(name, builder.manifest.step(name).done, 0))
     work = STEPS[name].work(builder.source, record)
     held = _begin(builder, name, work)
-    store = _open_store(builder, name, work, bool(held.blocks))
+    store = _open_store(builder, name, work, held.done)
     held = held if store.done is None else held.with_block(range(store.done))
     with closing(_blocks(work, held)) as blocks, closing(store):
         for rows, block in blocks:
@@ -231,7 +226,8 @@ def _make(builder: Builder, name: str, record: Record | None, tell: Watch) -> It
 def _begin(builder: Builder, name: str, work: Work) -> StepRecord:
     """How far a step is; from nothing, where what there is is of other settings, or gone."""
     held = builder.manifest.step(name)
-    gone = work.shape is not None and not (builder.source.out / f"{name}.npy").is_file()
+    endings = (".npy", ENDING) if work.packed else (".npy",) if work.shape else ()
+    gone = not all((builder.source.out / f"{name}{ending}").is_file() for ending in endings)
     if held.made != work.made or gone:
         builder.partial(name).unlink(missing_ok=True)
         held = StepRecord()
@@ -240,12 +236,15 @@ def _begin(builder: Builder, name: str, work: Work) -> StepRecord:
     return held
 
 
-def _open_store(builder: Builder, name: str, work: Work, going_on: bool) -> ArrayFile | SumFile | Files:
+def _open_store(builder: Builder, name: str, work: Work, done: int) -> ArrayFile | SumFile | PackedFile | Files:
+    out = builder.source.out
     if work.total:
         return SumFile.open(builder.partial(name))
+    if work.packed:
+        return PackedFile.open(out / name, work.count, done)
     if work.shape is None:
-        return Files(builder.source.out)
-    return ArrayFile.open(builder.source.out / f"{name}.npy", work.shape, work.count, work.dtype, going_on)
+        return Files(out)
+    return ArrayFile.open(out / f"{name}.npy", work.shape, work.count, work.dtype, done > 0)
 
 
 def _blocks(work: Work, held: StepRecord) -> Generator[tuple[range, Part], None, None]:

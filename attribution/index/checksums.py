@@ -18,17 +18,17 @@ from attribution.errors import IndexMismatch
 PIECES = 64  # of a file, at most, that have a checksum each
 LEAST = 4096  # bytes of a piece
 CHUNK = 1 << 20  # bytes read at once
-ENDINGS = (".npy", ".safetensors", ".parquet")
+ENDINGS = (".bin", ".npy", ".safetensors", ".arrow", ".parquet")
 
 
 @dataclass(frozen=True)
 class Checksums:
-    """What a step wrote: one file, or a folder of them.
+    """What a step wrote: one file or two, or a folder of them.
 
     Attributes:
         files: how many.
         bytes: of all of them.
-        pieces: of each equal piece of the file, or of each equal group of the files, the begin of its SHA-256.
+        pieces: of each equal piece of a file, or of each equal group of a folder's, the begin of its SHA-256.
     """
 
     files: int
@@ -41,7 +41,7 @@ def checksums_of(folder: Path, step: str) -> Checksums | None:
     paths = written(folder, step)
     if not paths:
         return None
-    digests = tuple(_digest(piece) for _, piece in _pieces(folder, paths))
+    digests = tuple(_digest(piece) for _, piece in _pieces(folder, step, paths))
     return Checksums(len(paths), _bytes(paths), digests)
 
 
@@ -50,12 +50,14 @@ def damage_of(folder: Path, step: str, known: Checksums) -> list[str]:
     paths = written(folder, step)
     if not paths:
         return [f"{step} is missing"]
-    name = paths[0].relative_to(folder).as_posix() if known.files == 1 else f"{step}/"
+    name = f"{step}/" if (folder / step).is_dir() else " and ".join(_names(folder, paths))
+    if len(paths) < known.files <= 2:
+        return [f"of {step} only {name} is there, {known.files} files were written"]
     if len(paths) != known.files:
         return [f"{name} holds {len(paths):,} files, {known.files:,} were written"]
     if (size := _bytes(paths)) != known.bytes:
         return [f"{name} has {size:,} bytes, {known.bytes:,} were written"]
-    pieces = list(_pieces(folder, paths))
+    pieces = list(_pieces(folder, step, paths))
     if len(pieces) != len(known.pieces):
         raise IndexMismatch(f"the manifest of {folder} has {len(known.pieces)} checksums of {name}, {len(pieces)} fit")
     pairs = zip(pieces, known.pieces, strict=True)
@@ -69,6 +71,10 @@ def written(folder: Path, step: str) -> list[Path]:
     return [path for ending in ENDINGS if (path := folder / f"{step}{ending}").is_file()]
 
 
+def _names(folder: Path, paths: list[Path]) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in paths]
+
+
 def _bytes(paths: list[Path]) -> int:
     return sum(path.stat().st_size for path in paths)
 
@@ -76,15 +82,16 @@ def _bytes(paths: list[Path]) -> int:
 Piece = list[tuple[Path, int, int]]  # files, each from one byte to another
 
 
-def _pieces(folder: Path, paths: list[Path]) -> Iterator[tuple[str, Piece]]:
+def _pieces(folder: Path, step: str, paths: list[Path]) -> Iterator[tuple[str, Piece]]:
     """The pieces that have a checksum each, and what they are called."""
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    if len(paths) == 1:
-        size = _bytes(paths)
-        span = max(LEAST, math.ceil(size / PIECES))
-        for start in range(0, size, span):
-            end = min(start + span, size)
-            yield f"{names[0]} between bytes {start:,} and {end - 1:,}", [(paths[0], start, end)]
+    names = _names(folder, paths)
+    if not (folder / step).is_dir():
+        span = max(LEAST, math.ceil(_bytes(paths) / PIECES))
+        for name, path in zip(names, paths, strict=True):
+            size = path.stat().st_size
+            for start in range(0, size, span):
+                end = min(start + span, size)
+                yield f"{name} between bytes {start:,} and {end - 1:,}", [(path, start, end)]
         return
     span = math.ceil(len(paths) / PIECES)
     for first in range(0, len(paths), span):

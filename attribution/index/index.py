@@ -1,8 +1,8 @@
 """An index: what was computed once about a training set and a model, in one folder, opened memory-mapped.
 
 manifest.json         format version, model, data, every setting, what is finished
-captions.parquet      id, caption; where images have several, captions: all of them, over which losses are averaged
-thumbnails/           one PNG a row
+captions.arrow        id, caption; where images have several, captions: all of them, over which losses are averaged
+thumbnails.bin        PNGs one after another; where each row's ends is in thumbnails.npy, (N,) int64
 latents.npy           (N, views, C, h, w) float16: image, and mirror where those were trained on
 base_losses.npy       (N, views, S) float32 under the pretrained weights
 fisher.safetensors    diagonal Fisher information by parameter name
@@ -15,7 +15,7 @@ features/<name>.npy       (N, views, D) float16; (N, 1, D) of captions
 gradients/<name>.npy      (checkpoints, N, views or 1, dimension) float16, projected, averaged over the noise bank
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,13 +30,14 @@ from attribution.diffusion.overlaid import open_model
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.source import ModelFiles
 from attribution.diffusion.weights import WeightSubset, parameters
-from attribution.errors import IndexMismatch, InputError
-from attribution.index.features import Encoder, pixel_vectors
+from attribution.errors import IndexMismatch, InputError, WeightsUnavailable
+from attribution.index.features import Encoder
 from attribution.index.manifest import FeatureRecord, GradientRecord, Manifest, Record
-from attribution.index.pictures import TrainingPictures
-from attribution.index.places import located, located_model
+from attribution.index.pictures import TrainingPictures, open_thumbnails
+from attribution.index.places import located, located_data, located_model
 from attribution.index.steps import REQUIRED
-from attribution.index.stored import load_tensors, open_array, open_views, read_captions, read_several, tensor_shapes
+from attribution.index.stored import load_tensors, open_array, open_views, tensor_shapes
+from attribution.index.texts import open_several, open_texts
 from attribution.unlearning.ekfac import Eigenbasis
 from attribution.unlearning.fisher import Information, decompress
 from attribution.unlearning.score import EncodedSet, Floats
@@ -61,8 +62,8 @@ class Index:
 
     path: Path
     manifest: Manifest
-    ids: list[str]
-    captions: list[str]
+    ids: Sequence[str]
+    captions: Sequence[str]
     latents: NDArray[np.floating]
     base_losses: Floats
     pictures: TrainingPictures
@@ -84,17 +85,15 @@ class Index:
         if unfinished := [step for step in needed if not manifest.finished(step)]:
             raise IndexMismatch(f"{path} is unfinished ({', '.join(unfinished)}); run the same index command again")
         count, noise = manifest.data.count, manifest.settings.noise
-        ids, captions = read_captions(path / "captions.parquet", count)
+        ids, captions = open_texts(path, count)
         views = 2 if manifest.settings.data.random_flip else 1
         latents = open_views(path / "latents.npy", count, views, *manifest.model.latent_shape)
         losses = open_views(path / "base_losses.npy", count, views, noise.timesteps * noise.noises)
         tensor_shapes(path / "fisher.safetensors")  # refuses now what is damaged
-        data = manifest.settings.data
-        if folder := pictures or data.train_data_dir:
-            data = replace(data, dataset_name=None, train_data_dir=Path(located(str(folder), path)))
-        if data.captions_file:
-            data = replace(data, captions_file=Path(located(str(data.captions_file), path)))
-        shown = TrainingPictures.open(thumbnails or path / "thumbnails", data, ids)
+        data = located_data(manifest.settings.data, path)
+        if pictures:
+            data = replace(data, dataset_name=None, train_data_dir=pictures)
+        shown = TrainingPictures(open_thumbnails(thumbnails or path / "thumbnails", count), data, ids)
         return cls(path, manifest, ids, captions, latents, losses, shown)
 
     def __len__(self) -> int:
@@ -133,7 +132,7 @@ class Index:
     @cached_property
     def encoded(self) -> EncodedSet:
         """What scoring reads."""
-        return EncodedSet(self.latents, self.captions, read_several(self.path / "captions.parquet"))
+        return EncodedSet(self.latents, self.captions, open_several(self.path))
 
     @property
     def artifacts(self) -> dict[str, Record]:
@@ -218,7 +217,7 @@ class Index:
     def bytes_of(self, part: str) -> int:
         """Size on disk of a part of the index, such as "latents" or "features/dino"; 0 where there is none."""
         if part == "thumbnails":
-            return sum(path.stat().st_size for path in self.pictures.thumbnails.glob("*.png"))
+            return self.pictures.thumbnails.bytes
         return sum(path.stat().st_size for path in self.path.glob(f"{part}.*"))
 
     def feature_weights(self, name: str) -> str:
@@ -273,18 +272,13 @@ class Index:
                 " build the index anew"
             )
 
-    def thumbnail(self, row: int) -> Path:
+    def thumbnail(self, row: int) -> bytes:
         """The picture of a row, a PNG."""
-        return self.pictures.thumbnail(row)
+        return self.pictures.thumbnails[row]
 
     def picture(self, row: int) -> Image.Image:
         """The training image of a row, RGB; where that is not there any more, its thumbnail."""
         return self.pictures.picture(row)
-
-    @cached_property
-    def pixels(self) -> NDArray[np.uint8]:
-        """The pixel baseline's view of the training set, read from the thumbnails once."""
-        return pixel_vectors(Image.open(self.thumbnail(row)) for row in range(len(self)))
 
 
 def open_index(path: Path) -> tuple[Model, Index]:
@@ -295,6 +289,11 @@ def open_index(path: Path) -> tuple[Model, Index]:
         WeightsUnavailable: the model cannot be had.
     """
     index = Index.open(path)
-    model = open_model(index.model_files)
+    try:
+        model = open_model(index.model_files)
+    except WeightsUnavailable as error:
+        raise WeightsUnavailable(
+            f"{error}; if the index's model was moved, run the index command again with its new place"
+        ) from error
     index.check(model)
     return model, index

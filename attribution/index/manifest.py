@@ -216,8 +216,10 @@ class Manifest:
         )
 
     def write(self, folder: Path) -> None:
-        """Write it, whole or not at all."""
-        write_whole(folder / MANIFEST, (json.dumps(told_of(self), indent=1, default=str) + "\n").encode())
+        """Write it, whole or not at all; not where it is there already, as a finished index may be read-only."""
+        path, told = folder / MANIFEST, (json.dumps(told_of(self), indent=1, default=str) + "\n").encode()
+        if not path.is_file() or path.read_bytes() != told:
+            write_whole(path, told)
 
     @property
     def source(self) -> str:

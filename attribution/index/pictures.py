@@ -1,15 +1,59 @@
 """The pictures of a training set that an index is of: thumbnails for all, and the images themselves where they are."""
 
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from attribution.errors import IndexMismatch, InputError
 from attribution.index.data import DataSettings, TrainingSet, open_training_set
+from attribution.index.features import pixel_vectors
+from attribution.index.packed import Packed
 
 THUMBNAIL_SIDE = 128  # px, at most
+KEPT = 1 << 16  # images, at most, whose pixels are kept in memory: 200 MB
+
+
+@dataclass(frozen=True)
+class ThumbnailFolder:
+    """Thumbnails as a folder of PNGs, named by their rows in eight digits: of the world and of earlier versions."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path, count: int) -> "ThumbnailFolder":
+        """Open a folder.
+
+        Raises:
+            IndexMismatch: there are more or fewer thumbnails than images.
+        """
+        if (found := len(list(path.glob("*.png")))) != count:
+            raise IndexMismatch(
+                f"{path} has {found} pictures, the manifest says {count}; run the same index command again"
+            )
+        return cls(path)
+
+    def __getitem__(self, row: int) -> bytes:
+        return (self.path / f"{row:08d}.png").read_bytes()
+
+    @property
+    def bytes(self) -> int:
+        """Of all of them."""
+        return sum(path.stat().st_size for path in self.path.glob("*.png"))
+
+
+def open_thumbnails(path: Path, count: int) -> Packed | ThumbnailFolder:
+    """The thumbnails of an index, at a path without an ending; of an earlier version it is a folder.
+
+    Raises:
+        IndexMismatch: they are missing or truncated, or others than so many.
+    """
+    return ThumbnailFolder.open(path, count) if path.is_dir() else Packed.open(path, count)
 
 
 @dataclass(frozen=True)
@@ -17,43 +61,40 @@ class TrainingPictures:
     """The training pictures, and their thumbnails.
 
     Attributes:
-        thumbnails: folder of PNGs, one a row.
+        thumbnails: PNGs by row.
         data: where the training set was read from, and how.
         ids: of its images.
     """
 
-    thumbnails: Path
+    thumbnails: Packed | ThumbnailFolder
     data: DataSettings
-    ids: list[str]
+    ids: Sequence[str]
 
-    @classmethod
-    def open(cls, thumbnails: Path, data: DataSettings, ids: list[str]) -> "TrainingPictures":
-        """The pictures of a training set.
+    def small(self, row: int) -> Image.Image:
+        """The thumbnail of a row, RGB."""
+        with Image.open(io.BytesIO(self.thumbnails[row])) as small:
+            return small.convert("RGB")
 
-        Raises:
-            IndexMismatch: there are more or fewer thumbnails than images.
-        """
-        if (found := len(list(thumbnails.glob("*.png")))) != len(ids):
-            raise IndexMismatch(
-                f"{thumbnails} has {found} pictures, the manifest says {len(ids)}; build the index anew"
-            )
-        return cls(thumbnails, data, ids)
+    def pixels(self, rows: range) -> NDArray[np.uint8]:
+        """The pixel baseline's view of some rows, (n, 32, 32, 3); of few images it is made once and kept."""
+        if len(self.ids) > KEPT:
+            return pixel_vectors(map(self.small, rows))
+        return self._pixels[rows.start : rows.stop]
 
-    def thumbnail(self, row: int) -> Path:
-        """The thumbnail of a row, a PNG."""
-        return self.thumbnails / f"{row:08d}.png"
+    @cached_property
+    def _pixels(self) -> NDArray[np.uint8]:
+        return pixel_vectors(map(self.small, range(len(self.ids))))
 
     def picture(self, row: int) -> Image.Image:
         """The training image of a row, RGB: from where the training set was, if it is still there and still the same.
 
         Otherwise it is the thumbnail: the square that the model saw, at most THUMBNAIL_SIDE px of it.
         """
-        with Image.open(self.thumbnail(row)) as small:
-            shown = small.convert("RGB")
+        shown = self.small(row)
         if self._training is None:
             return shown
         try:
-            place = self._training.ids.index(self.ids[row])
+            place = _place(self._training.ids, self.ids[row], row)
             same = self._training.square(place, shown.width).tobytes() == shown.tobytes()
             return self._training.image(place) if same else shown
         except (InputError, ValueError):
@@ -69,3 +110,8 @@ class TrainingPictures:
             return open_training_set(self.data, inspect=False)
         except InputError:
             return None
+
+
+def _place(ids: Sequence[str], wanted: str, likely: int) -> int:
+    """Where an id is; a ValueError where it is not."""
+    return likely if likely < len(ids) and ids[likely] == wanted else ids.index(wanted)

@@ -1,9 +1,12 @@
 """Where what an index was made of lies: named relative to its folder, so that all can be moved together."""
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from attribution.diffusion.source import ModelFiles
+from attribution.index.data import DataSettings
 
 
 def portable(source: str, folder: Path) -> str:
@@ -18,6 +21,28 @@ def located(source: str, folder: Path) -> str:
     """What `portable` named, where it is now; what is not there is a hub id."""
     beside = (folder / source).resolve()
     return str(beside) if beside.exists() else source
+
+
+def portable_data(data: DataSettings, folder: Path) -> DataSettings:
+    """A training set's settings as an index records them."""
+    return _renamed(data, lambda source: portable(source, folder))
+
+
+def located_data(data: DataSettings, folder: Path) -> DataSettings:
+    """What `portable_data` recorded, where it is now."""
+    return _renamed(data, lambda source: located(source, folder))
+
+
+def _renamed(data: DataSettings, name: Callable[[str], str]) -> DataSettings:
+    def path(source: Path | None) -> Path | None:
+        return source and Path(name(str(source)))
+
+    return replace(
+        data,
+        dataset_name=data.dataset_name and name(data.dataset_name),
+        train_data_dir=path(data.train_data_dir),
+        captions_file=path(data.captions_file),
+    )
 
 
 def portable_model(files: ModelFiles, folder: Path) -> str | ModelFiles:

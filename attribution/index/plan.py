@@ -22,6 +22,7 @@ import torch
 from attribution.batches import in_parts
 from attribution.diffusion.pipeline import Model
 from attribution.index.build import LOOKED_AT, Builder, manifest_of, source_of, wanted_of
+from attribution.index.found import moved
 from attribution.index.manifest import MANIFEST, Record
 from attribution.index.rows import inspect_images
 from attribution.index.steps import STEPS
@@ -74,6 +75,7 @@ def plan(out: Path, model: Model, settings: BuildSettings, more: ExtendSettings 
     source = source_of(out, model, settings, inspect=begun)
     builder = Builder(source, manifest_of(source, looked_at=begun))
     wanted = wanted_of(builder, more or ExtendSettings())
+    builder.manifest = moved(builder.manifest, source, wanted)
     for name, record in wanted.items():
         builder.manifest.refuse_other_step(name, record, out)
     yield _looking(source)
@@ -149,7 +151,8 @@ def _bytes(path: Path, work: Work, rows: range, block: Block) -> tuple[int, int]
         return math.prod(work.shape) * np.dtype(work.dtype).itemsize + HEADER, 0
     held: Any = block
     if work.total is None:
-        return round(sum(map(len, held.values())) * work.count / len(rows)), 0
+        files, table = (held, 8) if work.packed else (held.values(), 0)  # bytes for where each ends
+        return round((sum(map(len, files)) / len(rows) + table) * work.count), 0
     file = path.with_name(f"{path.name}.safetensors")
     save_tensors(file, work.total(held))
     kept, sums = file.stat().st_size, sum(each.nbytes for each in held.values())

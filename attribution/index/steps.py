@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet as parquet
 import torch
 from numpy.typing import NDArray
 from PIL import ImageOps
@@ -32,7 +30,8 @@ from attribution.index.features import FEATURES, open_feature
 from attribution.index.manifest import FeatureRecord, FisherRecord, GradientRecord
 from attribution.index.pictures import THUMBNAIL_SIDE
 from attribution.index.places import located, portable
-from attribution.index.stored import ALL_CAPTIONS, Sums, as_array, load_tensors
+from attribution.index.stored import Sums, as_array, load_tensors
+from attribution.index.texts import CAPTIONS, packed_texts
 from attribution.index.work import ExtendSettings, Part, Source, Step, Work, in_calls, in_one
 from attribution.unlearning.ekfac import add_moments, eigenvectors, rotate
 from attribution.unlearning.fisher import Samples, add_squares, compress
@@ -55,12 +54,7 @@ def _captions(source: Source, _record: None) -> Work:
     training = source.training
 
     def table(_rows: range) -> dict[str, bytes]:
-        packed = io.BytesIO()
-        told: dict[str, Any] = {"id": training.ids, "caption": training.captions}
-        if training.several:
-            told[ALL_CAPTIONS] = [training.several.get(row, (text,)) for row, text in enumerate(training.captions)]
-        parquet.write_table(pyarrow.table(told), packed, compression="zstd")
-        return {"captions.parquet": packed.getvalue()}
+        return {CAPTIONS: packed_texts(training.ids, training.captions, training.several)}
 
     return Work(len(training), len(training), in_one(table))
 
@@ -71,10 +65,10 @@ def _thumbnails(source: Source, _record: None) -> Work:
         source.training.square(row, min(source.model.resolution, THUMBNAIL_SIDE)).save(packed, "PNG")
         return packed.getvalue()
 
-    def thumbnails(rows: range) -> dict[str, bytes]:
-        return {f"thumbnails/{row:08d}.png": small(row) for row in rows}
+    def thumbnails(rows: range) -> list[bytes]:
+        return [small(row) for row in rows]
 
-    return Work(len(source.training), source.settings.batch, in_one(thumbnails))
+    return Work(len(source.training), source.settings.batch, in_one(thumbnails), packed=True)
 
 
 def _latents(source: Source, _record: None) -> Work:

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet as parquet
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -20,8 +18,7 @@ from attribution.errors import IndexMismatch, InputError, reason
 from attribution.files import whole
 
 Sums = dict[str, Tensor]
-Block = NDArray[np.floating] | Sums | dict[str, bytes]  # rows of an array, sums over samples, or files by name
-ALL_CAPTIONS = "captions"  # a column of captions.parquet, where any image has several; "caption" is the first
+Block = NDArray[Any] | Sums | dict[str, bytes] | list[bytes]  # rows of an array, sums, or files by name or by row
 KEPT_EVERY = 16  # blocks, after which running sums are written
 
 
@@ -50,36 +47,6 @@ def open_views(path: Path, count: int, views: int, *rest: int) -> NDArray[np.flo
     Earlier versions stored mirrors, too, of images that were not trained on with them; those are passed over.
     """
     return open_array(path, (count, views, *rest), (count, 2, *rest))[:, :views]
-
-
-def read_captions(path: Path, count: int) -> tuple[list[str], list[str]]:
-    """Ids and captions, as many as there should be.
-
-    Raises:
-        IndexMismatch: they are missing or damaged, or others than so many.
-    """
-    try:
-        table = parquet.read_table(path, columns=["id", "caption"])
-    except (OSError, pyarrow.ArrowException) as error:
-        raise IndexMismatch(f"{path} is missing or truncated; build the index anew") from error
-    if len(table) != count:
-        raise IndexMismatch(f"{path} has {len(table)} rows, the manifest says {count}; build the index anew")
-    return table["id"].to_pylist(), table["caption"].to_pylist()
-
-
-def read_several(path: Path) -> dict[int, tuple[str, ...]]:
-    """By row, all captions of the images that have several.
-
-    Raises:
-        IndexMismatch: they are damaged.
-    """
-    try:
-        if ALL_CAPTIONS not in parquet.read_schema(path).names:
-            return {}
-        told = parquet.read_table(path, columns=[ALL_CAPTIONS])[ALL_CAPTIONS].to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise IndexMismatch(f"{path} is missing or truncated; build the index anew") from error
-    return {row: tuple(each) for row, each in enumerate(told) if len(each) > 1}
 
 
 def load_tensors(path: Path) -> Sums:
@@ -119,6 +86,8 @@ def first_not_finite(block: Block) -> int | None:
     if isinstance(block, np.ndarray):
         finite = np.isfinite(block).reshape(len(block), -1).all(1)
         return None if finite.all() else int(np.argmin(finite))
+    if isinstance(block, list):
+        return None
     each = [torch.isfinite(values).all() for values in block.values() if isinstance(values, Tensor)]
     return None if not each or bool(torch.stack(each).all()) else 0
 
@@ -155,9 +124,7 @@ class ArrayFile:
     done: None = None
 
     @classmethod
-    def open(
-        cls, path: Path, shape: tuple[int, ...], rows: int, dtype: type[np.floating], going_on: bool
-    ) -> "ArrayFile":
+    def open(cls, path: Path, shape: tuple[int, ...], rows: int, dtype: type[np.number], going_on: bool) -> "ArrayFile":
         """Open a file for writing, room for all of it reserved.
 
         Args:

@@ -112,6 +112,7 @@ class Work:
         parts: the rows are cut into as many equal parts, of which a block never holds two.
         during: entered with a part's number while its blocks are made.
         even: blocks past the last row are asked for, so that all are of one size.
+        packed: the blocks are lists of small files, one a row, which are put together into one.
     """
 
     count: int
@@ -125,6 +126,7 @@ class Work:
     parts: int = 1
     during: Callable[[int], AbstractContextManager[None]] = lambda _part: nullcontext()
     even: bool = False
+    packed: bool = False
 
 
 @dataclass(frozen=True)

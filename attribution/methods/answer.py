@@ -237,9 +237,9 @@ def ranked(
         WorkFailed: a score is not finite.
     """
     check_scores(scores.value, range(len(index)), index)
-    best = scores.best_first(range(len(index)))
-    rows = tuple(int(row) for row in best[:MOST_RANKS])
-    results = to_results(Standing(rows, scores.take(best[:MOST_RANKS]), 0, 0, True, True), index, settings.k)
+    best = scores.first(MOST_RANKS)
+    rows = tuple(best.tolist())
+    results = to_results(Standing(rows, scores.take(best), 0, 0, True, True), index, settings.k)
     clock.lap("ranking")
     spent, made_with = (predictions, clock.laps), (index.id, model.sha256)
     first = tuple(scores.value[best[:MOST_SCORES]].tolist())

@@ -3,15 +3,21 @@
 from threading import Event
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import normalize
 
+from attribution.batches import batches
 from attribution.diffusion.pipeline import Model
+from attribution.files import let_go
 from attribution.index.features import FEATURES, Encode, open_feature
 from attribution.index.index import Index
 from attribution.methods.answer import Answer, AttributeSettings, Clock, check_stop, ranked
 from attribution.query.encoded import Encoded
-from attribution.unlearning.score import Floats, Scores
+from attribution.unlearning.score import Scores
+
+ROWS = 4096  # training images that are in memory at once
 
 
 def feature_scores(query: Tensor, training: NDArray[np.floating], mapper: Encode | None = None) -> Scores:
@@ -23,16 +29,16 @@ def feature_scores(query: Tensor, training: NDArray[np.floating], mapper: Encode
         mapper: applied to both sides first.
     """
 
-    def prepared(vectors: NDArray[np.floating]) -> Floats:
-        rows = vectors.reshape(-1, vectors.shape[-1]).astype(np.float32)
-        if mapper is not None:
-            rows = mapper(rows).numpy()  # type: ignore[arg-type]
-        unit: Floats = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-        return unit
+    def mapped(vectors: Tensor) -> Tensor:
+        return vectors if mapper is None else mapper(vectors)  # type: ignore[arg-type]
 
-    one = prepared(query.numpy()[None])[0]
-    blocks = np.array_split(np.arange(len(training)), 1 + len(training) // 4096)
-    cosines = np.concatenate([(prepared(training[block]) @ one).reshape(len(block), -1) for block in blocks])
+    one, cosines = normalize(mapped(query.float()[None]), eps=1e-12)[0], np.empty(training.shape[:2], np.float32)
+    for rows in batches(len(training), ROWS):
+        part = np.array(training[rows.start : rows.stop])
+        let_go(training)
+        vectors = mapped(torch.from_numpy(part).float().flatten(0, 1))
+        dots = vectors @ one / vectors.norm(dim=1).clamp_min(1e-12)
+        cosines[rows.start : rows.stop] = dots.reshape(part.shape[:2])
     return Scores.exact(cosines)
 
 

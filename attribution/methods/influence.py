@@ -31,7 +31,11 @@ def influence(model: Model, index: Index, asked: Encoded, settings: AttributeSet
     scales = whitening(index.fisher, kept.whitening)
     whitened = {name: _unscaled(change, scales[name].to(change))[None] for name, change in step.items()}
     projected = Projection(kept.dimension, kept.seed)(whitened)[0]
-    slopes = np.mean([first_order(each, projected) for each in phi], 0)[:, : len(index.views)] / kept.scale
+    views = len(index.views)
+    slopes = np.zeros((len(index), views))
+    for each in phi:
+        slopes += first_order(each[:, :views], projected)
+    slopes /= len(phi) * kept.scale
     yield ranked(model, index, asked.query, settings, Scores.exact(slopes), len(bank), clock)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from attribution.batches import batches
 from attribution.diffusion.pipeline import Model
 from attribution.index.features import pixel_vectors
 from attribution.index.index import Index
@@ -14,26 +15,23 @@ from attribution.methods.answer import Answer, AttributeSettings, Clock, check_s
 from attribution.query.encoded import Encoded
 from attribution.unlearning.score import VIEWS, Floats, Scores
 
+ROWS = 1024  # training images that are in memory at once
 
-def pixel_scores(query: Image.Image, training: NDArray[np.uint8], views: Sequence[int] = VIEWS) -> Scores:
-    """Cosine of flattened intensities with each training image and, of two views, its mirror (the paper's baseline)."""
+
+def pixel_cosines(query: Image.Image, training: NDArray[np.uint8], views: Sequence[int] = VIEWS) -> Floats:
+    """Cosines (n, views) of flattened intensities with training images and their mirrors (the paper's baseline)."""
     one = pixel_vectors([query])[0]
-    stack = training.reshape(len(training), -1)
-    norms = np.linalg.norm(stack.astype(np.float32), axis=1)
-    sides = (one, one[:, ::-1])[: len(views)]
-    return Scores.exact(np.stack([_cosine(side.astype(np.float32).ravel(), stack, norms) for side in sides], 1))
-
-
-def _cosine(query: Floats, stack: NDArray[np.uint8], norms: Floats) -> Floats:
-    dots = np.concatenate([part.astype(np.float32) @ query for part in np.array_split(stack, 1 + len(stack) // 1024)])
-    length = np.maximum(norms * np.linalg.norm(query), 1e-12)
-    cosines: Floats = dots / length
-    return cosines
+    sides = [side.astype(np.float32).ravel() for side in (one, one[:, ::-1])[: len(views)]]
+    stack = training.reshape(len(training), -1).astype(np.float32)
+    norms = np.linalg.norm(stack, axis=1)
+    return np.stack([stack @ side / np.maximum(norms * np.linalg.norm(side), 1e-12) for side in sides], 1)
 
 
 def pixel(model: Model, index: Index, asked: Encoded, settings: AttributeSettings, stop: Event) -> Answer:
     """The pixel baseline: cosine of intensities, of the whole picture or of the boxes' crop."""
     clock = Clock()
-    scores = pixel_scores(asked.crop, index.pixels, index.views)
-    check_stop(stop)
-    yield ranked(model, index, asked.query, settings, scores, 0, clock)
+    cosines = np.empty((len(index), len(index.views)), np.float32)
+    for rows in batches(len(index), ROWS):
+        check_stop(stop)
+        cosines[rows.start : rows.stop] = pixel_cosines(asked.crop, index.pictures.pixels(rows), index.views)
+    yield ranked(model, index, asked.query, settings, Scores.exact(cosines), 0, clock)

@@ -19,6 +19,7 @@ from attribution.diffusion.noise import NoiseBank, NoiseSettings, drawn_anew
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import checkpoint
 from attribution.errors import InputError
+from attribution.files import let_go
 from attribution.index.index import Index
 from attribution.index.manifest import GradientRecord
 from attribution.methods.answer import Answer, AttributeSettings, Clock, Progress, check_stop, ranked
@@ -76,6 +77,7 @@ class Kernel:
         for block in batches(len(phi), rows):
             part = np.asarray(phi[block.start : block.stop], np.float64)
             gram += part.T @ part
+            let_go(phi)
         ridge = damping * gram.trace() / len(gram)
         if not 0 < ridge < np.inf:
             what = f"damping {damping:g} of gradients whose mean square is {gram.trace() / phi.size:g}"

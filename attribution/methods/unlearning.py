@@ -13,6 +13,7 @@ from attribution.diffusion.noise import NoiseBank
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import pretrained, unlearned
 from attribution.index.index import Index
+from attribution.index.texts import LOOKED_AT
 from attribution.methods.answer import (
     MOST_RANKS,
     MOST_SCORES,
@@ -155,11 +156,15 @@ def unlearn_query(
             yield Unlearning(done, sizes)
 
 
-def likely_first(prompt: str, captions: list[str]) -> list[int]:
-    """Rows by how many words of the prompt their captions share: only the order in which a race looks at them."""
+def likely_first(prompt: str, captions: Sequence[str]) -> list[int]:
+    """Rows by how many words of the prompt their captions share: only the order in which a race looks at them.
+
+    Of many captions the first LOOKED_AT are read, and the others follow as they are.
+    """
     words = set(prompt.lower().split())
-    shared = [len(words.intersection(text.lower().split())) / (1 + len(text.split())) for text in captions]
-    return [int(row) for row in np.argsort(-np.asarray(shared), kind="stable")]
+    shared = [len(words.intersection(text.lower().split())) / (1 + len(text.split())) for text in captions[:LOOKED_AT]]
+    first = np.argsort(-np.asarray(shared), kind="stable").tolist()
+    return [*first, *range(len(first), len(captions))]
 
 
 def predicted(index: Index, settings: AttributeSettings) -> int:

@@ -31,13 +31,13 @@ def routes(studio: Studio) -> list[BaseRoute]:
         return {"status": "ok", "waiting": studio.waiting, "index": studio.index.id}
 
     @router.get("/thumbnails/{index_id}/{row}.png")
-    def thumbnail(index_id: str, row: int) -> FileResponse:
+    def thumbnail(index_id: str, row: int) -> Response:
         """The picture of a training image of the index that is served; browsers keep it under the index's id."""
         if index_id != studio.index.id:
             raise HTTPException(404, f"there is no index {index_id[:40]!r} here; this page serves {studio.index.id}")
         if not 0 <= row < len(studio.index):
             raise HTTPException(404, f"there is no row {row}; accepted are 0 to {len(studio.index) - 1}")
-        return FileResponse(studio.index.thumbnail(row), media_type="image/png", headers=LONG)
+        return Response(studio.index.thumbnail(row), media_type="image/png", headers=LONG)
 
     @router.get("/proof/{name}")
     def proof(name: str) -> FileResponse:

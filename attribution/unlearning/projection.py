@@ -15,6 +15,7 @@ from attribution.diffusion.noise import NoiseBank
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import WeightSubset
 from attribution.errors import InputError
+from attribution.files import let_go
 from attribution.unlearning.fisher import precondition
 from attribution.unlearning.gradients import OutputFunction, per_image_gradients
 
@@ -187,4 +188,5 @@ def first_order(phi: NDArray[np.floating], step: Tensor, rows: int = ROWS) -> ND
     result = np.empty(phi.shape[:-1])
     for block in batches(len(phi), rows):
         result[block.start : block.stop] = np.asarray(phi[block.start : block.stop], np.float64) @ vector
+        let_go(phi)
     return result

@@ -14,6 +14,7 @@ from attribution.batches import in_batches
 from attribution.diffusion.loss import denoising_loss
 from attribution.diffusion.noise import NoiseBank
 from attribution.diffusion.pipeline import Model
+from attribution.files import let_go
 
 ScoreKind = Literal["difference", "skew"]
 Floats = NDArray[np.floating]
@@ -31,7 +32,7 @@ class EncodedSet:
     """
 
     latents: NDArray[np.floating]
-    captions: list[str]
+    captions: Sequence[str]
     several: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -40,6 +41,7 @@ class EncodedSet:
     def view(self, rows: Sequence[int], views: Sequence[int]) -> Tensor:
         """Latents of rows and views: (n, views, C, h, w) float32."""
         picked = np.asarray(self.latents[list(rows)])[:, list(views)]
+        let_go(self.latents)
         return torch.from_numpy(picked.astype(np.promote_types(picked.dtype, np.float32)))
 
     def text(self, model: Model, rows: Sequence[int]) -> Tensor:
@@ -162,6 +164,16 @@ class Scores:
     def take(self, order: NDArray[np.intp]) -> "Scores":
         """The scores of some images, in the order given."""
         return Scores(self.value[order], self.low[order], self.high[order], self.flip[order])
+
+    def first(self, count: int) -> NDArray[np.intp]:
+        """The first `count` of the order that `best_first` gives all; the others are not sorted."""
+        kept = np.arange(len(self.value))
+        if count < len(kept):
+            border = np.partition(self.value, -count)[-count]
+            above, ties = np.flatnonzero(self.value > border), np.flatnonzero(self.value == border)
+            kept = np.concatenate([above, ties[: count - len(above)]])
+        order: NDArray[np.intp] = kept[np.lexsort((kept, -self.value[kept]))]
+        return order
 
     def best_first(self, rows: Sequence[int]) -> NDArray[np.intp]:
         """The order from the highest score down; ties go to the earlier of `rows`."""

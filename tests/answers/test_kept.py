@@ -13,6 +13,7 @@ from attribution.answers.kept import STALE, RunFolder, own_folder
 from attribution.answers.report import read_zip
 from attribution.answers.run import Run
 from attribution.errors import InputError, NotKept
+from attribution.index.pictures import ThumbnailFolder
 from attribution.methods import attribute
 from attribution.methods.answer import AttributeSettings
 from attribution.query.query import Query
@@ -100,7 +101,9 @@ def test_what_cannot_be_kept_is_told_in_a_sentence(runs, index32, model32, tmp_p
         RunFolder(tmp_path / "file").keep(runs[0], index32, model32)
     with pytest.raises(NotKept, match=r"No such file or directory|Read-only|denied|not permitted"):
         RunFolder(tmp_path / "runs").keep(
-            runs[0], replace(index32, pictures=replace(index32.pictures, thumbnails=tmp_path / "gone")), model32
+            runs[0],
+            replace(index32, pictures=replace(index32.pictures, thumbnails=ThumbnailFolder(tmp_path / "gone"))),
+            model32,
         )
 
     def full(*_):

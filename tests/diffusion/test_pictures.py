@@ -228,9 +228,9 @@ def test_an_index_knows_one_view_of_each_image(model32, tiny_settings, odd_folde
     vectors = open_feature("dino", dino)(squares)
     held = torch.from_numpy(index.array("features/dino")[:, 0].astype(np.float32))
     torch.testing.assert_close(held, vectors, atol=2e-3, rtol=2e-3)
-    assert (index.pixels == pixel_vectors(squares)).all()
+    assert (index.pictures.pixels(range(len(index))) == pixel_vectors(squares)).all()
     for row, square in enumerate(squares):
-        assert Image.open(index.thumbnail(row)).convert("RGB").tobytes() == square.tobytes()
+        assert index.pictures.small(row).tobytes() == square.tobytes()
 
 
 # The frame

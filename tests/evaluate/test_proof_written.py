@@ -62,8 +62,8 @@ def test_each_method_has_its_own_images_and_the_picture_of_the_training_without_
             assert each.change == pytest.approx(change(plain, picture, mask))
             assert (each.named, each.left_out, each.shown) == (3, 3, 3)
             strip = Image.open(tmp_path / each.strip).convert("RGB")
-            with Image.open(results.index.thumbnail(int(rows[0]))) as thumbnail:
-                assert strip.crop((0, 0, *thumbnail.size)).tobytes() == thumbnail.convert("RGB").tobytes()
+            thumbnail = results.index.pictures.small(int(rows[0]))
+            assert strip.crop((0, 0, *thumbnail.size)).tobytes() == thumbnail.tobytes()
     plain, again = (drawn(results, without((), seed), 1) for seed in (0, 1))
     assert proof.cases[1].noise == pytest.approx(change(plain, again))
 

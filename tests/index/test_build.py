@@ -1,5 +1,6 @@
 """Building an index: resumable to the byte, and refused where it does not fit."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -7,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as parquet
+import pyarrow
 import pytest
 import torch
-from conftest import CAPTIONS, build_all, save_tiny_pipeline
+from conftest import CAPTIONS as TEXTS
+from conftest import build_all, save_tiny_pipeline
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from attribution.diffusion.noise import NoiseSettings
@@ -19,6 +22,7 @@ from attribution.errors import IndexMismatch, InputError, WeightsUnavailable
 from attribution.index.build import build
 from attribution.index.index import Index, open_index
 from attribution.index.steps import REQUIRED as STEPS
+from attribution.index.texts import CAPTIONS, packed_texts
 from attribution.unlearning.fisher import FisherSettings
 
 
@@ -168,7 +172,7 @@ def test_impossible_build_settings_are_refused_before_any_work(tiny_settings, mo
 
 def test_an_index_records_what_it_was_made_of(index32, model32, pictures):
     assert index32.ids == [f"p{row}.png" for row in range(8)]
-    assert index32.captions == CAPTIONS
+    assert index32.captions == TEXTS
     assert index32.manifest.model.sha256 == model32.sha256
     assert index32.manifest.model.source == "../model"  # the two folders can be moved together
     assert index32.manifest.data.count == 8
@@ -177,7 +181,7 @@ def test_an_index_records_what_it_was_made_of(index32, model32, pictures):
     assert index32.latents.shape == (8, 2, 4, 8, 8)
     assert index32.base_losses.shape == (8, 2, 8)
     assert len(index32.id) == 12
-    assert index32.thumbnail(7).is_file()
+    assert Image.open(io.BytesIO(index32.thumbnail(7))).size == (32, 32)
 
 
 # Folders that are no index, or no longer one
@@ -205,13 +209,17 @@ def edit_manifest(change: Callable[[dict], object]) -> Callable[[Path], None]:
 
 
 def fewer_captions(folder: Path) -> None:
-    table = parquet.read_table(folder / "captions.parquet")
-    parquet.write_table(table.slice(0, 5), folder / "captions.parquet")
+    (folder / CAPTIONS).write_bytes(packed_texts(["p0.png"] * 5, TEXTS[:5], {}))
 
 
 def other_columns(folder: Path) -> None:
-    table = parquet.read_table(folder / "captions.parquet").rename_columns(["a", "b"])
-    parquet.write_table(table, folder / "captions.parquet")
+    table = pyarrow.table({"a": TEXTS, "b": TEXTS})
+    with pyarrow.ipc.new_file(folder / CAPTIONS, table.schema) as file:
+        file.write(table)
+
+
+def fewer_thumbnails(folder: Path) -> None:
+    np.save(folder / "thumbnails.npy", np.load(folder / "thumbnails.npy")[:7])
 
 
 def pickled_latents(folder: Path) -> None:
@@ -249,17 +257,20 @@ DAMAGES = {
     "latents pickled": (pickled_latents, "latents.npy is missing or truncated"),
     "losses deleted": (delete("base_losses.npy"), "base_losses.npy is missing or truncated"),
     "losses of other data": (fewer_losses, "base_losses.npy has shape (7, 2, 8), the manifest says (8, 2, 8)"),
-    "captions deleted": (delete("captions.parquet"), "captions.parquet is missing or truncated"),
-    "captions cut": (cut("captions.parquet", 0.5), "captions.parquet is missing or truncated"),
-    "captions too few": (fewer_captions, "captions.parquet has 5 rows, the manifest says 8"),
-    "captions of another kind": (other_columns, "captions.parquet is missing or truncated"),
+    "captions deleted": (delete("captions.arrow"), "captions.arrow is missing or truncated"),
+    "captions cut": (cut("captions.arrow", 0.5), "captions.arrow is missing or truncated"),
+    "captions too few": (fewer_captions, "captions.arrow has 5 rows, the manifest says 8"),
+    "captions of another kind": (other_columns, "captions.arrow is missing or truncated"),
     "fisher garbage": (
         write("fisher.safetensors", "garbage, and more of it"),
         "fisher.safetensors is missing or damaged",
     ),
     "fisher cut": (cut("fisher.safetensors", 0.5), "fisher.safetensors is missing or damaged"),
     "fisher deleted": (delete("fisher.safetensors"), "fisher.safetensors is missing or damaged"),
-    "a thumbnail deleted": (delete("thumbnails/00000003.png"), "thumbnails has 7 pictures, the manifest says 8"),
+    "thumbnails deleted": (delete("thumbnails.bin"), "thumbnails.bin is missing or empty; run the same index command"),
+    "thumbnails' places deleted": (delete("thumbnails.npy"), "thumbnails.npy is missing or truncated"),
+    "thumbnails cut": (cut("thumbnails.bin", 0.5), "bytes where"),
+    "thumbnails too few": (fewer_thumbnails, "thumbnails.npy has shape (7,), the manifest says (8,)"),
 }
 
 

@@ -215,7 +215,9 @@ def test_an_index_that_is_whole_is_told_so(full_folder, capsys):
     assert {name for name, step in steps.items() if step.stored is None} == {"features/clip-abc", "features/dino-abc"}
 
 
-@pytest.mark.parametrize("name", ["latents.npy", "base_losses.npy", "fisher.safetensors", "captions.parquet"])
+@pytest.mark.parametrize(
+    "name", ["latents.npy", "base_losses.npy", "fisher.safetensors", "captions.arrow", "thumbnails.bin"]
+)
 @pytest.mark.parametrize("place", [0.3, 0.999])
 def test_a_flipped_byte_is_named(full_folder, tmp_path, capsys, name, place):
     folder = shutil.copytree(full_folder, tmp_path / "index")
@@ -232,7 +234,7 @@ def test_a_flipped_byte_is_named(full_folder, tmp_path, capsys, name, place):
 
 def test_every_damaged_part_is_named(full_folder, tmp_path, capsys):
     folder = shutil.copytree(full_folder, tmp_path / "index")
-    for name in ("thumbnails/00000003.png", "gradients/loss.npy"):
+    for name in ("thumbnails.npy", "gradients/loss.npy"):
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     (folder / "features/dino.npy").write_bytes((folder / "features/dino.npy").read_bytes()[:-7])
@@ -240,15 +242,15 @@ def test_every_damaged_part_is_named(full_folder, tmp_path, capsys):
     status, _, err = verified(folder, capsys)
     assert status == 2
     for told in (
-        "thumbnails/00000003.png changed after it was written",
+        "thumbnails.npy between bytes 0 and 191 changed after it was written",
         "gradients/loss.npy between bytes 0 and",
         "features/dino.npy has 633 bytes, 640 were written",
         "ekfac is missing",
     ):
         assert told in err
     assert "fisher" not in err
-    (folder / "thumbnails/00000003.png").unlink()
-    assert "thumbnails/ holds 7 files, 8 were written" in verified(folder, capsys)[2]
+    (folder / "thumbnails.npy").unlink()
+    assert "of thumbnails only thumbnails.bin is there, 2 files were written" in verified(folder, capsys)[2]
 
 
 def test_a_manifest_that_names_other_settings_is_damaged(index_folder, tmp_path, capsys):

@@ -155,5 +155,5 @@ def test_a_built_index_of_several_captions_is_gone_on_with(captioned, model32, t
     steps.close()
     whole = build_all(tmp_path / "whole", model32, settings)
     build_all(tmp_path / "index", model32, settings)
-    for name in ("captions.parquet", "base_losses.npy", "fisher.safetensors"):
+    for name in ("captions.arrow", "base_losses.npy", "fisher.safetensors"):
         assert (tmp_path / "index" / name).read_bytes() == (whole / name).read_bytes()

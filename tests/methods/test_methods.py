@@ -288,6 +288,14 @@ def test_the_best_view_is_the_one_with_the_higher_score():
     assert found.flip.tolist() == [True, False]
 
 
+@pytest.mark.parametrize("count", [1, 3, 7, 50, 99, 100, 200])
+@pytest.mark.parametrize("kinds", [1, 4, 1000])
+def test_the_first_are_those_of_the_whole_order_whatever_the_ties(count, kinds):
+    values = np.random.default_rng(0).integers(0, kinds, (100, 1)) / 7
+    found = Scores.exact(values)
+    assert found.first(count).tolist() == found.best_first(range(100))[:count].tolist()
+
+
 # What an index holds
 
 

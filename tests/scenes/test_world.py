@@ -93,7 +93,7 @@ def test_a_training_picture_of_the_world_is_the_scene(embedded):
     _, index = embedded
     scene = draw_scene(make_scenes("train", 10)[9])
     assert index.picture(9).tobytes() == scene.tobytes()
-    assert index.thumbnail(9).is_file()
+    assert index.pictures.small(9).tobytes() == scene.tobytes()
 
 
 def test_the_worlds_own_folder_is_the_world(embedded, index_folder):
