@@ -1,6 +1,7 @@
 """`python -m attribution index`."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import tyro
@@ -16,6 +17,7 @@ from attribution.index.build import build
 from attribution.index.rows import listed
 from attribution.index.verify import verify as check
 from attribution.index.work import BuildSettings, ExtendSettings
+from attribution.methods.presets import PRESETS, Preset, filled
 from attribution.unlearning.fisher import FisherSettings
 from attribution.unlearning.projection import GradientSettings
 
@@ -48,12 +50,14 @@ def verify(folder: tyro.conf.Positional[Path]) -> None:
 @flags(
     {
         FisherSettings: Names("fisher_"),
+        ModelFiles: Names(hidden=("lora_apart",)),
         GradientSettings: Names("projection_"),
     }
 )
 def index(
     out: Path,
     resolution: int | None = None,
+    preset: Preset | None = None,
     *,
     model_files: ModelFiles,
     settings: BuildSettings,
@@ -66,12 +70,15 @@ def index(
     Args:
         out: the index folder.
         resolution: px; the model's own by default, and another value is refused.
+        preset: the settings of an experiment of the paper, for what is left at its default.
         model_files: the model that it is of.
         settings: what it is made from.
         additions: what is added to it.
     """
     check_folder("--out", out)
-    model = open_model(model_files)
+    if preset is not None:
+        settings = filled(settings, PRESETS[preset].build)
+    model = open_model(replace(model_files, lora_apart=settings.fisher.weights == "lora"))
     if resolution not in (None, model.resolution):
         raise InputError(
             f"--resolution {resolution} is not possible; {model.source} was made for {model.resolution} px, which is"

@@ -18,7 +18,7 @@ class FisherSettings:
     """What the Fisher information is estimated from.
 
     Attributes:
-        weights: the subset of the U-Net's weights that unlearning will change.
+        weights: the subset of the U-Net's weights that unlearning will change; "lora" is an adapter's own.
         samples: gradients in all, each of one training image at one noise; see `Samples`.
         timesteps: of the noise bank that the samples take in turn.
         seed: of that bank and of the order of the samples.

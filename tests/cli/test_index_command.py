@@ -1,7 +1,11 @@
 """`index` and `scenes`: folders that are built."""
 
+import json
+import shutil
+
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import save_file
 
 from attribution.cli import main
@@ -125,3 +129,20 @@ def test_a_lora_of_another_base_is_refused_before_anything_is_written(refused, t
     )
     assert "was made for another model" in told
     assert not (tmp_path / "i").exists()
+
+
+def test_a_model_that_cannot_be_had_or_used_is_refused_before_anything_is_written(
+    refused, tiny_folder, pictures, tmp_path
+):
+    flow = shutil.copytree(tiny_folder, tmp_path / "flow")
+    FlowMatchEulerDiscreteScheduler().save_pretrained(flow / "scheduler")
+    told = json.loads((flow / "model_index.json").read_text())
+    told["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    (flow / "model_index.json").write_text(json.dumps(told))
+    for name, why in (
+        ("someone/not-there", "no Stable Diffusion pipeline could be loaded from 'someone/not-there'"),
+        (str(flow), "has the scheduler FlowMatchEulerDiscreteScheduler, whose noise is not that of"),
+    ):
+        asked = ("--pretrained_model_name_or_path", name, "--train_data_dir", str(pictures))
+        assert why in refused("index", *asked, "--out", str(tmp_path / "index"), index=None)
+    assert not (tmp_path / "index").exists()
