@@ -32,7 +32,7 @@ ROOMS = (
         "index.manifest",
         "index.pictures",
     ),
-    *("index.stored", "index.work"),
+    *("index.stored", "index.work", "index.imported"),
     *("index.steps", "index.build", "index.verify", "index.index"),
     *("query.query", "query.regions", "query.evidence", "query.encoded"),
     *("query.labels", "query.grounding", "query.detect"),

@@ -20,16 +20,56 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from attribution.diffusion.pictures import to_pixels
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.tensors import read_tensors
 from attribution.diffusion.weights import WeightSubset, parameters
 from attribution.errors import InputError, reason
+from attribution.index.manifest import ImportRecord
+from attribution.index.work import ExtendSettings, Source, Work
 
 ALIKE = 0.5  # the least cosine of a picture's latents with those of its file
 APART = 2.0  # times, at most, that they are as large
 
 
-def sha256_of_file(path: Path) -> str:
+def fisher_record(source: Source) -> ImportRecord | None:
+    """The file that the Fisher information is read from, checked; None where it is computed."""
+    if (path := source.settings.fisher_file) is None:
+        return None
+    read_fisher(path, source.model, source.settings.fisher.weights)
+    return ImportRecord(_sha256_of_file(path))
+
+
+def fisher_of_file(source: Source, record: ImportRecord) -> Work:
+    """The Fisher information of a file, in one block."""
+    path, model, subset = source.settings.fisher_file, source.model, source.settings.fisher.weights
+    assert path is not None
+    return Work(1, 1, lambda _rows: read_fisher(path, model, subset), made=record, total=lambda held: held)
+
+
+def latents_record(source: Source, _more: ExtendSettings) -> ImportRecord | None:
+    """The file that the latents are read from, checked; None where they are made."""
+    if (path := source.settings.latents_file) is None:
+        return None
+    pixels = to_pixels([source.training.square(0, source.model.resolution)])
+    held = open_latents(path, len(source.training), source.views, source.model.latent_shape)
+    check_latents(path, held, source.model.encode_images(pixels)[0])
+    return ImportRecord(_sha256_of_file(path))
+
+
+def latents_of_file(source: Source, record: ImportRecord) -> Work:
+    """The latents of a file, block by block."""
+    path, count = source.settings.latents_file, len(source.training)
+    assert path is not None
+    held = open_latents(path, count, source.views, source.model.latent_shape)
+
+    def block(rows: range) -> NDArray[np.floating]:
+        return np.asarray(held[rows.start : rows.stop], np.float16)
+
+    return Work(count, source.settings.batch, block, made=record, shape=held.shape)
+
+
+def _sha256_of_file(path: Path) -> str:
     """The hash of a file's bytes.
 
     Raises:

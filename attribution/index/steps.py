@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from attribution.diffusion.weights import checkpoint
 from attribution.errors import InputError
 from attribution.index.checksums import sha256_of
 from attribution.index.features import FEATURES, open_feature
-from attribution.index.imported import check_latents, open_latents, read_fisher, sha256_of_file
+from attribution.index.imported import fisher_of_file, fisher_record, latents_of_file, latents_record
 from attribution.index.manifest import FeatureRecord, FisherRecord, GradientRecord, ImportRecord
 from attribution.index.pictures import THUMBNAIL_SIDE
 from attribution.index.places import located, portable
@@ -73,31 +72,18 @@ def _thumbnails(source: Source, _record: None) -> Work:
     return Work(len(source.training), source.settings.batch, thumbnails)
 
 
-def _latents_record(source: Source, _more: ExtendSettings) -> ImportRecord | None:
-    if (path := source.settings.latents_file) is None:
-        return None
-    pixels = to_pixels([source.training.square(0, source.model.resolution)])
-    check_latents(path, _held_latents(source, path), source.model.encode_images(pixels)[0])
-    return ImportRecord(sha256_of_file(path))
-
-
-def _held_latents(source: Source, path: Path) -> NDArray[np.floating]:
-    return open_latents(path, len(source.training), source.views, source.model.latent_shape)
-
-
 def _latents(source: Source, record: ImportRecord | None) -> Work:
+    if record is not None:
+        return latents_of_file(source, record)
     model, training = source.model, source.training
-    held = None if (path := source.settings.latents_file) is None else _held_latents(source, path)
 
     def latents(rows: range) -> NDArray[np.floating]:
-        if held is not None:
-            return np.asarray(held[rows.start : rows.stop], np.float16)
         pixels = to_pixels([training.square(row, model.resolution) for row in rows])
         sides = (pixels, pixels.flip(-1))[: source.views]
         return as_array(torch.stack([model.encode_images(side) for side in sides], 1), np.float16)
 
     shape = (len(training), source.views, *model.latent_shape)
-    return Work(len(training), source.settings.batch, latents, made=record, shape=shape)
+    return Work(len(training), source.settings.batch, latents, shape=shape)
 
 
 def _base_losses(source: Source, _record: None) -> Work:
@@ -115,10 +101,7 @@ def _base_losses(source: Source, _record: None) -> Work:
 
 
 def _fisher_record(source: Source, more: ExtendSettings) -> FisherRecord | ImportRecord:
-    if (path := source.settings.fisher_file) is None:
-        return _of_index(source, more)
-    read_fisher(path, source.model, source.settings.fisher.weights)  # refuses before any work
-    return ImportRecord(sha256_of_file(path))
+    return fisher_record(source) or _of_index(source, more)
 
 
 def _of_index(source: Source, _more: ExtendSettings) -> FisherRecord:
@@ -153,9 +136,7 @@ def _summed(
 
 def _fisher(source: Source, record: FisherRecord | ImportRecord) -> Work:
     if isinstance(record, ImportRecord):
-        path, subset = source.settings.fisher_file, source.settings.fisher.weights
-        assert path is not None
-        return Work(1, 1, lambda _rows: read_fisher(path, source.model, subset), made=record, total=lambda held: held)
+        return fisher_of_file(source, record)
 
     def squares(*batch: Any) -> Sums:
         return add_squares({}, per_image_gradients(source.model, record.weights, *batch))
@@ -283,7 +264,7 @@ def _scale(first: Tensor) -> float:
 STEPS: dict[str, Step] = {
     "captions": Step(_nothing, _captions),
     "thumbnails": Step(_nothing, _thumbnails),
-    "latents": Step(_latents_record, _latents),
+    "latents": Step(latents_record, _latents),
     "base_losses": Step(_nothing, _base_losses),
     "fisher": Step(_fisher_record, _fisher),
     "fisher-all": Step(_of_all, _fisher),

@@ -146,3 +146,21 @@ def test_a_model_that_cannot_be_had_or_used_is_refused_before_anything_is_writte
         asked = ("--pretrained_model_name_or_path", name, "--train_data_dir", str(pictures))
         assert why in refused("index", *asked, "--out", str(tmp_path / "index"), index=None)
     assert not (tmp_path / "index").exists()
+
+
+def test_a_learned_word_is_part_of_an_index_and_of_its_model(capsys, tiny_folder, pictures, tmp_path):
+    save_file({"<cat>": torch.ones(2, 16)}, tmp_path / "cat.safetensors")
+    asked = [
+        *("index", "--out", str(tmp_path / "index"), "--pretrained_model_name_or_path", str(tiny_folder)),
+        *("--train_data_dir", str(pictures), "--timesteps", "1", "--fisher_samples", "2"),
+        *("--textual_inversion", str(tmp_path / "cat.safetensors")),
+    ]
+    assert main(asked) == 0
+    model, index = open_index(tmp_path / "index")
+    assert index.manifest.model.source.textual_inversion == ("../cat.safetensors",)
+    assert not index.manifest.model.source.lora_apart
+    assert model.tokens.count("<cat>").count == 4  # two vectors between the markers
+    picture = tmp_path / "cat.png"
+    asked = ["generate", "--index", str(tmp_path / "index"), "--prompt", "a <cat>", "--seed", "1"]
+    assert main([*asked, "--out", str(picture)]) == 0
+    assert picture.is_file()

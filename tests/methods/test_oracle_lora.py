@@ -181,3 +181,22 @@ def test_the_command_builds_such_an_index_which_opens_with_its_adapter(files, ti
     model, index = open_index(tmp_path / "index")
     assert model.files.lora_apart
     assert index.fisher.keys() == parameters(model, "lora").keys()
+
+
+def test_an_adapter_of_linear_layers_has_ek_fac_too(factors, files, tiny_settings, query, tmp_path):
+    linear = [name for name in LAYERS if "attn" in name]
+    tensors = {
+        f"unet.{name}.lora_{side}.weight": value
+        for name in linear
+        for side, value in zip("AB", factors[name], strict=True)
+    }
+    save_file(tensors, tmp_path / "linear.safetensors")
+    model = open_model(replace(files, lora_weights=str(tmp_path / "linear.safetensors")), torch.device("cpu"))
+    settings = replace(tiny_settings, fisher=FisherSettings(weights="lora", samples=6, timesteps=3, seed=6))
+    for _ in build(tmp_path / "index", model, settings, ExtendSettings(ekfac=True)):
+        pass
+    step = UnlearnSettings(timesteps=2, noises=1)
+    settings = AttributeSettings(method="unlearning+", top_k=8, exhaustive=True, unlearn=step)
+    *_, answer = attribute(model, Index.open(tmp_path / "index"), query, settings)
+    assert answer.settings.unlearn.weights == "lora"
+    assert len({result.score for result in answer.results}) == 8
