@@ -22,13 +22,34 @@ def draw(seed, timesteps, noises, shape, length, start=0.0, end=1.0):
 
 
 def read(pipe, caption):
-    """A caption to the text encoder's hidden states, (1, L, D)."""
+    """A caption to the text encoder's hidden states, (1, L, D), or to all that SDXL's U-Net reads."""
+    if hasattr(pipe, "text_encoder_2"):
+        return read_twice(pipe, caption)
     limit = pipe.tokenizer.model_max_length
     ids = pipe.tokenizer(
         caption, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
     ).input_ids
     with torch.no_grad():
         return pipe.text_encoder(ids).last_hidden_state
+
+
+def read_twice(pipe, caption):
+    """SDXL: the last states but one of both encoders side by side, the second's vector, and a square's sizes."""
+    states, side = [], pipe.unet.config.sample_size * 4.0
+    for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
+        how = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
+        with torch.no_grad():
+            made = encoder(tokenizer(caption, return_tensors="pt", **how).input_ids, output_hidden_states=True)
+        states.append(made.hidden_states[-2][0])
+    sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=torch.float64)
+    added = {"text_embeds": made.text_embeds, "time_ids": sizes}
+    return {"encoder_hidden_states": torch.cat(states, 1)[None], "added_cond_kwargs": added}
+
+
+def predict(pipe, x_t, t, text):
+    """The U-Net's prediction of one picture (C, h, w)."""
+    read = text if isinstance(text, dict) else {"encoder_hidden_states": text}
+    return pipe.unet(x_t[None], torch.tensor([t], device=x_t.device), **read).sample[0]
 
 
 def see(pipe, image):
@@ -43,9 +64,7 @@ def loss(pipe, x, text, t, eps, mask=None):
     """|| target - model(x_t, t, c) ||^2, averaged over channels, then over cells weighted by the mask."""
     abar = float(pipe.scheduler.alphas_cumprod[t])
     signal, noise = math.sqrt(abar), math.sqrt(1 - abar)
-    made = pipe.unet(
-        (signal * x + noise * eps)[None], torch.tensor([t], device=x.device), encoder_hidden_states=text
-    ).sample[0]
+    made = predict(pipe, signal * x + noise * eps, t, text)
     wanted = eps if pipe.scheduler.config.prediction_type == "epsilon" else signal * eps - noise * x
     square = ((wanted - made) ** 2).sum(0) / len(x)
     return square.mean() if mask is None else (mask * square).sum() / mask.sum()
@@ -66,7 +85,7 @@ def norm(pipe, x, text, t, eps, mask=None):
     """|| model(x_t, t, c) ||^2, averaged like the loss: what D-TRAK differentiates."""
     abar = float(pipe.scheduler.alphas_cumprod[t])
     x_t = math.sqrt(abar) * x + math.sqrt(1 - abar) * eps
-    made = pipe.unet(x_t[None], torch.tensor([t], device=x.device), encoder_hidden_states=text).sample[0]
+    made = predict(pipe, x_t, t, text)
     square = (made**2).sum(0) / len(x)
     return square.mean() if mask is None else (mask * square).sum() / mask.sum()
 

@@ -63,7 +63,7 @@ class Run:
 def _asked(settings: AttributeSettings) -> dict[str, Any]:
     """Settings as an id tells them: what earlier versions did not know is left out where it is not used."""
     told = asdict(settings)
-    for part, name in ((told, "noise_seed"), (told["unlearn"], "rise")):
+    for part, name in ((told, "noise_seed"), (told["unlearn"], "rise"), (told["unlearn"], "images")):
         if part[name] is None:
             del part[name]
     return told

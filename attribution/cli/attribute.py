@@ -16,9 +16,10 @@ from attribution.diffusion.tokens import check_prompt
 from attribution.errors import InputError
 from attribution.evaluate.bench import Cost, costs
 from attribution.index.index import Index
-from attribution.methods import METHODS, check_settings
+from attribution.methods import METHODS, check_settings, fitting
 from attribution.methods import attribute as answer
 from attribution.methods.answer import AttributeSettings, Attribution, Progress
+from attribution.methods.presets import PRESETS, Preset, filled
 from attribution.query.query import Query
 from attribution.query.regions import check_query
 from attribution.unlearning.race import RaceSettings
@@ -30,7 +31,9 @@ Boxes = tuple[tuple[float, float, float, float], ...]
 @flags(
     {
         AttributeSettings: Names(renamed={"seed": "random_seed"}),
-        UnlearnSettings: Names("unlearn_", ("weights", "steps", "step_size", "rise", "damping"), ("curvature",)),
+        UnlearnSettings: Names(
+            "unlearn_", ("weights", "steps", "step_size", "rise", "damping", "images"), ("curvature",)
+        ),
         RaceSettings: Names("race_"),
     }
 )
@@ -43,6 +46,7 @@ def attribute(
     *,
     settings: AttributeSettings,
     index: Path | None = None,
+    preset: Preset | None = None,
     out: Path | None = None,
     report: Path | None = None,
 ) -> None:
@@ -56,11 +60,14 @@ def attribute(
         word: of the prompt, instead of boxes: where the picture attends to it.
         settings: how it is answered; --method list prints the methods, with what each costs here.
         index: an index folder; the embedded one by default.
+        preset: the settings of an experiment of the paper, for what is left at its default.
         out: a JSON file.
         report: a ZIP with the picture, results, thumbnails and an HTML page, which `replay` answers again.
     """
     if settings.method == "list":
         return _list_methods(index)
+    if preset is not None:
+        settings = filled(settings, fitting(PRESETS[preset].answer, settings.method))
     if prompt is None:
         raise InputError("--prompt is missing; describe the picture in a few words")
     check_prompt(prompt)

@@ -1,6 +1,7 @@
 """`python -m attribution index`."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import tyro
@@ -19,6 +20,7 @@ from attribution.index.plan import plan
 from attribution.index.rows import listed
 from attribution.index.verify import verify as check
 from attribution.index.work import BuildSettings, ExtendSettings
+from attribution.methods.presets import PRESETS, Preset, filled
 from attribution.unlearning.fisher import FisherSettings
 from attribution.unlearning.projection import GradientSettings
 
@@ -51,12 +53,14 @@ def verify(folder: tyro.conf.Positional[Path]) -> None:
 @flags(
     {
         FisherSettings: Names("fisher_"),
+        ModelFiles: Names(hidden=("lora_apart",)),
         GradientSettings: Names("projection_"),
     }
 )
 def index(
     out: Path,
     resolution: int | None = None,
+    preset: Preset | None = None,
     dry_run: bool = False,
     *,
     model_files: ModelFiles,
@@ -70,6 +74,7 @@ def index(
     Args:
         out: the index folder.
         resolution: px; the model's own by default, and another value is refused.
+        preset: the settings of an experiment of the paper, for what is left at its default.
         dry_run: build nothing; measure a few batches of every step, and print what it will take.
         model_files: the model that it is of.
         settings: what it is made from.
@@ -77,7 +82,9 @@ def index(
     """
     if not dry_run:
         check_folder("--out", out)
-    model = open_model(model_files)
+    if preset is not None:
+        settings = filled(settings, PRESETS[preset].build)
+    model = open_model(replace(model_files, lora_apart=settings.fisher.weights == "lora"))
     if resolution not in (None, model.resolution):
         raise InputError(
             f"--resolution {resolution} is not possible; {model.source} was made for {model.resolution} px, which is"

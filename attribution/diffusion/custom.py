@@ -57,6 +57,10 @@ def add_token(model: Model, token: str, embedding: Tensor | None = None) -> nn.P
         InputError: the model has the word already, or the embedding is of another length.
     """
     tokenizer, encoder = model.pipe.tokenizer, model.text_encoder
+    if len(model.texts.encoders) > 1:
+        raise InputError(
+            f"{model.source} has two text encoders; new words are accepted for Stable Diffusion 1.x and 2.x"
+        )
     if token in tokenizer.get_vocab():
         raise InputError(f"{model.source} knows the word {token!r} already; name a model that is not customised yet")
     width = encoder.get_input_embeddings().weight.shape[1]

@@ -8,17 +8,26 @@ from torch import nn
 
 from attribution.errors import InputError
 
+XL = "text_time"  # what SDXL's U-Net says of its added conditions
 PREDICTIONS = ("epsilon", "v_prediction")
 CONDITIONS = {  # of a U-Net's configuration: inputs beside the latents, the timestep and the text
-    "addition_embed_type": "SDXL, or another family that reads more than a text",
+    "addition_embed_type": "more than a text, as other families do",
     "class_embed_type": "class labels",
     "num_class_embeds": "class labels",
     "time_cond_proj_dim": "a guidance scale, as latent consistency models do",
     "encoder_hid_dim_type": "another encoder's states",
 }
-FITS = "accepted are text-to-image models of Stable Diffusion 1.x and 2.x"
+FITS = "accepted are text-to-image models of Stable Diffusion 1.x, 2.x and XL"
 
-BESIDE = ("tokenizer", "scheduler", "safety_checker", "feature_extractor", "image_encoder")  # parts that do no harm
+ENCODERS = ("text_encoder", "text_encoder_2")  # of texts; SDXL has both
+BESIDE = (
+    "tokenizer",
+    "tokenizer_2",
+    "scheduler",
+    "safety_checker",
+    "feature_extractor",
+    "image_encoder",
+)  # parts that do no harm
 
 
 def check_family(source: str, config: Mapping[str, Any], parts: tuple[str, ...], libraries: tuple[str, ...]) -> None:
@@ -62,8 +71,15 @@ def check_scheduler(source: str, scheduler: Any) -> None:
         raise InputError(f"{source} predicts {predicted!r}; accepted are 'epsilon' and 'v_prediction' schedulers")
 
 
-def check_unet(source: str, unet: Any, vae: Any, text_encoder: Any) -> None:
+def check_unet(source: str, unet: Any, vae: Any, width: int, encoders: int) -> None:
     """Refuse a U-Net that reads something other than latents of the VAE, a timestep and the text.
+
+    Args:
+        source: the pipeline.
+        unet: its U-Net.
+        vae: its autoencoder.
+        width: of the states that its text encoders make together.
+        encoders: how many text encoders it has; with two, it reads all that SDXL does.
 
     Raises:
         InputError: naming what it reads.
@@ -76,10 +92,14 @@ def check_unet(source: str, unet: Any, vae: Any, text_encoder: Any) -> None:
         )
     if config.out_channels != channels:
         raise InputError(f"the U-Net of {source} predicts {config.out_channels} channels, not {channels}; {FITS}")
+    if encoders > 1 and config.get("addition_embed_type") != XL:
+        raise InputError(f"{source} has two text encoders, and its U-Net does not read both as SDXL does; {FITS}")
+    if vae.config.get("latents_mean") is not None:
+        raise InputError(f"the VAE of {source} shifts its latents by a mean (latents_mean); {FITS}")
     for key, what in CONDITIONS.items():
-        if config.get(key) is not None:
+        if config.get(key) not in ((None, XL) if encoders > 1 else (None,)):
             raise InputError(f"the U-Net of {source} also reads {what} ({key} = {config[key]!r}); {FITS}")
-    width, wanted = int(text_encoder.config.hidden_size), config.cross_attention_dim
+    wanted = config.cross_attention_dim
     if {width} != set(wanted if isinstance(wanted, list | tuple) else [wanted]):
         raise InputError(f"the U-Net of {source} reads texts of width {wanted}, its text encoder makes {width}; {FITS}")
 

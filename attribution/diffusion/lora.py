@@ -1,6 +1,4 @@
-"""LoRA (Hu et al. 2022): low-rank adapters in the formats that people have, merged into a model's weights.
-
-W' = W + scale (alpha / r) B A, of linear layers and convolutions, in the U-Net and the text encoder. The formats are
+"""LoRA (Hu et al. 2022): low-rank adapters in the formats that people have.
 
 diffusers   pytorch_lora_weights.safetensors or .bin, with the names of several of its versions
 PEFT        a folder with adapter_config.json and adapter_model.safetensors or .bin; or folders unet and text_encoder
@@ -8,18 +6,15 @@ kohya       one file, whose names have underscores and whose layers have an alph
 """
 
 import json
-import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import snapshot_download
-from torch import Tensor, nn
+from torch import Tensor
 
-from attribution.diffusion.pipeline import Model
+from attribution.diffusion.fits import ENCODERS
 from attribution.diffusion.tensors import read_notes, read_tensors
 from attribution.errors import HUB, InputError, WeightsUnavailable, reason
 
@@ -31,8 +26,6 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 ACCEPTED = "accepted are LoRAs in the format of diffusers, PEFT or kohya"
 FACTOR = re.compile(r"(.+?)[._]lora(?:_linear_layer)?[._](A|B|down|up)(?:\.\w+)?\.weight$")
 ALPHA = re.compile(r"(.+?)(?:[._]lora)?\.alpha$")
-PART = re.compile(r"(?:base_model\.model\.)?(?:(unet|text_encoder)\.|lora_(unet|te|te1)_)?")
-PARTS = {"unet": "unet", "text_encoder": "text_encoder", "te": "text_encoder", "te1": "text_encoder"}
 PLAIN = {"use_dora": False, "lora_bias": False, "bias": "none", "modules_to_save": None, "peft_type": "LORA"}
 
 
@@ -57,7 +50,7 @@ class Lora:
 
     Attributes:
         source: its file or folder.
-        part: "unet" or "text_encoder"; None is what each layer's name says.
+        part: "unet" or a text encoder; None is what each layer's name says.
         layers: by the name that they have in the file, which is resolved where it is merged.
         config: PEFT's configuration, by part, as far as there is one; "" is that of any part.
     """
@@ -80,7 +73,7 @@ def read_lora(source: str) -> list[Lora]:
         path = _fetched(source)
     if file := _single_file(path):
         return [_read(file, None, _noted(file))]
-    folders = {None: path, "unet": path / "unet", "text_encoder": path / "text_encoder"}
+    folders = {None: path} | {part: path / part for part in ("unet", *ENCODERS)}
     found = [_read_peft(folder, part) for part, folder in folders.items() if (folder / PEFT_CONFIG).is_file()]
     if not found:
         raise InputError(
@@ -102,7 +95,11 @@ def _fetched(source: str) -> Path:
     """The folder that a hub id's adapter was fetched to."""
     files = [
         *DIFFUSERS,
-        *(f"{folder}{name}" for folder in ("", "unet/", "text_encoder/") for name in (*PEFT, PEFT_CONFIG)),
+        *(
+            f"{folder}{name}"
+            for folder in ("", "unet/", *(f"{each}/" for each in ENCODERS))
+            for name in (*PEFT, PEFT_CONFIG)
+        ),
     ]
     try:
         return Path(snapshot_download(source, allow_patterns=files))
@@ -157,76 +154,3 @@ def _read_name(path: Path, name: str) -> tuple[str, str]:
     if found := ALPHA.fullmatch(name):
         return found[1], "alpha"
     raise InputError(f"the LoRA {path} holds {name}, which is no part of a plain LoRA; {ACCEPTED}")
-
-
-@torch.no_grad()
-def merge_lora(model: Model, lora: Lora, scale: float = 1.0) -> None:
-    """Add an adapter to a model's weights, in place; all of it, or nothing.
-
-    Raises:
-        InputError: it was trained for another model.
-    """
-    for name, weight in list(_resolved(model, lora)):  # refuses before the first is changed
-        up, down = (factor.double().flatten(1) for factor in (lora.layers[name].up, lora.layers[name].down))
-        added = scale * _strength(lora, name, len(down)) * up @ down
-        weight.copy_(weight.double() + added.reshape(weight.shape).to(weight.device))
-
-
-def _resolved(model: Model, lora: Lora) -> Iterator[tuple[str, Tensor]]:
-    """Each layer's name in the file, and the weight of the model that it is of."""
-    tables = {part: _by_names(getattr(model, part)) for part in ("unet", "text_encoder")}
-    for name in lora.layers:
-        part, own = _named(lora, name)
-        layer = tables[part].get(own)
-        if not isinstance(layer, nn.Linear | nn.Conv2d):
-            raise InputError(
-                f"the LoRA {lora.source} was made for another model: {model.source} has no layer {own} in its {part};"
-                " name the model that it was trained on"
-            )
-        _check_shape(lora, name, layer.weight)
-        yield name, layer.weight
-
-
-def _by_names(network: nn.Module) -> dict[str, nn.Module]:
-    """Its layers by name, with points and with underscores, with and without the `text_model` of some versions."""
-    named = {name.removeprefix("text_model."): layer for name, layer in network.named_modules()}
-    named |= {f"text_model.{name}": layer for name, layer in named.items()}
-    return {spelt: layer for name, layer in named.items() for spelt in (name, name.replace(".", "_"))}
-
-
-def _named(lora: Lora, name: str) -> tuple[str, str]:
-    """The part of the pipeline that a layer of the file is in, and its name there, as far as that goes."""
-    start = PART.match(name)
-    told, own = (start[1] or start[2], name[start.end() :]) if start else (None, name)
-    text = own.startswith(("text_model", "encoder."))
-    part = PARTS.get(told or lora.part or "", "text_encoder" if text else "unet")
-    own = own.replace(".processor.", ".")
-    if part == "text_encoder":
-        return part, re.sub(r"\.to_(q|k|v|out)$", r".\1_proj", own)
-    return part, re.sub(r"\.to_out$", ".to_out.0", own)
-
-
-def _check_shape(lora: Lora, name: str, weight: Tensor) -> None:
-    """Refuse the factors of a layer whose product is of another shape than the layer's weight."""
-    up, down = lora.layers[name].up, lora.layers[name].down
-    outputs, inputs = len(up), down[0].numel()
-    if (up[0].numel(), outputs, inputs) != (len(down), len(weight), weight[0].numel()):
-        raise InputError(
-            f"the LoRA {lora.source} was made for another model: its layer {name} is of {outputs} by {inputs} weights,"
-            f" that of {len(weight)} by {weight[0].numel()} here; name the model that it was trained on"
-        )
-
-
-def _strength(lora: Lora, name: str, rank: int) -> float:
-    """Alpha / r, or alpha / sqrt(r) as PEFT's rank-stabilised LoRA has it."""
-    part, own = _named(lora, name)
-    config = lora.config.get(part) or lora.config.get("") or {}
-    alpha = lora.layers[name].alpha
-    if alpha is None:
-        alpha = _by_pattern(config.get("alpha_pattern") or {}, own, config.get("lora_alpha", rank))
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _by_pattern(patterns: dict[str, float], name: str, otherwise: float) -> float:
-    """The value of the first pattern that a layer's name ends with, as PEFT reads them."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), otherwise)

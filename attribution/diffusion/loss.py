@@ -18,7 +18,8 @@ def denoising_loss(model: Model, latents: Tensor, text: Tensor, bank: NoiseBank,
     Args:
         model: gives the prediction and the noise schedule; gradients flow to whatever of it requires them.
         latents: (B, C, h, w), scaled by the VAE's factor.
-        text: (B, L, D) encoder hidden states, or (B, K, L, D) of up to K captions for each image; see `over_captions`.
+        text: (B, L, D), as `Model.encode_text` gives it, or (B, K, L, D) of up to K captions for each image; see
+            `over_captions`.
         bank: S columns of timesteps and noises.
         mask: (h, w) in [0, 1], weights of the squared errors; None is the whole picture.
 

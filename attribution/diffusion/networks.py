@@ -8,7 +8,13 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    DDPMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 
 from attribution.diffusion.fits import check_family, check_keys
 from attribution.diffusion.source import ModelFiles
@@ -17,6 +23,7 @@ from attribution.errors import InputError
 
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 PARTS = ("unet", "vae", "text_encoder")
+XL_ENCODER = "text_encoder_2"  # which SDXL has beside them
 # The paper's MSCOCO model, which Georgiev et al. 2023 trained from nothing on the latents and texts of Stable
 # Diffusion 2 (Wang et al. 2024, B.1): its U-Net, and the schedule, diffusers' default, of 1000 steps.
 MSCOCO_UNET = {
@@ -33,7 +40,7 @@ MSCOCO_UNET = {
 MSCOCO_SCHEDULE = {"num_train_timesteps": 1000, "steps_offset": 1, "clip_sample": False}  # latents are not in [-1, 1]
 
 
-def load_pipeline(files: ModelFiles, dtype: torch.dtype) -> StableDiffusionPipeline:
+def load_pipeline(files: ModelFiles, dtype: torch.dtype) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
     """A pipeline whose networks are loaded one by one, each with all of its weights.
 
     Raises:
@@ -44,14 +51,19 @@ def load_pipeline(files: ModelFiles, dtype: torch.dtype) -> StableDiffusionPipel
     if revision is not None and Path(source).is_dir():
         raise InputError(f"--revision {revision} is of no use for the folder {source}; leave it out, or name a hub id")
     config = DiffusionPipeline.load_config(source, revision=revision)
-    check_family(source, config, PARTS, tuple(LIBRARIES))
+    parts = (*PARTS, XL_ENCODER) if any(config.get(XL_ENCODER) or ()) else PARTS
+    check_family(source, config, parts, tuple(LIBRARIES))
     own: dict[str, Any] = {}
     if files.mscoco_unet is not None:
         own = {"unet": mscoco_unet(files.mscoco_unet, dtype), "scheduler": DDPMScheduler(**MSCOCO_SCHEDULE)}
-    for part in PARTS:
+    for part in parts:
         if part not in own:
             library, kind = config[part]
             own[part] = load_network(getattr(LIBRARIES[library], kind), files, part, dtype)
+    if XL_ENCODER in parts:
+        return StableDiffusionXLPipeline.from_pretrained(
+            source, **own, dtype=dtype, revision=revision, add_watermarker=False
+        )
     return StableDiffusionPipeline.from_pretrained(
         source, **own, dtype=dtype, revision=revision, safety_checker=None, requires_safety_checker=False
     )

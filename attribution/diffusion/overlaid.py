@@ -1,18 +1,20 @@
-"""A model as people hold it: a pipeline with what is laid over it, merged into the weights that are attributed."""
+"""A model as people hold it: a pipeline with what is laid over it, merged into its weights or kept beside them."""
 
 from pathlib import Path
 
 import torch
 
+from attribution.diffusion.adapted import keep_apart, merge_lora
 from attribution.diffusion.custom import customise_with, read_custom
-from attribution.diffusion.lora import merge_lora, read_lora
+from attribution.diffusion.inversion import read_inversion, teach
+from attribution.diffusion.lora import read_lora
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.source import ModelFiles
 from attribution.errors import InputError
 
 
 def open_model(files: ModelFiles, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Model:
-    """Load a pipeline, and merge what is laid over it; its hash is that of the merged weights.
+    """Load a pipeline, and merge what is laid over it; its hash is that of all weights then, those kept apart included.
 
     Raises:
         InputError: a file cannot be used, or was made for another model; or see `Model.load`.
@@ -24,11 +26,14 @@ def open_model(files: ModelFiles, device: torch.device | None = None, dtype: tor
         )
     loras = [] if files.lora_weights is None else read_lora(files.lora_weights)
     custom = None if files.custom_diffusion is None else read_custom(Path(files.custom_diffusion))
+    words = [read_inversion(Path(file)) for file in files.textual_inversion]
     model = Model.load(files, device, dtype)
+    for word in words:
+        teach(model, word)
     if custom is not None:
         customise_with(model, custom)
     for lora in loras:
-        merge_lora(model, lora, files.lora_scale)
-    if loras or custom is not None:
+        (keep_apart if files.lora_apart else merge_lora)(model, lora, files.lora_scale)
+    if loras or words or custom is not None:
         model.try_out()
     return model

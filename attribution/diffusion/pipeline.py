@@ -1,7 +1,7 @@
 """The diffusion model: with networks.py and plain.py, the only files of the application that touch diffusers.
 
-Any `StableDiffusionPipeline` folder or hub id will do (SD 1.x, 2.x, the embedded model); the VAE, the text
-encoder and the U-Net are used as they are, in float32 unless told otherwise.
+Any `StableDiffusionPipeline` or `StableDiffusionXLPipeline` folder or hub id will do (SD 1.x, 2.x, XL, the embedded
+model); the VAE, the text encoders and the U-Net are used as they are, in float32 unless told otherwise.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import Tensor
@@ -23,6 +23,7 @@ from attribution.diffusion.fits import FITS, check_finite, check_scheduler, chec
 from attribution.diffusion.networks import load_pipeline
 from attribution.diffusion.plain import make_plain, reading, refuse_other_readers
 from attribution.diffusion.source import ModelFiles
+from attribution.diffusion.texts import Texts
 from attribution.diffusion.tokens import Tokens, check_prompt
 from attribution.errors import HUB, InputError, WeightsUnavailable, reason
 
@@ -48,7 +49,7 @@ def default_device() -> torch.device:
 class Model:
     """A text-to-image latent diffusion model, frozen save for what `unlearn.unlearned` changes and restores."""
 
-    def __init__(self, pipe: StableDiffusionPipeline, source: str) -> None:
+    def __init__(self, pipe: StableDiffusionPipeline | StableDiffusionXLPipeline, source: str) -> None:
         torch.backends.cudnn.allow_tf32 = False  # ten bits are too few: losses before and after differ by little
         self.source, self.files = source, ModelFiles(source)
         self.changed: list[Changed] = []  # by `weights.unlearned`, the outermost first
@@ -57,12 +58,12 @@ class Model:
         make_plain(source, pipe)
         self.unet: Any = pipe.unet.eval().requires_grad_(False)
         self.vae: Any = pipe.vae.eval().requires_grad_(False)
-        self.text_encoder: Any = pipe.text_encoder.eval().requires_grad_(False)
         check_scheduler(source, pipe.scheduler)
-        check_unet(source, self.unet, self.vae, self.text_encoder)
         self.cells = latent_side(source, self.unet, self.vae, self.scale)
-        longest = int(self.text_encoder.config.max_position_embeddings)
-        self.tokens = Tokens(pipe.tokenizer, min(longest, int(pipe.tokenizer.model_max_length)))
+        self.texts = Texts(pipe, self.resolution)
+        for encoder in self.texts.encoders.values():
+            encoder.eval().requires_grad_(False)
+        check_unet(source, self.unet, self.vae, self.texts.width, len(self.texts.encoders))
         schedule = DDPMScheduler.from_config(pipe.scheduler.config)
         self.alphas_cumprod: Tensor = schedule.alphas_cumprod.double()
         self.prediction_type: str = schedule.config.prediction_type
@@ -100,6 +101,21 @@ class Model:
         return model
 
     @property
+    def text_encoder(self) -> Any:
+        """The text encoder, or the first of SDXL's two."""
+        return self.pipe.text_encoder
+
+    @property
+    def tokens(self) -> Tokens:
+        """The tokenizer of the text encoder."""
+        return self.texts.tokens
+
+    @property
+    def networks(self) -> dict[str, Any]:
+        """All that it is made of, by the pipeline's names."""
+        return {"vae": self.vae, **self.texts.encoders, "unet": self.unet}
+
+    @property
     def device(self) -> torch.device:
         """Where the U-Net is."""
         device: torch.device = next(self.unet.parameters()).device
@@ -131,7 +147,7 @@ class Model:
     def sha256(self) -> str:
         """A hash of all weights, as float32 values on the CPU, in the order of their names."""
         digest = hashlib.sha256()
-        for module in (self.vae, self.text_encoder, self.unet):
+        for module in self.networks.values():
             for name, value in sorted(module.state_dict().items()):
                 digest.update(name.encode())
                 digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
@@ -144,14 +160,9 @@ class Model:
         latents: Tensor = encoded.latent_dist.mode() * self.vae.config.scaling_factor
         return latents
 
-    @torch.no_grad()
     def encode_text(self, prompts: list[str]) -> Tensor:
-        """Prompts to the text encoder's hidden states (B, L, D), truncated and padded to its length."""
-        ids, attended = self.tokens.padded(prompts)
-        masked = getattr(self.text_encoder.config, "use_attention_mask", None)
-        mask = attended.to(self.device) if masked else None
-        hidden: Tensor = self.text_encoder(ids.to(self.device), attention_mask=mask).last_hidden_state
-        return hidden
+        """Prompts as the U-Net reads them (B, L, D), truncated and padded: hidden states; see `texts` for SDXL's."""
+        return self.texts.encode(prompts)
 
     def generate(
         self,
@@ -186,8 +197,7 @@ class Model:
 
         # The text is encoded here, as it is for the index: the pipeline's own tokenizer is not safe to share.
         made = self.pipe(
-            prompt_embeds=self.encode_text([prompt]),
-            negative_prompt_embeds=self.encode_text([""]),
+            **self.texts.embeddings(prompt, bool(self.pipe.config.get("force_zeros_for_empty_prompt"))),
             height=self.resolution,
             width=self.resolution,
             num_inference_steps=settings.steps,
@@ -199,8 +209,8 @@ class Model:
         return picture
 
     def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """The U-Net's prediction (B, C, h, w) for noisy latents, timesteps (B,) and text (B, L, D)."""
-        predicted: Tensor = self.unet(x_t, t, encoder_hidden_states=text).sample
+        """The U-Net's prediction (B, C, h, w) for noisy latents, timesteps (B,) and text (B, L, D) of `encode_text`."""
+        predicted: Tensor = self.unet(x_t, t, **self.texts.conditions(text)).sample
         return predicted
 
     @torch.no_grad()
@@ -211,7 +221,7 @@ class Model:
             InputError: the parts do not fit together, have or give what is not finite, or the text is read by others
                 than the keys and values of cross-attention.
         """
-        check_finite(self.source, {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder})
+        check_finite(self.source, self.networks)
         try:
             latents = self.encode_images(torch.zeros(1, 3, self.resolution, self.resolution))
             t = torch.tensor([self.train_timesteps // 2], device=self.device)

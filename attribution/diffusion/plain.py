@@ -15,9 +15,11 @@ from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
+from attribution.diffusion.fits import ENCODERS
 from attribution.errors import InputError
 
 KEYS_AND_VALUES = r"attn2\.to_[kv]$"  # of cross-attention, by diffusers' names
+BESIDE = ("lora_A", "lora_B")  # layers beside a layer, of an adapter that is kept apart
 FUSED = {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v")}
 CUSTOM = "_custom_diffusion"  # how Custom Diffusion's processors call layers of their own: to_k_custom_diffusion, ...
 
@@ -28,7 +30,7 @@ def make_plain(source: str, pipe: StableDiffusionPipeline) -> None:
     Raises:
         InputError: an adapter is of a kind that cannot be merged.
     """
-    for part in (pipe.unet, pipe.text_encoder):
+    for part in (pipe.unet, *(held for name in ENCODERS if (held := getattr(pipe, name, None)) is not None)):
         _merge_adapters(source, part)
     for layer in [each for each in pipe.unet.modules() if isinstance(each, Attention)]:
         if layer.fused_projections:
@@ -112,6 +114,7 @@ def refuse_other_readers(source: str, unet: nn.Module, readers: set[str]) -> Non
     known = {name for name, layer in unet.named_modules() if re.search(KEYS_AND_VALUES, name)}
     if not known:
         raise InputError(f"the U-Net of {source} has no cross-attention; accepted are models that read a text with it")
+    readers = {name.removesuffix(f".{BESIDE[0]}") for name in readers}
     if other := sorted(readers - known):
         raise InputError(
             f"the text is read by the layer {other[0]} of the U-Net of {source}; accepted are attn2.to_k and attn2.to_v"

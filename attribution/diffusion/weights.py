@@ -14,21 +14,31 @@ from attribution.diffusion.plain import KEYS_AND_VALUES
 from attribution.diffusion.source import ModelFiles
 from attribution.errors import InputError, WeightsUnavailable
 
-WeightSubset = Literal["cross-attn-kv", "cross-attn", "attn", "all"]
+WeightSubset = Literal["cross-attn-kv", "cross-attn", "attn", "all", "lora"]
 
-# Layers of the U-Net by diffusers' names: attn1 is self-, attn2 cross-attention.
+# Layers of the U-Net by diffusers' names: attn1 is self-, attn2 cross-attention; lora_A and lora_B are an adapter's.
 WEIGHT_PATTERNS: dict[WeightSubset, str] = {
     "cross-attn-kv": KEYS_AND_VALUES,
     "cross-attn": r"attn2\.(to_[qkv]|to_out\.0)$",
     "attn": r"attn[12]\.(to_[qkv]|to_out\.0)$",
-    "all": r"",
+    "all": r"^(?!.*\.lora_[AB]$)",
+    "lora": r"\.lora_[AB]$",
 }
 
 
 def layers(model: Model, subset: WeightSubset) -> dict[str, nn.Module]:
-    """The layers of a subset of weights, by name: those with parameters of their own."""
+    """The layers of a subset of weights, by name: those with parameters of their own.
+
+    Raises:
+        InputError: it is an adapter's, and the model has none that is kept apart.
+    """
     pattern = re.compile(WEIGHT_PATTERNS[subset])
     named = {name: layer for name, layer in model.unet.named_modules() if pattern.search(name)}
+    if subset == "lora" and not named:
+        raise InputError(
+            f"the U-Net of {model.source} has no LoRA apart from its weights; build an index with --lora_weights and"
+            " --fisher_weights lora, or choose another subset of weights"
+        )
     return {name: layer for name, layer in named.items() if list(layer.parameters(recurse=False))}
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from attribution.batches import in_parts
 from attribution.diffusion.noise import NoiseBank, NoiseSettings
 from attribution.diffusion.pipeline import Model
+from attribution.diffusion.weights import parameters
 from attribution.errors import InputError
 from attribution.files import PARTIAL, write_whole, writing
 from attribution.index.checksums import checksums_of
@@ -130,8 +131,9 @@ def source_of(out: Path, model: Model, settings: BuildSettings, inspect: bool = 
             f"a build with batch = {settings.batch} and {samples} Fisher samples is not possible; accepted are whole"
             " numbers from 1"
         )
+    parameters(model, settings.fisher.weights)  # refuses before any work, as the next does
     for noise in (settings.noise, NoiseSettings(settings.fisher.timesteps)):
-        NoiseBank.draw(noise, model.latent_shape, model.train_timesteps)  # refuses before any work
+        NoiseBank.draw(noise, model.latent_shape, model.train_timesteps)
     training = open_training_set(settings.data, inspect, tell)
     if not len(training):
         raise InputError("the training data are empty; at least one captioned image is needed")

@@ -118,7 +118,14 @@ class GradientRecord(GradientSettings):
         return [None if source is None else located(source, folder) for source in self.checkpoints]
 
 
-Record = FisherRecord | FeatureRecord | GradientRecord
+@dataclass(frozen=True)
+class ImportRecord:
+    """What was read from a file instead of being computed: the file's hash."""
+
+    sha256: str
+
+
+Record = FisherRecord | FeatureRecord | GradientRecord | ImportRecord
 R = TypeVar("R", FisherRecord, FeatureRecord, GradientRecord)
 
 

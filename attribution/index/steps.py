@@ -27,7 +27,8 @@ from attribution.diffusion.weights import checkpoint
 from attribution.errors import InputError
 from attribution.index.checksums import sha256_of, sha256_of_file
 from attribution.index.features import FEATURES, open_feature
-from attribution.index.manifest import FeatureRecord, FisherRecord, GradientRecord
+from attribution.index.imported import fisher_of_file, fisher_record, latents_of_file, latents_record
+from attribution.index.manifest import FeatureRecord, FisherRecord, GradientRecord, ImportRecord
 from attribution.index.pictures import THUMBNAIL_SIDE
 from attribution.index.places import located, portable
 from attribution.index.stored import Sums, as_array, load_tensors
@@ -71,7 +72,9 @@ def _thumbnails(source: Source, _record: None) -> Work:
     return Work(len(source.training), source.settings.batch, in_one(thumbnails), packed=True)
 
 
-def _latents(source: Source, _record: None) -> Work:
+def _latents(source: Source, record: ImportRecord | None) -> Work:
+    if record is not None:
+        return latents_of_file(source, record)
     model, training = source.model, source.training
 
     def encoded(rows: range) -> NDArray[np.floating]:
@@ -104,6 +107,10 @@ def _base_losses(source: Source, _record: None) -> Work:
 # The Fisher information: sums over samples
 
 
+def _fisher_record(source: Source, more: ExtendSettings) -> FisherRecord | ImportRecord:
+    return fisher_record(source) or _of_index(source, more)
+
+
 def _of_index(source: Source, _more: ExtendSettings) -> FisherRecord:
     return FisherRecord(**asdict(source.settings.fisher))
 
@@ -134,7 +141,10 @@ def _summed(
     return Work(record.samples, batch, in_one(block), lambda sample: drawn[sample][0], record, total=total)
 
 
-def _fisher(source: Source, record: FisherRecord) -> Work:
+def _fisher(source: Source, record: FisherRecord | ImportRecord) -> Work:
+    if isinstance(record, ImportRecord):
+        return fisher_of_file(source, record)
+
     def squares(*batch: Any) -> Sums:
         return add_squares({}, per_image_gradients(source.model, record.weights, *batch))
 
@@ -273,9 +283,9 @@ def _scale(first: Tensor) -> float:
 STEPS: dict[str, Step] = {
     "captions": Step(_nothing, _captions),
     "thumbnails": Step(_nothing, _thumbnails),
-    "latents": Step(_nothing, _latents),
+    "latents": Step(latents_record, _latents),
     "base_losses": Step(_nothing, _base_losses),
-    "fisher": Step(_of_index, _fisher),
+    "fisher": Step(_fisher_record, _fisher),
     "fisher-all": Step(_of_all, _fisher),
     "ekfac-factors": Step(_of_index, _factors),
     "ekfac": Step(_of_index, _ekfac, scaffold="ekfac-factors"),

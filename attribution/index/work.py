@@ -31,12 +31,16 @@ class BuildSettings:
         noise: the noises that each training loss is measured with.
         fisher: the samples of the Fisher information.
         batch: predictions in one call of the U-Net; it changes nothing but the time and memory that a build takes.
+        fisher_file: the Fisher information's diagonal, such as a published fisher_info.pt, read instead of computed.
+        latents_file: the latents of the training set, read instead of made; see `index.imported` for both formats.
     """
 
     data: DataSettings = field(default_factory=DataSettings)
     noise: NoiseSettings = field(default_factory=NoiseSettings)
     fisher: FisherSettings = field(default_factory=FisherSettings)
     batch: int = 64
+    fisher_file: Path | None = None
+    latents_file: Path | None = None
 
 
 @dataclass(frozen=True)

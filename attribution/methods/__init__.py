@@ -40,6 +40,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "unlearn_timesteps": ("unlearn", "timesteps"),
     "unlearn_noises": ("unlearn", "noises"),
     "unlearn_seed": ("unlearn", "seed"),
+    "images": ("unlearn", "images"),
     "random_seed": ("seed",),
     "noise_seed": ("noise_seed",),
 }
@@ -75,7 +76,7 @@ def _feature_method(name: str) -> Method:
 
 
 SCORED = ("latents", "base_losses")
-NEWTON = ("step_size", "damping", "unlearn_timesteps", "unlearn_noises", "unlearn_seed", "noise_seed")
+NEWTON = ("step_size", "damping", "images", "unlearn_timesteps", "unlearn_noises", "unlearn_seed", "noise_seed")
 UNLEARNS = ("exhaustive", "score", "race", "weights", "steps", "rise", *NEWTON)
 METHODS: dict[str, Method] = {
     "unlearning": Method(
@@ -101,7 +102,7 @@ METHODS: dict[str, Method] = {
         "ablation of Wang et al. 2024",
         "none",
         reads=SCORED,
-        uses=tuple(name for name in UNLEARNS if name != "damping"),
+        uses=tuple(name for name in UNLEARNS if name not in ("damping", "images")),
     ),
     "influence": Method(
         influence,

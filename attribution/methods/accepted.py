@@ -29,6 +29,7 @@ def check_values(settings: AttributeSettings, images: int, timesteps: int) -> No
         (1 <= unlearn.steps <= MAX_STEPS, f"{unlearn.steps} steps are", f"1 to {MAX_STEPS}"),
         (0 < unlearn.alpha < math.inf, f"a step size of {unlearn.alpha:g} is", "numbers above 0"),
         (unlearn.rise is None or 0 < unlearn.rise < math.inf, f"a rise of {unlearn.rise} is", "shares above 0"),
+        (unlearn.images is None or unlearn.images >= 1, f"images = {unlearn.images} is", "whole numbers from 1"),
         (0 <= unlearn.damping < math.inf, f"a damping of {unlearn.damping:g} is", "numbers from 0"),
         (1 <= unlearn.timesteps <= timesteps, f"unlearn_timesteps = {unlearn.timesteps} is", f"1 to {timesteps}"),
         (unlearn.noises >= 1, f"unlearn_noises = {unlearn.noises} is", "whole numbers from 1"),

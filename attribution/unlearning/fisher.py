@@ -20,7 +20,7 @@ class FisherSettings:
     """What the Fisher information is estimated from.
 
     Attributes:
-        weights: the subset of the U-Net's weights that unlearning will change.
+        weights: the subset of the U-Net's weights that unlearning will change; "lora" is an adapter's own.
         samples: gradients in all, each of one training image at one noise; see `Samples`. By default an index that is
             there has its own, and a new one four of each image, at least 1,024 and at most 65,536.
         timesteps: of the noise bank that the samples take in turn.

@@ -36,6 +36,7 @@ class UnlearnSettings:
         noises: per timestep of that bank.
         seed: of that bank.
         batch: predictions in one call of the U-Net.
+        images: N of Eq. 5, where the model was trained on more images than the index holds; None is the index's.
     """
 
     weights: WeightSubset | None = None
@@ -48,6 +49,7 @@ class UnlearnSettings:
     noises: int = 2
     seed: int = 1
     batch: int = 32
+    images: int | None = None
 
     @property
     def alpha(self) -> float:
@@ -133,12 +135,14 @@ def newton_step(
         gradient: of the query's loss, by parameter name.
         information: the Fisher information of the same parameters; None for gradient ascent, alpha grad.
         settings: step size and damping.
-        images: N, the number of training images.
+        images: N, the number of training images, unless the settings name it.
     """
     if information is None:
         return {name: settings.alpha * grad for name, grad in gradient.items()}
     return {
-        name: settings.alpha / images * precondition(grad, information[name], settings.damping)  # Eq. 5
+        name: settings.alpha
+        / (settings.images or images)
+        * precondition(grad, information[name], settings.damping)  # Eq. 5
         for name, grad in gradient.items()
     }
 

@@ -1,7 +1,11 @@
 """`index` and `scenes`: folders that are built."""
 
+import json
+import shutil
+
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import save_file
 
 from attribution.cli import main
@@ -168,3 +172,38 @@ def test_an_index_of_a_newer_format_is_refused(refused, tiny_folder, pictures, t
     told = refused("index", *asked, "--out", str(tmp_path), *dry, index=None)
     assert "has format version 3, this program reads 2; update this program, or build it anew" in told
     assert (tmp_path / "manifest.json").read_text() == '{"format_version": 3, "more": []}'
+
+
+def test_a_model_that_cannot_be_had_or_used_is_refused_before_anything_is_written(
+    refused, tiny_folder, pictures, tmp_path
+):
+    flow = shutil.copytree(tiny_folder, tmp_path / "flow")
+    FlowMatchEulerDiscreteScheduler().save_pretrained(flow / "scheduler")
+    told = json.loads((flow / "model_index.json").read_text())
+    told["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    (flow / "model_index.json").write_text(json.dumps(told))
+    for name, why in (
+        ("someone/not-there", "no Stable Diffusion pipeline could be loaded from 'someone/not-there'"),
+        (str(flow), "has the scheduler FlowMatchEulerDiscreteScheduler, whose noise is not that of"),
+    ):
+        asked = ("--pretrained_model_name_or_path", name, "--train_data_dir", str(pictures))
+        assert why in refused("index", *asked, "--out", str(tmp_path / "index"), index=None)
+    assert not (tmp_path / "index").exists()
+
+
+def test_a_learned_word_is_part_of_an_index_and_of_its_model(capsys, tiny_folder, pictures, tmp_path):
+    save_file({"<cat>": torch.ones(2, 16)}, tmp_path / "cat.safetensors")
+    asked = [
+        *("index", "--out", str(tmp_path / "index"), "--pretrained_model_name_or_path", str(tiny_folder)),
+        *("--train_data_dir", str(pictures), "--timesteps", "1", "--fisher_samples", "2"),
+        *("--textual_inversion", str(tmp_path / "cat.safetensors")),
+    ]
+    assert main(asked) == 0
+    model, index = open_index(tmp_path / "index")
+    assert index.manifest.model.source.textual_inversion == ("../cat.safetensors",)
+    assert not index.manifest.model.source.lora_apart
+    assert model.tokens.count("<cat>").count == 4  # two vectors between the markers
+    picture = tmp_path / "cat.png"
+    asked = ["generate", "--index", str(tmp_path / "index"), "--prompt", "a <cat>", "--seed", "1"]
+    assert main([*asked, "--out", str(picture)]) == 0
+    assert picture.is_file()

@@ -9,6 +9,7 @@ import torch
 from conftest import SIDE
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from sdxl import save_tiny_xl
 from torch.testing import assert_close
 
 from attribution.diffusion.overlaid import open_model
@@ -56,7 +57,7 @@ def test_an_inpainting_model_is_refused(folder):
     configure(folder, "unet/config.json", in_channels=9)
     wider = {"conv_in.weight": torch.zeros(16, 9, 3, 3)}
     rewrite(folder, UNET, lambda state: state | wider)
-    refuse(folder, "reads 9 channels (inpainting), its VAE makes 4", "Stable Diffusion 1.x and 2.x")
+    refuse(folder, "reads 9 channels (inpainting), its VAE makes 4", "Stable Diffusion 1.x, 2.x and XL")
 
 
 def conditioned(folder, weights, **config):
@@ -72,7 +73,7 @@ def embedding(name, width, wide=64):
 def test_a_model_with_further_inputs_is_refused_by_their_names(folder, tmp_path):
     for name, weights, config in (
         (
-            "SDXL",
+            "more than a text",
             embedding("add_embedding", 64),
             {
                 "addition_embed_type": "text_time",
@@ -97,11 +98,7 @@ def test_a_pipeline_without_a_u_net_is_refused_by_its_name(folder):
 @pytest.mark.parametrize(
     ("name", "parts", "told"),
     [
-        (
-            "StableDiffusionXLPipeline",
-            {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]},
-            "text_encoder_2",
-        ),
+        ("StableDiffusionUpscalePipeline", {"low_res_scheduler": ["diffusers", "DDPMScheduler"]}, "low_res_scheduler"),
         ("StableDiffusionControlNetPipeline", {"controlnet": ["diffusers", "ControlNetModel"]}, "controlnet"),
         ("MyPipeline", {"unet": ["my_unet", "MyUNet"]}, "the code of its unet, which is never run"),
     ],
@@ -109,7 +106,7 @@ def test_a_pipeline_without_a_u_net_is_refused_by_its_name(folder):
 def test_another_family_is_refused_by_its_name_before_its_networks_are_loaded(folder, monkeypatch, name, parts, told):
     configure(folder, "model_index.json", _class_name=name, **parts)
     monkeypatch.setattr("attribution.diffusion.networks.load_network", lambda *_: pytest.fail("loaded"))
-    refuse(folder, f"is a {name} and ", told, "Stable Diffusion 1.x and 2.x")
+    refuse(folder, f"is a {name} and ", told, "Stable Diffusion 1.x, 2.x and XL")
 
 
 @pytest.mark.parametrize(
@@ -145,6 +142,36 @@ def test_other_schedulers_of_diffusion_have_the_same_noise(folder, model32, name
     model = load(folder)
     assert (model.alphas_cumprod == model32.alphas_cumprod).all()
     assert model.prediction_type == "v_prediction"
+
+
+# SDXL
+
+
+@pytest.fixture
+def xl_folder(tmp_path):
+    return save_tiny_xl(tmp_path / "xl")
+
+
+def test_an_xl_of_other_parts_is_refused(xl_folder, tmp_path):
+    config = UNet2DConditionModel.load_config(xl_folder, subfolder="unet") | {"addition_embed_type": None}
+    plain = shutil.copytree(xl_folder, tmp_path / "plain")
+    UNet2DConditionModel.from_config(config).save_pretrained(plain / "unet")
+    refuse(plain, "two text encoders, and its U-Net does not read both as SDXL does")
+    refiner = shutil.copytree(xl_folder, tmp_path / "refiner")
+    configure(refiner, "model_index.json", text_encoder=[None, None], tokenizer=[None, None])
+    refuse(refiner, "is a StableDiffusionXLPipeline and has no text_encoder")
+    shifted = shutil.copytree(xl_folder, tmp_path / "shifted")
+    configure(shifted, "vae/config.json", latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
+    refuse(shifted, "shifts its latents by a mean (latents_mean)")
+
+
+def test_every_weight_of_an_xl_counts(xl_folder):
+    before, name = load(xl_folder).sha256, "text_projection.weight"
+    rewrite(xl_folder, "text_encoder_2/model.safetensors", lambda state: state | {name: state[name] + 1})
+    assert load(xl_folder).sha256 != before
+    bad = {name: torch.full((40, 20), float("nan"))}
+    rewrite(xl_folder, "text_encoder_2/model.safetensors", lambda state: state | bad)
+    refuse(xl_folder, "1 weights of", f"the first is text_encoder_2 {name}")
 
 
 # Sizes

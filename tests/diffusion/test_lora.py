@@ -1,14 +1,18 @@
 """LoRA in the formats that people have: merged, it is W + alpha / r B A, whoever wrote the file."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.loaders.lora_conversion_utils import _maybe_map_sgm_blocks_to_diffusers
 from safetensors.torch import save_file
+from sdxl import save_tiny_xl
 from torch.testing import assert_close
 
-from attribution.diffusion.lora import merge_lora, read_lora
+from attribution.diffusion.adapted import _by_diffusers, merge_lora
+from attribution.diffusion.lora import read_lora
 from attribution.diffusion.overlaid import open_model
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.source import ModelFiles
@@ -166,6 +170,38 @@ def test_a_lora_of_the_hub_is_fetched(tiny_folder, factors, tmp_path, monkeypatc
     assert {"pytorch_lora_weights.safetensors", "adapter_config.json", "unet/adapter_model.safetensors"} < set(files)
 
 
+def test_a_lora_of_xl_is_merged_into_its_second_text_encoder(tmp_path):
+    xl = save_tiny_xl(tmp_path / "xl")
+    plain, layer = Model.load(xl, torch.device("cpu")), f"text_model.{QUERY}"
+    for name, sides in ((f"text_encoder_2.{layer}", "AB"), (f"lora_te2_{layer.replace('.', '_')}", ("down", "up"))):
+        factors = zip(sides, (torch.full((1, 20), 2.0), torch.full((20, 1), 3.0)), strict=True)
+        lora = {f"{name}.lora_{side}.weight": value for side, value in factors}
+        model = opened(xl, written(tmp_path / name, lora))
+        first = [each.text_encoder.get_submodule(QUERY).weight for each in (plain, model)]
+        second = [each.networks["text_encoder_2"].get_submodule(layer).weight for each in (plain, model)]
+        assert_close(second[1], second[0] + 6, rtol=1e-5, atol=1e-5)
+        assert torch.equal(*first)
+
+
+def test_names_of_xls_authors_are_those_of_diffusers():
+    block = "transformer_blocks_1_attn2_to_k"
+    for theirs, diffusers in (
+        (f"input_blocks_4_1_{block}", f"down_blocks_1_attentions_0_{block}"),
+        (f"input_blocks_8_1_{block}", f"down_blocks_2_attentions_1_{block}"),
+        (f"middle_block_1_{block}", f"mid_block_attentions_0_{block}"),
+        ("input_blocks_5_1_proj_in", "down_blocks_1_attentions_1_proj_in"),
+        (f"output_blocks_0_1_{block}", f"up_blocks_0_attentions_0_{block}"),
+        (f"output_blocks_5_1_{block}", f"up_blocks_1_attentions_2_{block}"),
+    ):
+        file = {f"lora_unet_{theirs}.lora_down.weight": torch.zeros(1)}
+        [mapped] = _maybe_map_sgm_blocks_to_diffusers(file, SimpleNamespace(layers_per_block=2))
+        for before, after in (("input_blocks", "down_blocks"), ("middle_b", "mid_b"), ("output_blocks", "up_blocks")):
+            mapped = mapped.replace(before, after)
+        assert mapped == f"lora_unet_{diffusers}.lora_down.weight"
+        assert _by_diffusers(theirs) == diffusers
+    assert _by_diffusers("input_blocks_4_0_in_layers_2") == "input_blocks_4_0_in_layers_2"
+
+
 def refused(folder, lora, *told, **how):
     with pytest.raises(InputError) as caught:
         opened(folder, lora, **how)
@@ -188,7 +224,7 @@ def test_a_lora_of_another_base_is_refused_and_nothing_is_changed(tiny_folder, m
     refused(tiny_folder, lora, "was made for another model", "transformer_blocks_9_attn2_to_k in its unet")
     refused(tiny_folder, written(tmp_path / "xl", {"text_encoder_2.x.lora_A.weight": torch.zeros(2, 2),
                                                    "text_encoder_2.x.lora_B.weight": torch.zeros(2, 2)}),
-            "has no layer text_encoder_2.x")  # fmt: skip
+            "has no layer x in its text_encoder_2")  # fmt: skip
 
 
 def test_what_is_no_plain_lora_is_refused(tiny_folder, factors, tmp_path):

@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -72,3 +73,18 @@ def test_all_vectors_of_a_word_are_where_it_is(inverted):
     assert bus[0] > places[-1]
     assert model.tokens.count("<cat> " * 9).kept.count("<cat>") == 4  # the last is cut after its first vector
     assert "_1" not in model.tokens.count("<cat> " * 9).kept
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_padding_is_masked_where_the_text_encoder_says_so_in_generating_too(tiny_folder, tmp_path, masked):
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
+    pipe.text_encoder.config.use_attention_mask = masked
+    pipe.save_pretrained(tmp_path / "model")
+    model = Model.load(tmp_path / "model", torch.device("cpu"))
+    expected, _ = pipe.encode_prompt("a red bus", "cpu", 1, False)
+    torch.testing.assert_close(model.encode_text(["a red bus"]), expected)
+    how = {"num_inference_steps": 2, "guidance_scale": 3.0, "height": 32, "width": 32}
+    made = pipe("a red bus", generator=torch.Generator().manual_seed(1), **how).images[0]
+    own = model.generate("a red bus", 1, GenerateSettings(2, 3.0))
+    both = (torch.tensor(np.asarray(each)).int() for each in (own, made))
+    torch.testing.assert_close(*both, atol=1, rtol=0)

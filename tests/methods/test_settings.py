@@ -11,12 +11,12 @@ from attribution.methods.answer import AttributeSettings
 from attribution.unlearning.race import RaceSettings
 from attribution.unlearning.step import UnlearnSettings
 
-NEWTON = {"step_size", "damping", "unlearn_timesteps", "unlearn_noises", "unlearn_seed", "noise_seed"}
+NEWTON = {"step_size", "damping", "images", "unlearn_timesteps", "unlearn_noises", "unlearn_seed", "noise_seed"}
 UNLEARNS = NEWTON | {"exhaustive", "score", "race", "weights", "steps", "rise"}
 TAKES = {
     "unlearning": UNLEARNS,
     "unlearning+": UNLEARNS,
-    "unlearning-sgd": UNLEARNS - {"damping"},
+    "unlearning-sgd": UNLEARNS - {"damping", "images"},
     "influence": NEWTON,
     **{name: {"noise_seed"} for name in ("trak", "journey-trak", "d-trak")},
     "random": {"random_seed"},
@@ -35,6 +35,7 @@ CHANGES = {
     "unlearn_timesteps": {"unlearn": replace(QUICK, timesteps=3)},
     "unlearn_noises": {"unlearn": replace(QUICK, noises=3)},
     "unlearn_seed": {"unlearn": replace(QUICK, seed=9)},
+    "images": {"unlearn": replace(QUICK, images=3)},
     "random_seed": {"seed": 3},
     "noise_seed": {"noise_seed": 4},
 }
