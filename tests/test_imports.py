@@ -7,8 +7,8 @@ ROOT = Path(__file__).parent.parent
 ROOMS = (
     *("errors", "version", "files", "batches"),
     *("diffusion.tokens", "diffusion.words", "diffusion.pictures", "diffusion.fits", "diffusion.source"),
-    *("diffusion.texts", "diffusion.tensors", "diffusion.networks", "diffusion.plain", "diffusion.pipeline"),
-    *("diffusion.memory",),
+    *("diffusion.texts", "diffusion.tensors", "diffusion.networks", "diffusion.plain", "diffusion.captions"),
+    *("diffusion.pipeline", "diffusion.memory"),
     *(
         "diffusion.weights",
         "diffusion.custom",

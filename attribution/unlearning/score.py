@@ -47,7 +47,7 @@ class EncodedSet:
     def text(self, model: Model, rows: Sequence[int]) -> Tensor:
         """Captions of rows, encoded: (n, L, D); where any has several, (n, K, L, D), NaN where one has fewer than K."""
         each = [self.several.get(row, (self.captions[row],)) for row in rows]
-        encoded = model.encode_text([caption for some in each for caption in some])
+        encoded = model.encode_captions([caption for some in each for caption in some])
         if len(encoded) == len(each):
             return encoded
         padded = encoded.new_full((len(each), max(map(len, each)), *encoded.shape[1:]), torch.nan)
