@@ -66,6 +66,9 @@ def _asked(settings: AttributeSettings) -> dict[str, Any]:
     for part, name in ((told, "noise_seed"), (told["unlearn"], "rise"), (told["unlearn"], "images")):
         if part[name] is None:
             del part[name]
+    if not told["race"]["pool"]:
+        for name in ("pool", "budget", "confidence"):
+            del told["race"][name]
     return told
 
 

@@ -12,6 +12,7 @@ from attribution.diffusion.noise import drawn_anew
 from attribution.diffusion.pipeline import Model
 from attribution.errors import Stopped, WorkFailed
 from attribution.index.index import Index
+from attribution.methods.searched import Searched
 from attribution.query.evidence import Evidence
 from attribution.query.query import Query
 from attribution.unlearning.race import RaceSettings, Standing
@@ -30,10 +31,10 @@ class AttributeSettings:
     Attributes:
         method: a key of METHODS.
         top_k: how many results; None is TOP_K, or all where there are fewer.
-        exhaustive: score every image on all noises, instead of halving.
+        exhaustive: score every image on all noises, instead of searching.
         score: kind of score.
         unlearn: the Newton step.
-        race: the schedule of halving.
+        race: how the best images are searched.
         batch: predictions in one call of the U-Net.
         seed: of the method "random".
         noise_seed: draws anew the noises that the query's gradient and the training images' losses are measured with;
@@ -123,6 +124,7 @@ class Attribution:
         evidence: what the query itself tells of whether the model made it; None in runs that are older than that.
         scores: of the first MOST_SCORES of `rows`; a run that an earlier version kept has none.
         step_sizes: alpha of each step, where it was found by its effect; otherwise the settings name it.
+        search: how the training images were found; None of methods that score them all, and in runs older than that.
     """
 
     query: Query
@@ -138,6 +140,7 @@ class Attribution:
     evidence: Evidence | None = None
     scores: tuple[float, ...] = ()
     step_sizes: tuple[float, ...] = ()
+    search: Searched | None = None
 
     def multiple(self, result: Result) -> float | None:
         """How many times the typical score a result's is: infinite where the typical one is none; None without one."""

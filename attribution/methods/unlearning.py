@@ -1,6 +1,6 @@
 """The paper's method: unlearn the query, then see which training images' losses rose (Eq. 4 to 6)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Event
@@ -8,10 +8,8 @@ from threading import Event
 import numpy as np
 from torch import Tensor
 
-from attribution.batches import batches
-from attribution.diffusion.noise import NoiseBank
 from attribution.diffusion.pipeline import Model
-from attribution.diffusion.weights import pretrained, unlearned
+from attribution.diffusion.weights import last_change, unlearned
 from attribution.index.index import Index
 from attribution.index.texts import LOOKED_AT
 from attribution.methods.answer import (
@@ -22,14 +20,18 @@ from attribution.methods.answer import (
     Attribution,
     Clock,
     Progress,
-    check_scores,
     check_stop,
     to_results,
 )
+from attribution.methods.candidates import outside, pooled, searched, used_sources
+from attribution.methods.influence import slopes
+from attribution.methods.measured import Losses, predictions_each
+from attribution.methods.trak import trak_predictions, trak_scores
 from attribution.query.encoded import Encoded
-from attribution.unlearning.race import Measure, Round, evaluations, exhaustive, race, schedule
+from attribution.unlearning.best import BestSettings, Known, Search
+from attribution.unlearning.race import Round, Standing, evaluations, exhaustive, race, schedule
 from attribution.unlearning.rise import step_to, trial_bank
-from attribution.unlearning.score import Floats, losses_by_call, score
+from attribution.unlearning.score import Floats, score
 from attribution.unlearning.step import (
     UnlearnSettings,
     add_step,
@@ -44,33 +46,45 @@ TYPICAL = 32  # training images that stand for all in the typical score
 
 def unlearning(model: Model, index: Index, asked: Encoded, settings: AttributeSettings, stop: Event) -> Answer:
     """Answer with the loss change of training images after a Newton step that unlearns the query."""
-    clock, unlearn, bank = Clock(), settings.newton, index.bank(model, settings.noise_seed)
-    rounds, done, total = _rounds(index, settings), unlearn.predictions, predicted(index, settings)
+    clock, unlearn, total = Clock(), settings.newton, predicted(index, settings)
+    scores, done = dict[str, Floats](), 0
+    if "d-trak" in (used := used_sources(index, settings)):
+        scores["d-trak"] = yield from trak_scores("d-trak", False, model, index, asked, settings, stop, clock, total)
+        done = trak_predictions(index, "d-trak", False)
+        clock.lap("candidates")
     with unlearned(model, unlearn.weights or index.weights) as weights:
         for taken in unlearn_query(model, index, asked, unlearn, weights):
             check_stop(stop)
-            yield Progress("unlearning", taken.predictions, total, clock.total())
+            yield Progress("unlearning", done + taken.predictions, total, clock.total())
         clock.lap("unlearning")
+        done += unlearn.predictions
 
-        measure, base = _losses(model, index, bank, settings, stop)
-        sample = typical_rows(len(index))
-        after = np.empty_like(base[sample])
-        for which, column, losses in measure(sample, range(len(bank)), index.views):
-            after[which, :, column] = losses
-            done += _measured(settings) * losses.size
+        losses, sample = Losses(model, index, settings, stop), typical_rows(len(index))
+        after = np.empty_like(losses.base[sample])
+        for which, column, some in losses.measure(sample, range(after.shape[-1]), index.views):
+            after[which, :, column] = some
+            done += losses.each * some.size
             yield Progress("scoring", done, total, clock.total())
-        typical = float(np.median(score(base[sample], after, settings.score).value))
+        if "influence" in used:
+            scores["influence"] = slopes(index, last_change(model)).max(1)
         order = likely_first(asked.query.prompt, index.captions)
-        for standing in race(measure, base, rounds, order, settings.score, settings.k):
+        pool = pooled(scores or {"": -np.argsort(order)}, settings.race.pool or 0)
+        search = _search(index, settings, pool, sample, (losses.base[sample], after))
+        for standing in search.run(losses.look(search.rows)) if search else _race(losses, index, settings, order):
             results = to_results(standing, index, settings.k)
-            made = done + _measured(settings) * standing.evaluations
-            yield Progress("scoring", made, total, clock.total(), results)
+            made = done + losses.each * standing.evaluations
+            yield Progress("scoring", made, made if standing.settled else total, clock.total(), results)
     clock.lap("scoring")
     made_with, rows = (index.id, model.sha256), standing.rows
     ranks = (rows[:MOST_RANKS], len(rows))
-    first = tuple(standing.scores.value[:MOST_SCORES].tolist())
-    found = Attribution(asked.query, settings, results, total, clock.laps, *made_with, *ranks, typical)
-    yield replace(found, scores=first, step_sizes=taken.step_sizes)
+    typical = float(np.median(score(losses.base[sample], after, settings.score).value))
+    found = Attribution(asked.query, settings, results, made, clock.laps, *made_with, *ranks, typical)
+    yield replace(
+        found,
+        scores=tuple(standing.scores.value[:MOST_SCORES].tolist()),
+        step_sizes=taken.step_sizes,
+        search=searched(index, settings, outside(sample, pool), rows, search.end if search else None),
+    )
 
 
 def typical_rows(images: int) -> list[int]:
@@ -78,44 +92,23 @@ def typical_rows(images: int) -> list[int]:
     return sorted(int(row) for row in np.random.default_rng(TYPICAL).permutation(images)[:TYPICAL])
 
 
-def _losses(
-    model: Model, index: Index, bank: NoiseBank, settings: AttributeSettings, stop: Event
-) -> tuple[Measure, Floats]:
-    """How losses after unlearning are measured; and those before (N, views, S), the index's or measured beside them."""
-    measure, base = _measure(model, index, bank, settings.batch, stop), index.base_losses[:, : len(index.views)]
-    if settings.noise_seed is None:
-        return measure, base
-    anew = np.full(base.shape, np.nan, base.dtype)
-    return _with_base(model, measure, anew, settings.batch), anew
+def _search(
+    index: Index, settings: AttributeSettings, pool: list[int], sample: list[int], known: tuple[Floats, Floats]
+) -> Search | None:
+    """A search among a pool and the sample, whose losses (n, views, S) before and after are known; None is halving."""
+    if not pool:
+        return None
+    rows = [*pool, *outside(sample, pool)]
+    candidates = Known(len(rows), *known[0].shape[1:], settings.score)
+    places = {row: place for place, row in enumerate(rows)}
+    yardsticks = np.array([places[row] for row in sample])
+    candidates.put(yardsticks, known)
+    how = BestSettings(settings.k, settings.race.budget or 0, settings.race.confidence)
+    return Search(rows, candidates, yardsticks, how)
 
 
-def _measure(model: Model, index: Index, bank: NoiseBank, batch: int, stop: Event) -> Measure:
-    """Losses of training images under the weights that the model has now, for a race."""
-
-    def measure(
-        rows: Sequence[int], columns: Sequence[int], views: Sequence[int]
-    ) -> Iterator[tuple[slice, int, Floats]]:
-        for which, column, losses in losses_by_call(model, index.encoded, bank, rows, columns, views, batch):
-            check_stop(stop)
-            check_scores(losses, rows[which], index)
-            yield which, column, losses
-
-    return measure
-
-
-def _with_base(model: Model, measure: Measure, base: Floats, batch: int) -> Measure:
-    """Measure losses under the pretrained weights too, into `base` (N, views, S), a batch before those after it."""
-
-    def both(rows: Sequence[int], columns: Sequence[int], views: Sequence[int]) -> Iterator[tuple[slice, int, Floats]]:
-        for some in batches(len(rows), max(1, batch // len(views))):
-            here = rows[some.start : some.stop]
-            with pretrained(model):
-                for which, column, losses in measure(here, columns, views):
-                    base[np.ix_(here[which], views, [columns[column]])] = losses[..., None]
-            for which, column, losses in measure(here, columns, views):
-                yield slice(some.start + which.start, some.start + which.stop), column, losses
-
-    return both
+def _race(losses: Losses, index: Index, settings: AttributeSettings, order: list[int]) -> Iterator[Standing]:
+    return race(losses.measure, losses.base, _rounds(index, settings), order, settings.score, settings.k)
 
 
 @dataclass(frozen=True)
@@ -168,15 +161,15 @@ def likely_first(prompt: str, captions: Sequence[str]) -> list[int]:
 
 
 def predicted(index: Index, settings: AttributeSettings) -> int:
-    """Predictions that an answer by unlearning takes."""
-    columns: int = index.base_losses.shape[-1]
-    sampled = len(typical_rows(len(index))) * len(index.views) * columns
-    return settings.unlearn.predictions + _measured(settings) * (sampled + evaluations(_rounds(index, settings)))
-
-
-def _measured(settings: AttributeSettings) -> int:
-    """How often a training loss is measured: after unlearning, and before where the index does not hold it."""
-    return 1 if settings.noise_seed is None else 2
+    """Predictions that an answer by unlearning takes, at most."""
+    sample, cells = len(typical_rows(len(index))), len(index.views) * index.base_losses.shape[-1]
+    race, more = settings.race, 0
+    if race.pool:
+        searched = min(race.budget or 0, min(race.pool, len(index) - sample) * cells)
+        more = trak_predictions(index, "d-trak", False) if "d-trak" in used_sources(index, settings) else 0
+    else:
+        searched = evaluations(_rounds(index, settings))
+    return settings.unlearn.predictions + more + predictions_each(settings) * (sample * cells + searched)
 
 
 def _rounds(index: Index, settings: AttributeSettings) -> list[Round]:

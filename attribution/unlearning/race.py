@@ -17,15 +17,21 @@ Measure = Callable[[Sequence[int], Sequence[int], Sequence[int]], Iterator[tuple
 
 @dataclass(frozen=True)
 class RaceSettings:
-    """The schedule of a race.
+    """How a training set is searched: the best of some candidates (`best.py`), or all images by halving.
 
     Attributes:
-        keep: share of the images that goes on after each round.
-        first_columns: columns of the noise bank in the first round, in which mirrors do not take part.
-        growth: by how much the number of columns grows each round.
-        survivors: no round but the first has fewer images than this.
+        pool: how many candidates there are; 0 is halving; None is a number that suits the index.
+        budget: losses that may be measured after unlearning; None is a number that suits the pool.
+        confidence: of the intervals that settle which candidates are the best.
+        keep: of halving: share of the images that goes on after each round.
+        first_columns: of halving: columns of the noise bank in the first round, in which mirrors do not take part.
+        growth: of halving: by how much the number of columns grows each round.
+        survivors: of halving: no round but the first has fewer images than this.
     """
 
+    pool: int | None = None
+    budget: int | None = None
+    confidence: float = 0.95
     keep: float = 0.125
     first_columns: int = 1
     growth: float = 3.0
