@@ -15,7 +15,7 @@ from attribution.unlearning.race import RaceSettings
 from attribution.unlearning.score import ScoreKind
 
 POOL = 256  # candidates for the first TOP_K
-SPARE = 600  # losses for the first TOP_K that are measured where they decide
+SPARE = 750  # losses for the first TOP_K that are measured where they decide
 HALVING = ("keep", "first_columns", "growth", "survivors")  # settings of a race that has no pool
 MAX_STEPS = 1000  # of unlearning
 

@@ -108,20 +108,28 @@ class Estimate:
 
     @classmethod
     def of(cls, known: Known, yardsticks: Places, confidence: float) -> "Estimate":
-        """From what is known; the yardsticks are wholly known."""
+        """From what is known; the yardsticks are wholly known.
+
+        What is not known of a candidate is taken to be like what is, in each column at that column's scale: where the
+        columns differ much, a few calm ones tell little of the whole bank, and the interval says so.
+        """
         change = changes(known.before, known.after, known.kind)
         common = change[yardsticks].mean(0)  # (views, S): what a noise does to images by chance
         above = change - common
-        count = np.isfinite(above).sum(-1)  # (n, views)
-        mean = np.nansum(above, -1) / np.maximum(count, 1)
-        guess = np.where(count > 0, mean + common.mean(-1), -np.inf)
-        squares = np.nansum((above - mean[..., None]) ** 2, (1, 2))
-        freedom = np.maximum(count - 1, 0).sum(1)
-        noise = (PRIOR * _pooled(squares, freedom, above[yardsticks]) + squares) / (PRIOR + freedom)
-        share = known.cells / len(known.order)  # a sample without replacement, of all cells
-        variance = noise * (1 - share) / np.maximum(share * above.shape[-1], 1e-9)
+        scale, seen = _scales(above[known.whole]), np.isfinite(above)
+        count, even = seen.sum(-1), above / scale  # (n, views), (n, views, S)
+        mean = np.nansum(even, -1) / np.maximum(count, 1)
+        squares, freedom = np.nansum((even - mean[..., None]) ** 2, (1, 2)), np.maximum(count - 1, 0).sum(1)
+        noise = (PRIOR * _pooled(squares, freedom, even[yardsticks]) + squares) / (PRIOR + freedom)
+        unseen = np.where(seen, 0.0, scale)
+        rest, columns = unseen.sum(-1), above.shape[-1]
+        guess = (np.nansum(above, -1) + mean * rest) / columns + common.mean(-1)
+        variance = noise[:, None] * (rest**2 / np.maximum(count, 0.5) + (unseen**2).sum(-1)) / columns**2
         half = NormalDist().inv_cdf((1 + confidence) / 2) * np.sqrt(variance)
-        return cls(guess.max(1), np.where(known.cells > 0, half, np.inf), guess.argmax(1) == 1)
+        value = guess.max(1)
+        wide = np.maximum((guess + half).max(1) - value, value - (guess - half).max(1))
+        any_seen = known.cells > 0
+        return cls(np.where(any_seen, value, -np.inf), np.where(any_seen, wide, np.inf), guess.argmax(1) == 1)
 
     def best(self, count: int) -> Places:
         """The first few candidates, best first; ties go to the earlier."""
@@ -143,6 +151,13 @@ class Estimate:
         """As the scores of some candidates."""
         value, half = self.value[places], self.half[places]
         return Scores(value, value - half, value + half, self.flip[places])
+
+
+def _scales(above: Floats) -> Floats:
+    """How much each column tells two images apart, relative to the others: (S,) from images (n, views, S)."""
+    sizes = np.sqrt((above**2).mean((1, 2), keepdims=True))
+    scale: Floats = np.sqrt(((above / np.maximum(sizes, 1e-12)) ** 2).mean((0, 1)))
+    return scale / scale.mean() if scale.min() > 0 else np.ones_like(scale)
 
 
 def _pooled(squares: Floats, freedom: NDArray[np.integer], yardsticks: Floats) -> float:
