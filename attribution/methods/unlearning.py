@@ -99,7 +99,7 @@ def _search(
     if not pool:
         return None
     rows = [*pool, *outside(sample, pool)]
-    candidates = Known(len(rows), *known[0].shape[1:], settings.score)
+    candidates = Known(len(rows), *known[0].shape[1:], settings.score, known[0].dtype)
     places = {row: place for place, row in enumerate(rows)}
     yardsticks = np.array([places[row] for row in sample])
     candidates.put(yardsticks, known)

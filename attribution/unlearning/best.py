@@ -16,7 +16,7 @@ from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from attribution.diffusion.noise import spread
 from attribution.unlearning.race import Standing
@@ -61,8 +61,10 @@ class Known:
         order: (views x S, 2) view and column of each cell, spread over the schedule.
     """
 
-    def __init__(self, candidates: int, views: int, columns: int, kind: ScoreKind) -> None:
-        self.before = np.full((candidates, views, columns), np.nan)
+    def __init__(
+        self, candidates: int, views: int, columns: int, kind: ScoreKind, dtype: DTypeLike = np.float64
+    ) -> None:
+        self.before = np.full((candidates, views, columns), np.nan, dtype)
         self.after, self.kind = self.before.copy(), kind
         self.cells = np.zeros(candidates, int)
         self.order = np.array([(view, column) for column in spread(columns) for view in range(views)])
@@ -113,7 +115,7 @@ class Estimate:
         What is not known of a candidate is taken to be like what is, in each column at that column's scale: where the
         columns differ much, a few calm ones tell little of the whole bank, and the interval says so.
         """
-        change = changes(known.before, known.after, known.kind)
+        change = changes(known.before, known.after, known.kind).astype(np.float64)
         common = change[yardsticks].mean(0)  # (views, S): what a noise does to images by chance
         above = change - common
         scale, seen = _scales(above[known.whole]), np.isfinite(above)
