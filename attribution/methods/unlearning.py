@@ -68,9 +68,11 @@ def unlearning(model: Model, index: Index, asked: Encoded, settings: AttributeSe
         if "influence" in used:
             scores["influence"] = slopes(index, last_change(model)).max(1)
         order = likely_first(asked.query.prompt, index.captions)
-        pool = pooled(scores or {"": -np.argsort(order)}, settings.race.pool or 0)
+        pool = pooled(scores or {"": -np.argsort(order).astype(float)}, settings.race.pool or 0)
         search = _search(index, settings, pool, sample, (losses.base[sample], after))
-        for standing in search.run(losses.look(search.rows)) if search else _race(losses, index, settings, order):
+        for standing in (
+            search.run(losses.look(search.rows.tolist())) if search else _race(losses, index, settings, order)
+        ):
             results = to_results(standing, index, settings.k)
             made = done + losses.each * standing.evaluations
             yield Progress("scoring", made, made if standing.settled else total, clock.total(), results)
@@ -99,7 +101,8 @@ def _search(
     if not pool:
         return None
     rows = [*pool, *outside(sample, pool)]
-    candidates = Known(len(rows), *known[0].shape[1:], settings.score, known[0].dtype)
+    _, views, columns = known[0].shape
+    candidates = Known(len(rows), views, columns, settings.score, known[0].dtype)
     places = {row: place for place, row in enumerate(rows)}
     yardsticks = np.array([places[row] for row in sample])
     candidates.put(yardsticks, known)
@@ -162,7 +165,8 @@ def likely_first(prompt: str, captions: Sequence[str]) -> list[int]:
 
 def predicted(index: Index, settings: AttributeSettings) -> int:
     """Predictions that an answer by unlearning takes, at most."""
-    sample, cells = len(typical_rows(len(index))), len(index.views) * index.base_losses.shape[-1]
+    columns: int = index.base_losses.shape[-1]
+    sample, cells = len(typical_rows(len(index))), len(index.views) * columns
     race, more = settings.race, 0
     if race.pool:
         searched = min(race.budget or 0, min(race.pool, len(index) - sample) * cells)

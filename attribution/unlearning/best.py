@@ -72,7 +72,7 @@ class Known:
     @property
     def whole(self) -> NDArray[np.bool_]:
         """(n,) whether all cells of a candidate are known."""
-        return self.cells == len(self.order)
+        return np.asarray(self.cells == len(self.order))
 
     def put(self, places: Places, losses: tuple[Floats, Floats]) -> None:
         """Add all losses (m, views, S), before and after, of some candidates."""
