@@ -3,14 +3,12 @@
 from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest
 
-import numpy as np
-
 from attribution.diffusion.weights import WeightSubset
 from attribution.index.index import Index
 from attribution.methods.answer import AttributeSettings
 from attribution.methods.searched import Searched
 from attribution.unlearning.best import End
-from attribution.unlearning.score import Floats
+from attribution.unlearning.score import Floats, Scores
 
 # What gives candidates, by what it reads of an index: of each training image one inner product with the query's vector
 SOURCES = {"d-trak": "gradients/d-trak", "influence": "gradients/influence"}
@@ -66,8 +64,7 @@ def pooled(scores: Mapping[str, Floats], count: int) -> list[int]:
 
 def first(scores: Floats, count: int) -> list[int]:
     """Rows of the highest scores, best first; only those are sorted."""
-    rows = np.argpartition(-scores, count - 1)[:count]
-    return [int(row) for row in rows[np.lexsort((rows, -scores[rows]))]]
+    return [int(row) for row in Scores.exact(scores[:, None]).first(count)]
 
 
 def outside(sample: Sequence[int], pool: Sequence[int]) -> list[int]:

@@ -1,6 +1,6 @@
 """The paper's method: unlearn the query, then see which training images' losses rose (Eq. 4 to 6)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Event
@@ -68,7 +68,8 @@ def unlearning(model: Model, index: Index, asked: Encoded, settings: AttributeSe
         if "influence" in used:
             scores["influence"] = slopes(index, last_change(model)).max(1)
         order = likely_first(asked.query.prompt, index.captions)
-        pool = pooled(scores or {"": -np.argsort(order).astype(float)}, settings.race.pool or 0)
+        wanted = settings.race.pool or 0
+        pool = pooled(scores, wanted) if scores else order[:wanted]  # where everyone is a candidate, or nobody
         search = _search(index, settings, pool, sample, (losses.base[sample], after))
         for standing in (
             search.run(losses.look(search.rows.tolist())) if search else _race(losses, index, settings, order)

@@ -73,7 +73,7 @@ def test_an_answer_does_not_depend_on_what_was_encoded_before(model32, index32, 
     assert said == said[:1] * 4
 
 
-@pytest.mark.parametrize("subset", WEIGHT_PATTERNS)
+@pytest.mark.parametrize("subset", [name for name in WEIGHT_PATTERNS if name != "lora"])  # of the U-Net, if any
 def test_no_weights_that_are_unlearned_are_the_text_encoders(model, subset):
     own = {parameter.data_ptr() for encoder in model.texts.encoders.values() for parameter in encoder.parameters()}
     assert not own & {parameter.data_ptr() for parameter in parameters(model, subset).values()}
