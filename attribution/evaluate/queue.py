@@ -9,28 +9,25 @@ machine, or when it was not touched for a while; one process at a time, under a 
 """
 
 import fcntl
-import io
 import json
 import os
 import socket
 import time
 import uuid
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 from numpy.typing import NDArray
 
 from attribution.errors import InputError
-from attribution.files import PARTIAL, whole
+from attribution.evaluate.arrays import UNREADABLE, Arrays, read_arrays, write_arrays
+from attribution.files import PARTIAL
 
 PATIENCE = 900.0  # seconds without a touch after which a claim of another machine is dead
-Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -54,9 +51,8 @@ class Queue:
             InputError: it is not finished, or its file is damaged.
         """
         try:
-            with np.load(io.BytesIO(self._result(name).read_bytes()), allow_pickle=False) as held:
-                return dict(held)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            return read_arrays(self._result(name))
+        except UNREADABLE as error:
             raise InputError(f"the job {name} in {self.folder} has no result that can be read; run it again") from error
 
     def claimed(self, names: Sequence[str]) -> Iterator[str]:
@@ -84,8 +80,7 @@ class Queue:
 
     def keep(self, name: str, arrays: Arrays) -> None:
         """Write a job's result, whole or not at all."""
-        with whole(self._result(name)) as partial, partial.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
+        write_arrays(self._result(name), arrays)
 
     def _claim(self, name: str) -> bool:
         """Make this process the one that works on a job; False where a living one is."""

@@ -150,9 +150,9 @@ def test_scores_that_make_the_losses_are_found_to_agree(monkeypatch, tmp_path):
     known = {removal: {"losses": losses(removal)} for removal in wanted[:55]}  # five are not trained yet
     monkeypatch.setattr(lds, "measured", lambda *_: known)
     monkeypatch.setattr(lds, "scored", lambda *_: {"wrong": wrong, "right": right})
-    found = lds.agreement(tmp_path, None, Forty(), [], settings)
+    found = lds.agreement(lds.gathered(tmp_path, None, Forty(), [None] * 3, settings))
     assert list(found.methods) == ["right", "wrong"]
-    assert (found.models, found.seeds) == (25, 2)
+    assert (found.models, found.trainings) == (30, (30, 25))
     assert found.methods["right"].mean > 0.95
     assert abs(found.methods["wrong"].mean) < 0.5
     assert found.ceiling.mean > 0.95
