@@ -38,24 +38,16 @@ ROOMS = (
     *("scenes.networks", "scenes.pictures", "scenes.truth", "scenes.judge", "scenes.trainer", "scenes.train"),
     *("scenes.views", "scenes.nearest", "scenes.encoders", "scenes.looks", "scenes.customise", "scenes.mappers"),
     *("scenes.detector", "scenes.examples"),
-<<<<<<< HEAD
     *("scenes.unrelated", "scenes.proof", "scenes.finetune"),
-    *("evaluate.queue", "evaluate.agreement", "evaluate.verdict", "evaluate.locality", "evaluate.tuning"),
-    *("evaluate.retrain", "evaluate.lds", "evaluate.counterfactual", "evaluate.proof", "evaluate.twice"),
-    *("evaluate.steadiness", "evaluate.customised", "evaluate.candidates", "evaluate.retrieval", "evaluate.published"),
-    *("evaluate.bench",),
-=======
-    *("scenes.unrelated", "scenes.proof"),
     *("evaluate.arrays", "evaluate.queue", "evaluate.results", "evaluate.agreement", "evaluate.verdict"),
     *("evaluate.locality", "evaluate.tuning", "evaluate.retrain", "evaluate.lds", "evaluate.counterfactual"),
     *("evaluate.left", "evaluate.proof", "evaluate.twice", "evaluate.steadiness", "evaluate.customised"),
-    *("evaluate.candidates", "evaluate.retrieval", "evaluate.recalled", "evaluate.published", "evaluate.bench"),
->>>>>>> 2d387ce (Results in small files, which the commands print without a folder; scores and second seeds serve any number of queries and halves)
+    *("evaluate.candidates", "evaluate.retrieval", "evaluate.recalled", "evaluate.published", "evaluate.plots"),
+    *("evaluate.bench",),
     *("ui.style", "ui.zero", "ui.jobs", "ui.regions", "ui.studio", "ui.prompts", "ui.script"),
     *("ui.templates", "ui.words", "ui.again", "ui.answers", "ui.proof", "ui.layout", "ui.check"),
     *("ui.handlers", "ui.first", "ui.pictures", "ui.marks", "ui.answering", "ui.asking", "ui.checking", "ui.kept"),
     *("ui.api", "ui.previews", "ui.routes", "ui.page"),
-<<<<<<< HEAD
     *(
         "cli.ending",
         "cli.parsing",
@@ -67,12 +59,8 @@ ROOMS = (
         "cli.index",
         "cli.generate",
     ),
-    *("cli.attribute", "cli.detect", "cli.replay", "cli.floor", "cli.evaluate", "cli.bench", "cli", "__main__", "app"),
-=======
-    *("cli.ending", "cli.parsing", "cli.asked", "cli.progress", "cli.scenes", "cli.index", "cli.generate"),
     *("cli.attribute", "cli.detect", "cli.replay", "cli.floor", "cli.retraining", "cli.judging", "cli.evaluate"),
     *("cli.bench", "cli", "__main__", "app"),
->>>>>>> 2d387ce (Results in small files, which the commands print without a folder; scores and second seeds serve any number of queries and halves)
 )
 PATHS = [*(ROOT / "attribution").rglob("*.py"), ROOT / "app.py"]
 FILES = {str(p.relative_to(ROOT)).removeprefix("attribution/")[:-3].replace("/", "."): p for p in PATHS}
@@ -83,6 +71,7 @@ ONLY_IN = {
     "transformers": ("diffusion.networks", "diffusion.pipeline", "index.features", "query.grounding", "scenes."),
     "groundingdino": ("query.grounding",),
     "gradio": ("app", "ui."),
+    "matplotlib": ("evaluate.plots",),
 }
 
 

@@ -104,6 +104,7 @@ def retrieval(
     benchmark_prompts: Path | None = None,
     out: Path | None = None,
     results: Path | None = None,
+    plot: Path | None = None,
 ) -> None:
     """Recall@K and mAP of the exemplars that customised models were made from; prints what is finished.
 
@@ -117,12 +118,13 @@ def retrieval(
         benchmark_prompts: JSON file of its pictures' prompts; BENCHMARK/path_to_prompts.json by default.
         out: a file that the results of the folder are written to.
         results: a file of results to print; the one that comes with this program by default.
+        plot: a figure of what is printed, PNG, SVG or PDF.
     """
-    check_results(folder, out, results, compute or benchmark is not None)
+    check_results(folder, out, results, compute or benchmark is not None, plot)
     manifest = Manifest.read(index or EMBEDDED)
     check_settings(settings, manifest.data.count)
     if folder is None:
-        _print_retrieval(results or committed("retrieval"), None if index is None else manifest.id, settings)
+        _print_retrieval(results or committed("retrieval"), None if index is None else manifest.id, settings, plot)
         return
     check_folder("--folder", folder)
     if benchmark:
@@ -139,21 +141,26 @@ def retrieval(
             pass
     if out is not None:
         write_results(out, made, recalled.packed(queue, cases, settings))
-    _print_recall(queue, cases, settings)
+    _print_recall(queue, cases, settings, plot)
 
 
-def _print_retrieval(path: Path, index_id: str | None, settings: RetrievalSettings) -> None:
+def _print_retrieval(path: Path, index_id: str | None, settings: RetrievalSettings, plot: Path | None) -> None:
     held = read_results(path, "retrieval")
     _check_index(held, path, index_id)
     refuse_ignored(settings, ("k", "methods"))
     asked = replace(settings, scenes=held.made.settings["scenes"])
-    _print_recall(*recalled.unpacked(held, asked), asked)
+    _print_recall(*recalled.unpacked(held, asked), asked, plot)
     print(provenance(held.made, path, []))
 
 
-def _print_recall(done: exemplars.Finished, cases: Cases, settings: RetrievalSettings) -> None:
-    print(exemplars.table(exemplars.found(done, cases, settings), cases, settings))
+def _print_recall(done: exemplars.Finished, cases: Cases, settings: RetrievalSettings, plot: Path | None) -> None:
+    found = exemplars.found(done, cases, settings)
+    print(exemplars.table(found, cases, settings))
     print(exemplars.left(done, cases, settings))
+    if plot is not None:
+        from attribution.evaluate.plots import recall_bars  # Matplotlib takes a second
+
+        recall_bars(found, settings.k, plot)
 
 
 def _check_index(held: Results, path: Path, index_id: str | None) -> None:

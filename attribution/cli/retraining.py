@@ -52,6 +52,7 @@ def lds(
     folder: Path | None = None,
     out: Path | None = None,
     results: Path | None = None,
+    plot: Path | None = None,
 ) -> None:
     """Linear datamodelling scores of the methods: finished ones, or with --folder from what is trained there so far.
 
@@ -60,10 +61,11 @@ def lds(
         folder: of the world for proofs, with its index and what `retrain` has trained.
         out: a file that the results of the folder are written to.
         results: a file of results to print; the one that comes with this program by default.
+        plot: a figure of what is printed, PNG, SVG or PDF.
     """
-    check_results(folder, out, results)
+    check_results(folder, out, results, plot=plot)
     if folder is None:
-        _print_lds(results or committed("lds"), settings)
+        _print_lds(results or committed("lds"), settings, plot)
         return
     model, index = opened(folder / "index")
     queries = halves.queries_of(model, settings.queries)
@@ -72,16 +74,25 @@ def lds(
     evidence = halves.gathered(folder, model, index, queries, settings)
     if out is not None:
         write_results(out, made, halves.packed(evidence))
-    print(halves.table(halves.agreement(evidence)))
+    _show_lds(evidence, plot)
 
 
-def _print_lds(path: Path, settings: halves.LdsSettings) -> None:
+def _show_lds(evidence: halves.Evidence, plot: Path | None) -> None:
+    found = halves.agreement(evidence)
+    print(halves.table(found))
+    if plot is not None:
+        from attribution.evaluate.plots import lds_bars  # Matplotlib takes a second
+
+        lds_bars(found, plot)
+
+
+def _print_lds(path: Path, settings: halves.LdsSettings, plot: Path | None) -> None:
     held = read_results(path, "lds")
     refuse_ignored(settings, ("models", "seeds", "queries", "methods"))
     every = halves.unpacked(held)
     methods = held_methods(settings.methods, every.scores)
     evidence = every.of(methods, settings)
-    print(halves.table(halves.agreement(evidence)))
+    _show_lds(evidence, plot)
     lacking = [method for method in settings.methods if method not in methods]
     print(provenance(held.made, path, [*lacking, *evidence.lacks(settings)]))
 
@@ -93,6 +104,7 @@ def counterfactual(
     folder: Path | None = None,
     out: Path | None = None,
     results: Path | None = None,
+    plot: Path | None = None,
 ) -> None:
     """Take away the images that methods name, train again, and see what becomes of the pictures.
 
@@ -104,10 +116,11 @@ def counterfactual(
         folder: of the world for proofs, with its index.
         out: a file that the results of the folder are written to.
         results: a file of results to print; the one that comes with this program by default.
+        plot: a figure of what is printed, PNG, SVG or PDF.
     """
-    check_results(folder, out, results)
+    check_results(folder, out, results, plot=plot)
     if folder is None:
-        _print_counterfactual(results or committed("counterfactual"), settings)
+        _print_counterfactual(results or committed("counterfactual"), settings, plot)
         return
     model, index = opened(folder / "index")
     removed.check_sizes((*settings.ks, *settings.curve), len(index))
@@ -123,18 +136,32 @@ def counterfactual(
     evidence = removed.Evidence(known, scores, removed.groups(queries, settings.together))
     if out is not None:
         write_results(out, made, left.packed(evidence, settings))
-    print(removed.table([*removed.noise(evidence), *removed.judged(evidence, settings)]))
+    _show_counterfactual(evidence, settings, settings.queries, plot)
 
 
-def _print_counterfactual(path: Path, settings: removed.LeaveOutSettings) -> None:
+def _show_counterfactual(
+    evidence: removed.Evidence, settings: removed.LeaveOutSettings, queries: int, plot: Path | None
+) -> list[removed.Left]:
+    """Print, and draw, what evidence that was computed with some settings says of the first queries."""
+    every = [*removed.noise(evidence), *removed.judged(evidence, settings)]
+    found = [each.of(queries) for each in every]
+    print(removed.table(found))
+    if plot is not None:
+        from attribution.evaluate.plots import left_out  # Matplotlib takes a second
+
+        curve = removed.random_curve(evidence, settings)
+        left_out(found, {k: changes[:queries] for k, changes in curve.items()}, plot)
+    return every
+
+
+def _print_counterfactual(path: Path, settings: removed.LeaveOutSettings, plot: Path | None) -> None:
     held = read_results(path, "counterfactual")
     removed.check_sizes(settings.ks, held.made.images)
     refuse_ignored(settings, ("ks", "queries", "methods"))
     evidence = left.unpacked(held)
     methods = held_methods(settings.methods, evidence.scores)
     asked = replace(_left_out(held), ks=settings.ks, methods=tuple(methods))
-    found = [*removed.noise(evidence), *removed.judged(evidence, asked)]
-    print(removed.table([each.of(settings.queries) for each in found]))
+    found = _show_counterfactual(evidence, asked, settings.queries, plot)
     print(provenance(held.made, path, removed.lacking(found, settings)))
 
 

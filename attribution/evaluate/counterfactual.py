@@ -168,8 +168,7 @@ class Evidence:
 
 def judged(evidence: Evidence, settings: LeaveOutSettings) -> list[Left]:
     """What evidence says of every method and K whose trainings are all done."""
-    seeds = [seed for seed in range(settings.seeds) if without((), seed) in evidence.changes]
-    curve = _curve(evidence, settings, seeds)
+    seeds, curve = _seeds(evidence, settings), random_curve(evidence, settings)
     every = [_left(evidence, seeds, method, k) for k in settings.ks for method in settings.methods]
     return [_compared(each, curve) for each in every if each is not None]
 
@@ -227,9 +226,14 @@ def _seed(held: tuple[Removal, Any]) -> int:
     return held[0].seed
 
 
-def _curve(evidence: Evidence, settings: LeaveOutSettings, seeds: Sequence[int]) -> dict[int, Floats]:
+def _seeds(evidence: Evidence, settings: LeaveOutSettings) -> list[int]:
+    """Those that a training without any removal has."""
+    return [seed for seed in range(settings.seeds) if without((), seed) in evidence.changes]
+
+
+def random_curve(evidence: Evidence, settings: LeaveOutSettings) -> dict[int, Floats]:
     """The rise of every query's loss (Q,) by how many random images were left out, as far as that is known."""
-    curve = {}
+    curve, seeds = {}, _seeds(evidence, settings)
     for k in settings.curve:
         asked = [by_chance(evidence.images, k, draw, seed) for draw in range(settings.draws) for seed in seeds]
         rises = [evidence.changes[each]["change"] for each in asked if each in evidence.changes]
