@@ -72,8 +72,8 @@ def left_out(found: Sequence[Left], curve: Mapping[int, Floats], path: Path) -> 
     for number, method in enumerate(dict.fromkeys(each.method for each in shown)):
         points = sorted((each for each in shown if each.method == method), key=lambda each: each.removed)
         where = [each.removed for each in points]
-        means, errors = [each.mean.mean for each in points], [each.mean.error for each in points]
-        axes.errorbar(where, means, errors, marker=MARKS[number % len(MARKS)], label=method, capsize=2, linewidth=1)
+        rises, spread = [each.mean.mean for each in points], [each.mean.error for each in points]
+        axes.errorbar(where, rises, spread, marker=MARKS[number % len(MARKS)], label=method, capsize=2, linewidth=1)
     axes.set_xlabel("training images left out, of one training")
     axes.set_ylabel("rise of the queries' loss")
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
