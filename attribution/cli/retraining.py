@@ -42,7 +42,7 @@ def retrain(folder: Path, *, settings: halves.LdsSettings) -> None:
     model, index = opened(folder / "index")
     wanted = halves.removals(index, settings)
     lessons = lessons_of(model, settings.training.scenes)
-    for _ in watch(trained(folder, lessons, settings.training, wanted), lambda each: each.name):
+    for _ in watch(trained(folder, lessons, settings.training, wanted, model.device), lambda each: each.name):
         pass
 
 
@@ -130,7 +130,7 @@ def counterfactual(
     scores = halves.scored(folder, model, index, queries, settings.methods)
     wanted = removed.removals(scores, queries, settings)
     lessons = lessons_of(model, settings.training.scenes)
-    for _ in watch(trained(folder, lessons, settings.training, wanted), lambda each: each.name):
+    for _ in watch(trained(folder, lessons, settings.training, wanted, model.device), lambda each: each.name):
         pass
     known = removed.changes(measured(folder, model, settings.training, wanted, queries))
     evidence = removed.Evidence(known, scores, removed.groups(queries, settings.together))

@@ -17,7 +17,7 @@ from attribution.evaluate.lds import JUDGED
 from attribution.evaluate.retrain import Removal, without
 from attribution.query.query import Query
 from attribution.scenes.names import OBJECTS
-from attribution.scenes.proof import RetrainSettings
+from attribution.scenes.retraining import RetrainSettings
 from attribution.unlearning.score import Floats
 
 Known = Mapping[Removal, Mapping[str, NDArray[Any]]]

@@ -27,7 +27,8 @@ from attribution.methods import attribute
 from attribution.methods.answer import AttributeSettings, Attribution
 from attribution.query.query import Query, image_sha256
 from attribution.scenes.compose import WorldSettings
-from attribution.scenes.proof import PROOF, RetrainSettings
+from attribution.scenes.proof import PROOF
+from attribution.scenes.retraining import RetrainSettings
 from attribution.scenes.truth import locate, subjects
 from attribution.unlearning.score import Floats
 

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +62,31 @@ class Queue:
         Jobs that are done, or that a living process works on, are passed over; a job whose process died meanwhile is
         offered when the others are through.
         """
+        for [name] in self.claimed_together(names, 1):
+            yield name
+
+    def claimed_together(self, names: Sequence[str], count: int) -> Iterator[list[str]]:
+        """Like `claimed`, up to so many jobs at a time."""
         offered = True
         while offered:
             offered = False
-            for name in names:
-                if not self.done(name) and self._claim(name):
-                    try:
-                        if not self.done(name):  # by the one who had it a moment ago
-                            offered = True
-                            yield name
-                    finally:
+            left = iter(names)
+            while some := list(islice(self._free(left), count)):
+                offered = True
+                try:
+                    yield some
+                finally:
+                    for name in some:
                         self._claim_file(name).unlink(missing_ok=True)
+
+    def _free(self, names: Iterator[str]) -> Iterator[str]:
+        """Those that this process has made its own."""
+        for name in names:
+            if not self.done(name) and self._claim(name):
+                if self.done(name):  # by the one who had it a moment ago
+                    self._claim_file(name).unlink(missing_ok=True)
+                else:
+                    yield name
 
     def touch(self, name: str) -> None:
         """Say that this process still works on a job."""

@@ -40,7 +40,8 @@ from attribution.methods.answer import TOP_K, AttributeSettings, Attribution
 from attribution.query.query import Query
 from attribution.scenes.compose import BACKGROUNDS, STYLES, WORLD, Scene, Style, caption, make_scenes, write_scenes
 from attribution.scenes.pictures import save_sheet
-from attribution.scenes.proof import Lessons, lesson_loss, lessons_of
+from attribution.scenes.proof import lessons_of
+from attribution.scenes.retraining import Lessons, lesson_loss
 from attribution.scenes.truth import locate
 from attribution.scenes.world import EMBEDDED
 from attribution.unlearning.fisher import FisherSettings
