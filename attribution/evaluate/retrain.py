@@ -79,7 +79,7 @@ def trained(
                     queue.touch(name)
 
         jobs = [(_left(by_name[name], len(lessons.text)), by_name[name].seed) for name in names]
-        made = lanes.train(jobs, alive) if lanes else [retrain(lessons, *jobs[0], settings, alive)]
+        made = lanes.train(lanes.prepare(jobs), alive) if lanes else [retrain(lessons, *jobs[0], settings, alive)]
         for name, weights in zip(names, made, strict=True):
             queue.keep(name, {key: value.half().numpy() for key, value in weights.items()})
             yield by_name[name]

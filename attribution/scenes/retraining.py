@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -127,6 +128,18 @@ def lesson_loss(unet: Any, lessons: Lessons, rows: Tensor, generator: torch.Gene
     return drawn_loss(unet, lessons.to(unet.device), moved, make_scheduler())
 
 
+def first_unet(channels: tuple[int, int], seed: int) -> UNet2DConditionModel:
+    """An untrained U-Net."""
+    torch.manual_seed(seed)
+    return make_unet(channels=channels)
+
+
+@lru_cache(8)
+def first_weights(channels: tuple[int, int], seed: int) -> tuple[Tensor, ...]:
+    """What trainings of a seed begin with."""
+    return tuple(weight.detach() for weight in first_unet(channels, seed).parameters())
+
+
 class Training:
     """One U-Net after another, trained on a device by steps that take nothing from the host.
 
@@ -151,8 +164,7 @@ class Training:
     @torch.no_grad()
     def begin(self, chance: Sequence[Drawn], seed: int) -> None:
         """Start anew, with what chance decides and the seed of the first weights."""
-        torch.manual_seed(seed)
-        first = make_unet(channels=self.settings.channels).parameters()
+        first = first_weights(self.settings.channels, seed)
         for weight, average, start in zip(self.weights, self.average, first, strict=True):
             weight.copy_(start)
             average.copy_(start)
@@ -194,6 +206,7 @@ class Lane:
 
     def __init__(self, training: Training) -> None:
         self.training, self.stream, self.graph = training, torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             for _ in range(WARM_UP):
                 training.step()
@@ -223,8 +236,7 @@ def retrain(
         settings: the recipe.
         on_step: called with the number of steps made; may raise to stop.
     """
-    torch.manual_seed(seed)
-    unet = make_unet(channels=settings.channels).train()
+    unet = first_unet(settings.channels, seed).train()
     average = {name: value.detach().clone() for name, value in unet.state_dict().items()}
     optimizer, scheduler = torch.optim.AdamW(unet.parameters(), weight_decay=0.01, betas=(0.9, 0.99)), make_scheduler()
     for step, drawn in enumerate(draws(lessons, rows, settings, seed)):
@@ -248,6 +260,7 @@ def unet_of(weights: dict[str, Tensor], settings: RetrainSettings) -> UNet2DCond
 
 
 Job = tuple[Sequence[int], int]  # rows that are trained on, seed
+Prepared = list[tuple[list[Drawn], int]]  # what chance decides, seed
 
 
 class Lanes:
@@ -257,23 +270,26 @@ class Lanes:
         self.lessons, self.settings, self.device = lessons, settings, device
         self.open: list[Lane] = []
 
-    def train(self, jobs: Sequence[Job], on_step: Callable[[int], None] = lambda step: None) -> list[dict[str, Tensor]]:
-        """U-Nets trained from nothing, each on some of the images: their weights, in the order of the jobs.
+    def prepare(self, jobs: Sequence[Job]) -> Prepared:
+        """What chance decides in some trainings, which may be drawn while others run."""
+        with ThreadPoolExecutor(len(jobs)) as pool:
+            return list(pool.map(lambda job: (list(draws(self.lessons, job[0], self.settings, job[1])), job[1]), jobs))
+
+    def train(self, prepared: Prepared, on_step: Callable[[int], None] = lambda step: None) -> list[dict[str, Tensor]]:
+        """The weights of U-Nets trained from nothing side by side, in the order of the jobs.
 
         Args:
-            jobs: at most LANES or so; all make their steps side by side.
+            prepared: of jobs, LANES or so.
             on_step: called when a step of every job is begun, with how many are; may raise to stop.
         """
-        with ThreadPoolExecutor(len(jobs)) as pool:
-            chances = list(pool.map(lambda job: list(draws(self.lessons, job[0], self.settings, job[1])), jobs))
-        for place, ((_, seed), chance) in enumerate(zip(jobs, chances, strict=True)):
+        for place, (chance, seed) in enumerate(prepared):
             if place == len(self.open):
                 training = Training(self.lessons, self.settings, self.device)
                 training.begin(chance, seed)
                 self.open.append(Lane(training))
             self.open[place].training.begin(chance, seed)
         torch.cuda.synchronize(self.device)
-        lanes = self.open[: len(jobs)]
+        lanes = self.open[: len(prepared)]
         for step in range(self.settings.steps):
             for lane in lanes:
                 lane.step()
