@@ -13,7 +13,7 @@ from attribution.evaluate.retrain import finished, halves, measured, retrained, 
 from attribution.query.query import Query
 from attribution.scenes.compose import CELL, make_scenes
 from attribution.scenes.names import OBJECTS
-from attribution.scenes.proof import PROOF, Lessons, RetrainSettings, lessons_of
+from attribution.scenes.proof import PROOF, Lessons, RetrainSettings, lesson_loss, lessons_of
 from attribution.scenes.proof import retrain as train
 from attribution.scenes.truth import subjects
 from attribution.scenes.world import EMBEDDED
@@ -80,10 +80,8 @@ def test_a_few_steps_already_learn(lessons):
 
 
 def retrain_loss(unet, lessons, generator):
-    from attribution.scenes.proof import _loss
-
     with torch.no_grad():
-        return _loss(unet, lessons, torch.arange(12), generator).item()
+        return lesson_loss(unet, lessons, torch.arange(12), generator).item()
 
 
 # The queue of trainings
