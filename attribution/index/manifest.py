@@ -223,10 +223,16 @@ class Manifest:
         )
 
     def write(self, folder: Path) -> None:
-        """Write it, whole or not at all; not where it is there already, as a finished index may be read-only."""
-        path, told = folder / MANIFEST, (json.dumps(told_of(self), indent=1, default=str) + "\n").encode()
-        if not path.is_file() or path.read_bytes() != told:
-            write_whole(path, told)
+        """Write it, whole or not at all."""
+        write_whole(folder / MANIFEST, self._told())
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether a folder's manifest is this one, to the byte."""
+        path = folder / MANIFEST
+        return path.is_file() and path.read_bytes() == self._told()
+
+    def _told(self) -> bytes:
+        return (json.dumps(told_of(self), indent=1, default=str) + "\n").encode()
 
     @property
     def source(self) -> str:
