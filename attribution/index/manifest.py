@@ -228,8 +228,7 @@ class Manifest:
 
     def is_in(self, folder: Path) -> bool:
         """Whether a folder's manifest is this one, to the byte."""
-        path = folder / MANIFEST
-        return path.is_file() and path.read_bytes() == self._told()
+        return (folder / MANIFEST).is_file() and (folder / MANIFEST).read_bytes() == self._told()
 
     def _told(self) -> bytes:
         return (json.dumps(told_of(self), indent=1, default=str) + "\n").encode()
@@ -237,8 +236,7 @@ class Manifest:
     @property
     def source(self) -> str:
         """Where the training set was read from."""
-        data = self.settings.data
-        return str(data.dataset_name or data.train_data_dir)
+        return str(self.settings.data.dataset_name or self.settings.data.train_data_dir)
 
     def finished(self, step: str) -> bool:
         """Whether a step is done."""
@@ -296,8 +294,7 @@ def _refuse(begin: str, held: Any, wanted: Any, end: str) -> None:
         raise IndexMismatch(f"{begin} {held!r}, now it is {wanted!r}; {end}")
     for each in fields(wanted):
         was, now = (getattr(record, each.name) for record in (held, wanted))
-        if each.metadata.get("added") and each.default in (was, now):
-            continue  # not known of one of them
-        if each.compare and was != now:
+        known = not (each.metadata.get("added") and each.default in (was, now))
+        if known and each.compare and was != now:
             was, now = (asdict(value) if is_dataclass(value) else value for value in (was, now))  # type: ignore[arg-type]
             raise IndexMismatch(f"{begin} {each.name} = {was!r}, now it is {now!r}; {end}")
