@@ -26,7 +26,7 @@ from attribution.evaluate.results import (
     refuse_ignored,
     write_results,
 )
-from attribution.evaluate.retrain import measured, trained
+from attribution.evaluate.retrain import measured, trained, unmeasured
 from attribution.index.typed import read_as
 from attribution.scenes.proof import lessons_of
 from attribution.scenes.world import EMBEDDED
@@ -130,7 +130,8 @@ def counterfactual(
     scores = halves.scored(folder, model, index, queries, settings.methods)
     wanted = removed.removals(scores, queries, settings)
     lessons = lessons_of(model, settings.training.scenes)
-    for _ in watch(trained(folder, lessons, settings.training, wanted, model.device), lambda each: each.name):
+    missing = unmeasured(folder, wanted, queries)
+    for _ in watch(trained(folder, lessons, settings.training, missing, model.device), lambda each: each.name):
         pass
     known = removed.changes(measured(folder, model, settings.training, wanted, queries))
     evidence = removed.Evidence(known, scores, removed.groups(queries, settings.together))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attribution.errors import InputError
-from attribution.evaluate.agreement import Estimate, equivalent_random, estimate
+from attribution.evaluate.agreement import Estimate, equivalent_random, estimate, paired_p
 from attribution.evaluate.lds import JUDGED
 from attribution.evaluate.retrain import Removal, without
 from attribution.query.query import Query
@@ -41,9 +41,9 @@ class LeaveOutSettings:
 
     ks: tuple[int, ...] = (16, 64)
     queries: int = 16
-    together: int = 8
+    together: int = 4
     methods: tuple[str, ...] = JUDGED
-    seeds: int = 3
+    seeds: int = 2
     curve: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 960)
     draws: int = 3
     training: RetrainSettings = field(default_factory=RetrainSettings)
@@ -118,6 +118,8 @@ class Left:
         moved: (Q,) mean squared difference of the picture drawn again, in [0, 1].
         random: (Q,) how many random images would do as much to the loss.
         removed: mean number of images left out of a training.
+        stayed: mean rise of the loss of queries whose images were not meant: what leaving out anything does.
+        seeds: trainings of each, that the figures are means of.
     """
 
     method: str
@@ -126,6 +128,8 @@ class Left:
     moved: Floats
     random: Floats
     removed: float
+    stayed: float = 0.0
+    seeds: int = 1
 
     @property
     def mean(self) -> Estimate:
@@ -174,18 +178,29 @@ def judged(evidence: Evidence, settings: LeaveOutSettings) -> list[Left]:
 
 
 def _left(evidence: Evidence, seeds: Sequence[int], method: str, k: int) -> Left | None:
-    """One method and K, not yet compared with random removals; None where a training is missing."""
-    known, count = evidence.changes, sum(map(len, evidence.sharing))
-    change, moved, removed = np.zeros(count), np.zeros(count), []
+    """One method and K, not yet compared with random removals: of the seeds that are trained whole, or None."""
+    count = sum(map(len, evidence.sharing))
+    whole = [seed for seed in seeds if all(_training(evidence, group, method, k, seed) for group in evidence.sharing)]
+    if not whole:
+        return None
+    change, moved = np.zeros(count), np.zeros(count)
+    removed: list[int] = []
+    stayed: list[float] = []
     for members in evidence.sharing:
-        wanted = [named(evidence.scores, members, method, k, seed) for seed in seeds]
-        if not wanted or not all(each in known for each in wanted):
-            return None
-        place = list(members)
-        change[place] = np.mean([known[each]["change"] for each in wanted], 0)[place]
-        moved[place] = np.mean([known[each]["moved"] for each in wanted], 0)[place]
-        removed.append(len(wanted[0].rows))
-    return Left(method, k, change, moved, np.zeros(count), float(np.mean(removed)))
+        held = [_training(evidence, members, method, k, seed) for seed in whole]
+        place, others = list(members), sorted(set(range(count)) - set(members))
+        rises = np.mean([evidence.changes[each]["change"] for each in held if each], 0)
+        change[place], stayed = rises[place], [*stayed, *rises[others]]
+        moved[place] = np.mean([evidence.changes[each]["moved"] for each in held if each], 0)[place]
+        removed.append(len(held[0].rows) if held[0] else 0)
+    beside = float(np.mean(stayed)) if stayed else 0.0
+    return Left(method, k, change, moved, np.zeros(count), float(np.mean(removed)), beside, len(whole))
+
+
+def _training(evidence: Evidence, members: Sequence[int], method: str, k: int, seed: int) -> Removal | None:
+    """The one without what a method names for some queries, where that is known."""
+    wanted = named(evidence.scores, members, method, k, seed)
+    return wanted if wanted in evidence.changes else None
 
 
 def _compared(left: Left, curve: Mapping[int, Floats]) -> Left:
@@ -251,18 +266,28 @@ def lacking(found: Sequence[Left], settings: LeaveOutSettings) -> list[str]:
     """What is asked for and not found, in words."""
     held = {(each.method, each.k) for each in found}
     wanted = [(method, k) for k in settings.ks for method in settings.methods if (method, k) not in held]
+    few_seeds = [
+        f"{settings.seeds - fewest} of {settings.seeds} seeds with K = {k}"
+        for k in settings.ks
+        if (fewest := min((each.seeds for each in found if each.k == k), default=settings.seeds)) < settings.seeds
+    ]
     queries = max((len(each.change) for each in found), default=0)
     few = [f"{settings.queries - queries} of {settings.queries} queries"] if 0 < queries < settings.queries else []
-    return [*(f"{method} with K = {k}" for method, k in wanted), *few]
+    return [*(f"{method} with K = {k}" for method, k in wanted), *few_seeds, *few]
 
 
 def table(found: Sequence[Left]) -> str:
-    """Markdown: a line a method and K, the largest change first."""
+    """Markdown: a line a method and K, the largest change first, and how likely it is that this one is no better."""
     lines = [
-        "| K | method | change of loss | standard error | picture moved (MSE) | equals random | left out |",
-        "|---|---|---|---|---|---|---|",
+        "| K | method | change of loss | standard error | others' change | picture moved (MSE) | equals random"
+        " | left out | seeds | first is no better |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
+    first: dict[int, Left] = {}
     for left in sorted(found, key=lambda each: (each.k, -each.mean.mean)):
-        figures = f"{left.mean.mean:.5f} | {left.mean.error:.5f} | {left.moved.mean():.4f} | {left.random.mean():.0f}"
-        lines.append(f"| {left.k} | {left.method} | {figures} | {left.removed:.0f} |")
+        best = first.setdefault(left.k, left)
+        chance = "" if best is left else f"{paired_p(best.change, left.change):.4f}"
+        figures = f"{left.mean.mean:.5f} | {left.mean.error:.5f} | {left.stayed:.5f} | {left.moved.mean():.4f}"
+        rest = f"{left.random.mean():.0f} | {left.removed:.0f} | {left.seeds} | {chance}"
+        lines.append(f"| {left.k} | {left.method} | {figures} | {rest} |")
     return "\n".join(lines)

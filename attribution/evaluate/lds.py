@@ -51,7 +51,7 @@ class LdsSettings:
 
     models: int = 64
     seeds: int = 2
-    queries: int = 24
+    queries: int = 64
     methods: tuple[str, ...] = JUDGED
     training: RetrainSettings = field(default_factory=RetrainSettings)
 

@@ -142,12 +142,21 @@ def measured(
         queries: of generated pictures.
     """
     asked = [encode(model, query) for query in queries]  # regions are those of the model that drew the pictures
-    told = [[query.prompt, query.seed, query.boxes, query.word, image_sha256(query.image)] for query in queries]
-    digest = hashlib.sha256(repr(told).encode()).hexdigest()[:12]
-    queue = open_queue(folder / f"measured-{digest}", {"queries": told, "noise": asdict(MEASURED)})
-    by_name = {removal.name: removal for removal in wanted}
-    trained_too = {removal.name for removal in finished(folder, settings, wanted)}
-    for name in queue.claimed([name for name in by_name if name in trained_too]):
+    queue, by_name = _measurements(folder, queries), {removal.name: removal for removal in wanted}
+    trained_too = [removal.name for removal in finished(folder, settings, wanted)]
+    for name in queue.claimed(trained_too):
         other = retrained(folder, model, settings, by_name[name])
         queue.keep(name, {"losses": losses_of(other, asked), "pictures": drawn_again(other, queries)})
     return {removal: queue.result(name) for name, removal in by_name.items() if queue.done(name)}
+
+
+def unmeasured(folder: Path, wanted: Sequence[Removal], queries: Sequence[Query]) -> list[Removal]:
+    """Those of which is not known yet what they do with the queries."""
+    queue = _measurements(folder, queries)
+    return [removal for removal in wanted if not queue.done(removal.name)]
+
+
+def _measurements(folder: Path, queries: Sequence[Query]) -> Queue:
+    told = [[query.prompt, query.seed, query.boxes, query.word, image_sha256(query.image)] for query in queries]
+    digest = hashlib.sha256(repr(told).encode()).hexdigest()[:12]
+    return open_queue(folder / f"measured-{digest}", {"queries": told, "noise": asdict(MEASURED)})

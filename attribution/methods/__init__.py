@@ -55,6 +55,8 @@ class Method:
         line: about it.
         source: where it comes from.
         curvature: that it unlearns with; None where that is not its matter.
+        rise: the share by which a query's loss rises, where neither that nor a step size is named; None takes the
+            curvature's step size.
         artifacts: what the index must hold for it beyond what every index does.
         reads: what it reads of what every index holds.
         uses: the settings, of OPTIONS, that it takes; others are refused.
@@ -67,6 +69,7 @@ class Method:
     artifacts: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()
+    rise: float | None = None
 
 
 def _feature_method(name: str) -> Method:
@@ -95,6 +98,7 @@ METHODS: dict[str, Method] = {
         ("ekfac",),
         SCORED,
         UNLEARNS,
+        rise=0.5,  # of several, the highest LDS and the steadiest
     ),
     "unlearning-sgd": Method(
         unlearning,
@@ -148,7 +152,7 @@ def bytes_read(index: Index, method: str) -> int:
 
 
 def check_settings(model: Model, index: Index, settings: AttributeSettings) -> AttributeSettings:
-    """Settings as they will be used: with K, the method's curvature and step size, and as many survivors as K needs.
+    """Settings as they will be used: with K, the method's curvature and step, and as many survivors as K needs.
 
     Raises:
         InputError: there is no such method, the index lacks what it needs, a value is not possible, or the method
@@ -166,6 +170,8 @@ def check_settings(model: Model, index: Index, settings: AttributeSettings) -> A
     weights = settings.unlearn.weights or index.weights
     index.require_information(parameters(model, weights), method.curvature)
     unlearn = replace(settings.unlearn, curvature=method.curvature, weights=weights)
+    if unlearn.rise is None and unlearn.step_size is None:
+        unlearn = replace(unlearn, rise=method.rise)
     if unlearn.rise is None:
         unlearn = replace(unlearn, step_size=unlearn.alpha)
     settings = replace(settings, unlearn=unlearn)
@@ -213,6 +219,8 @@ def fitting(settings: AttributeSettings, name: str) -> AttributeSettings:
     plain, uses = AttributeSettings(), set(_named(name).uses)
     if _named(settings.method).curvature != _named(name).curvature:
         uses.discard("step_size")
+    if settings.unlearn.rise == _named(settings.method).rise:
+        uses.discard("rise")
     for option, path in OPTIONS.items():
         if option not in uses:
             settings = _with(settings, path, reduce(getattr, path, plain))
