@@ -146,6 +146,16 @@ METHODS: dict[str, Method] = {
 }
 
 
+# By how well they agree with training again (README, "Proof"): the best that an index can answer by comes first.
+PREFERRED = ("unlearning+", "unlearning")
+BEST = "best"  # names it
+
+
+def best_method(index: Index) -> str:
+    """The method that is asked where none is named."""
+    return next(name for name in PREFERRED if set(METHODS[name].artifacts) <= set(index.artifacts))
+
+
 def bytes_read(index: Index, method: str) -> int:
     """Size on disk of what a method reads of an index."""
     return sum(index.bytes_of(part) for part in (*METHODS[method].reads, *METHODS[method].artifacts))
