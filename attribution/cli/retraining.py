@@ -60,7 +60,8 @@ def lds(
         settings: how many, and which methods.
         folder: of the world for proofs, with its index and what `retrain` has trained.
         out: a file that the results of the folder are written to.
-        results: a file of results to print; the one that comes with this program by default.
+        results: a file of results to print, with all of its methods where none are named; the one that comes with this
+            program by default.
         plot: a figure of what is printed, PNG, SVG or PDF.
     """
     check_results(folder, out, results, plot=plot)
@@ -90,10 +91,11 @@ def _print_lds(path: Path, settings: halves.LdsSettings, plot: Path | None) -> N
     held = read_results(path, "lds")
     refuse_ignored(settings, ("models", "seeds", "queries", "methods"))
     every = halves.unpacked(held)
-    methods = held_methods(settings.methods, every.scores)
+    asked = every.scores if path != committed("lds") and settings.methods == halves.JUDGED else settings.methods
+    methods = held_methods(list(asked), every.scores)
     evidence = every.of(methods, settings)
     _show_lds(evidence, plot)
-    lacking = [method for method in settings.methods if method not in methods]
+    lacking = [method for method in asked if method not in methods]
     print(provenance(held.made, path, [*lacking, *evidence.lacks(settings)]))
 
 

@@ -286,8 +286,10 @@ def table(found: Sequence[Left]) -> str:
     first: dict[int, Left] = {}
     for left in sorted(found, key=lambda each: (each.k, -each.mean.mean)):
         best = first.setdefault(left.k, left)
-        chance = "" if best is left else f"{paired_p(best.change, left.change):.4f}"
-        figures = f"{left.mean.mean:.5f} | {left.mean.error:.5f} | {left.stayed:.5f} | {left.moved.mean():.4f}"
+        alone = len(left.change) == 1  # nothing is known of how far chance goes
+        chance = "" if best is left or alone else f"{paired_p(best.change, left.change):.4f}"
+        error = "" if alone else f"{left.mean.error:.5f}"
+        figures = f"{left.mean.mean:.5f} | {error} | {left.stayed:.5f} | {left.moved.mean():.4f}"
         rest = f"{left.random.mean():.0f} | {left.removed:.0f} | {left.seeds} | {chance}"
         lines.append(f"| {left.k} | {left.method} | {figures} | {rest} |")
     return "\n".join(lines)
