@@ -212,8 +212,14 @@ def new_pictures(model: Model, settings: FinetuneSettings) -> Iterator[tuple[str
 
 
 def asking(method: str, rise: float) -> AttributeSettings:
-    """How a method is asked: those that unlearn are to raise the picture's loss by that share."""
-    return AttributeSettings(method, unlearn=UnlearnSettings(rise=rise if "rise" in METHODS[method].uses else None))
+    """How a method is asked: those that unlearn are to raise the picture's loss by that share.
+
+    They score by relative changes: the fine-tuned model has forgotten the old scenes, whose losses are many times those
+    of the new ones, and so are the changes by which any step of the weights disturbs them.
+    """
+    if "rise" not in METHODS[method].uses:
+        return AttributeSettings(method)
+    return AttributeSettings(method, score="skew", unlearn=UnlearnSettings(rise=rise))
 
 
 def asked(model: Model, index: Index, together: Sequence[Scene], args: FinetuneArgs) -> dict[str, dict[str, float]]:

@@ -12,6 +12,7 @@ from attribution.diffusion.pipeline import Model
 from attribution.diffusion.source import ModelFiles
 from attribution.errors import InputError
 from attribution.index.index import open_index
+from attribution.methods.answer import AttributeSettings
 from attribution.query.query import Query
 from attribution.scenes import finetune
 from attribution.scenes.compose import draw_scene, make_scenes
@@ -60,10 +61,11 @@ def test_the_embedded_autoencoder_can_draw_the_new_objects():
         assert locate(picture, name, style), f"{style} {name}"
 
 
-def test_methods_that_unlearn_are_asked_to_raise_the_pictures_loss():
-    assert asking("unlearning+", 0.5).unlearn.rise == 0.5
-    assert asking("unlearning", 0.5).unlearn.rise == 0.5
-    assert asking("d-trak", 0.5).unlearn.rise is None  # it has none, and would refuse it
+def test_methods_that_unlearn_are_asked_to_raise_the_pictures_loss_and_for_relative_changes():
+    for method in ("unlearning", "unlearning+"):
+        settings = asking(method, 0.5)
+        assert (settings.unlearn.rise, settings.score) == (0.5, "skew")
+    assert asking("d-trak", 0.5) == AttributeSettings("d-trak")  # it takes neither, and would refuse them
 
 
 def test_a_lora_is_kept_as_diffusers_keeps_one_and_changes_the_model(tmp_path):
