@@ -38,7 +38,7 @@ ROOMS = (
     *("scenes.networks", "scenes.pictures", "scenes.truth", "scenes.judge", "scenes.trainer", "scenes.train"),
     *("scenes.views", "scenes.nearest", "scenes.encoders", "scenes.looks", "scenes.customise", "scenes.mappers"),
     *("scenes.detector", "scenes.examples"),
-    *("scenes.unrelated", "scenes.proof", "scenes.finetune"),
+    *("scenes.unrelated", "scenes.retraining", "scenes.proof", "scenes.finetune"),
     *("evaluate.arrays", "evaluate.queue", "evaluate.results", "evaluate.agreement", "evaluate.verdict"),
     *("evaluate.locality", "evaluate.tuning", "evaluate.retrain", "evaluate.lds", "evaluate.counterfactual"),
     *("evaluate.left", "evaluate.proof", "evaluate.twice", "evaluate.steadiness", "evaluate.customised"),
