@@ -179,28 +179,23 @@ def judged(evidence: Evidence, settings: LeaveOutSettings) -> list[Left]:
 
 def _left(evidence: Evidence, seeds: Sequence[int], method: str, k: int) -> Left | None:
     """One method and K, not yet compared with random removals: of the seeds that are trained whole, or None."""
-    count = sum(map(len, evidence.sharing))
-    whole = [seed for seed in seeds if all(_training(evidence, group, method, k, seed) for group in evidence.sharing)]
+    known, count = evidence.changes, sum(map(len, evidence.sharing))
+    without_them = [
+        [named(evidence.scores, members, method, k, seed) for members in evidence.sharing] for seed in seeds
+    ]
+    whole = [trainings for trainings in without_them if all(each in known for each in trainings)]
     if not whole:
         return None
     change, moved = np.zeros(count), np.zeros(count)
-    removed: list[int] = []
     stayed: list[float] = []
-    for members in evidence.sharing:
-        held = [_training(evidence, members, method, k, seed) for seed in whole]
+    for members, held in zip(evidence.sharing, zip(*whole, strict=True), strict=True):
         place, others = list(members), sorted(set(range(count)) - set(members))
-        rises = np.mean([evidence.changes[each]["change"] for each in held if each], 0)
+        rises = np.mean([known[each]["change"] for each in held], 0)
         change[place], stayed = rises[place], [*stayed, *rises[others]]
-        moved[place] = np.mean([evidence.changes[each]["moved"] for each in held if each], 0)[place]
-        removed.append(len(held[0].rows) if held[0] else 0)
+        moved[place] = np.mean([known[each]["moved"] for each in held], 0)[place]
+    removed = float(np.mean([len(each.rows) for each in whole[0]]))
     beside = float(np.mean(stayed)) if stayed else 0.0
-    return Left(method, k, change, moved, np.zeros(count), float(np.mean(removed)), beside, len(whole))
-
-
-def _training(evidence: Evidence, members: Sequence[int], method: str, k: int, seed: int) -> Removal | None:
-    """The one without what a method names for some queries, where that is known."""
-    wanted = named(evidence.scores, members, method, k, seed)
-    return wanted if wanted in evidence.changes else None
+    return Left(method, k, change, moved, np.zeros(count), removed, beside, len(whole))
 
 
 def _compared(left: Left, curve: Mapping[int, Floats]) -> Left:
