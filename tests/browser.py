@@ -273,9 +273,10 @@ def early_ranking(page: Page) -> None:
     )
 
 
-def rows_of(page: Page, method: str = "unlearning") -> list[int]:
-    """Training images of a ranking that is shown, best first."""
-    cards = page.locator(f".ranking[data-method={method}]:visible .card[data-row]")
+def rows_of(page: Page, method: str = "") -> list[int]:
+    """Training images of a ranking that is shown, best first; the main one where no method is named."""
+    ranking = f".ranking[data-method='{method}']" if method else ".large"
+    cards = page.locator(f"{ranking}:visible .card[data-row]")
     return [int(card.get_attribute("data-row") or -1) for card in cards.all()]
 
 

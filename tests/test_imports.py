@@ -39,10 +39,11 @@ ROOMS = (
     *("scenes.networks", "scenes.pictures", "scenes.truth", "scenes.judge", "scenes.trainer", "scenes.train"),
     *("scenes.views", "scenes.nearest", "scenes.encoders", "scenes.looks", "scenes.customise", "scenes.mappers"),
     *("scenes.detector", "scenes.examples"),
-    *("scenes.unrelated", "scenes.proof", "scenes.finetune"),
-    *("evaluate.queue", "evaluate.agreement", "evaluate.verdict", "evaluate.locality", "evaluate.tuning"),
-    *("evaluate.retrain", "evaluate.lds", "evaluate.counterfactual", "evaluate.proof", "evaluate.twice"),
-    *("evaluate.steadiness", "evaluate.customised", "evaluate.candidates", "evaluate.retrieval", "evaluate.published"),
+    *("scenes.unrelated", "scenes.retraining", "scenes.proof", "scenes.finetune"),
+    *("evaluate.arrays", "evaluate.queue", "evaluate.results", "evaluate.agreement", "evaluate.verdict"),
+    *("evaluate.locality", "evaluate.tuning", "evaluate.retrain", "evaluate.lds", "evaluate.counterfactual"),
+    *("evaluate.left", "evaluate.proof", "evaluate.twice", "evaluate.steadiness", "evaluate.customised"),
+    *("evaluate.candidates", "evaluate.retrieval", "evaluate.recalled", "evaluate.published", "evaluate.plots"),
     *("evaluate.bench",),
     *("ui.style", "ui.zero", "ui.jobs", "ui.regions", "ui.studio", "ui.prompts", "ui.script"),
     *("ui.templates", "ui.words", "ui.again", "ui.answers", "ui.proof", "ui.layout", "ui.check"),
@@ -59,7 +60,8 @@ ROOMS = (
         "cli.index",
         "cli.generate",
     ),
-    *("cli.attribute", "cli.detect", "cli.replay", "cli.floor", "cli.evaluate", "cli.bench", "cli", "__main__", "app"),
+    *("cli.attribute", "cli.detect", "cli.replay", "cli.floor", "cli.retraining", "cli.judging", "cli.evaluate"),
+    *("cli.bench", "cli", "__main__", "app"),
 )
 PATHS = [*(ROOT / "attribution").rglob("*.py"), ROOT / "app.py"]
 FILES = {str(p.relative_to(ROOT)).removeprefix("attribution/")[:-3].replace("/", "."): p for p in PATHS}
@@ -70,6 +72,7 @@ ONLY_IN = {
     "transformers": ("diffusion.networks", "diffusion.pipeline", "index.features", "query.grounding", "scenes."),
     "groundingdino": ("query.grounding",),
     "gradio": ("app", "ui."),
+    "matplotlib": ("evaluate.plots",),
 }
 
 

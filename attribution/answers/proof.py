@@ -38,6 +38,7 @@ class Retrained:
     shown: int
     picture: str
     change: float
+    rise: float
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class Proof:
         version: of the format.
         images: N, of the training set.
         cases: two or three.
+        pictures: that were judged in all; shown are those whose loss rose the most, unless others were asked for.
+        rises: the mean share by which their loss rises, by method.
         command: that made the results.
         date: when this was written, UTC.
         index: id of the index that named the images.
@@ -82,6 +85,8 @@ class Proof:
     version: int
     images: int
     cases: tuple[Case, ...]
+    pictures: int
+    rises: dict[str, float]
     command: str
     date: str
     index: str

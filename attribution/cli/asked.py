@@ -62,3 +62,26 @@ def _check_folder(flag: str, path: Path, folder: Path) -> None:
         try_folder(folder)
     except OSError as error:
         raise InputError(f"{flag} {path} cannot be written ({error.strerror or reason(error)})") from error
+
+
+def check_results(
+    folder: Path | None, out: Path | None, results: Path | None, computes: bool = False, plot: Path | None = None
+) -> None:
+    """Refuse, before any work, files of results that would not be read or written, and work without a folder.
+
+    Args:
+        folder: that work is kept in; None prints finished results.
+        out: a file that the folder's results are written to.
+        results: a file of finished results.
+        computes: something else needs a folder too.
+        plot: a file that a figure is written to.
+
+    Raises:
+        InputError: names what does not go together, or cannot be written.
+    """
+    check_file("--out", out, (".npz",))
+    check_file("--plot", plot, (".png", ".svg", ".pdf"))
+    if folder is None and (out is not None or computes):
+        raise InputError("what is computed is kept in a folder; add --folder DIR to print or compute what it holds")
+    if folder is not None and results is not None:
+        raise InputError(f"--results {results} is printed as it is; leave out --folder, or --results")

@@ -1,6 +1,7 @@
 """`python -m attribution attribute`."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -16,7 +17,7 @@ from attribution.diffusion.tokens import check_prompt
 from attribution.errors import InputError
 from attribution.evaluate.bench import Cost, costs
 from attribution.index.index import Index
-from attribution.methods import METHODS, check_settings, fitting
+from attribution.methods import BEST, METHODS, best_method, check_settings, fitting
 from attribution.methods import attribute as answer
 from attribution.methods.answer import AttributeSettings, Attribution, Progress
 from attribution.methods.presets import PRESETS, Preset, filled
@@ -30,7 +31,7 @@ Boxes = tuple[tuple[float, float, float, float], ...]
 
 @flags(
     {
-        AttributeSettings: Names(renamed={"seed": "random_seed"}),
+        AttributeSettings: Names(renamed={"seed": "random_seed"}, hidden=("method",)),
         UnlearnSettings: Names(
             "unlearn_", ("weights", "steps", "step_size", "rise", "damping", "images"), ("curvature",)
         ),
@@ -43,6 +44,7 @@ def attribute(
     image: Path | None = None,
     box: Boxes = (),
     word: str | None = None,
+    method: str = BEST,
     *,
     settings: AttributeSettings,
     index: Path | None = None,
@@ -58,16 +60,19 @@ def attribute(
         image: a picture that exists already.
         box: x0 y0 x1 y1 in pixels; several boxes are joined.
         word: of the prompt, instead of boxes: where the picture attends to it.
-        settings: how it is answered; --method list prints the methods, with what each costs here.
+        method: how it is answered; best is the method that agrees best with training again, of those that the index can
+            answer by, and list prints all methods with what each costs here.
+        settings: of the method.
         index: an index folder; the embedded one by default.
         preset: the settings of an experiment of the paper, for what is left at its default.
         out: a JSON file.
         report: a ZIP with the picture, results, thumbnails and an HTML page, which `replay` answers again.
     """
-    if settings.method == "list":
+    if method == "list":
         return _list_methods(index)
     if preset is not None:
-        settings = filled(settings, fitting(PRESETS[preset].answer, settings.method))
+        method = PRESETS[preset].answer.method if method == BEST else method
+        settings = filled(settings, fitting(PRESETS[preset].answer, method))
     if prompt is None:
         raise InputError("--prompt is missing; describe the picture in a few words")
     check_prompt(prompt)
@@ -79,7 +84,8 @@ def attribute(
     blank = Image.new("RGB", (model.resolution, model.resolution))
     asked = Query(prompt, upload or blank, None if upload else seed or 0, box, word)
     check_query(asked, model, searched.center_crop)  # refused now, rather than after generating
-    settings = check_settings(model, searched, settings)
+    named = best_method(searched) if method == BEST else method
+    settings = check_settings(model, searched, replace(settings, method=named))
     _tell_what_is_read(model, prompt)
     query = asked if upload else Query(prompt, model.generate(prompt, seed or 0), seed or 0, box, word)
     for step in watch(answer(model, searched, query, settings), _told):

@@ -21,7 +21,7 @@ def denoising_loss(model: Model, latents: Tensor, text: Tensor, bank: NoiseBank,
         text: (B, L, D), as `Model.encode_text` gives it, or (B, K, L, D) of up to K captions for each image; see
             `over_captions`.
         bank: S columns of timesteps and noises.
-        mask: (h, w) in [0, 1], weights of the squared errors; None is the whole picture.
+        mask: (h, w) in [0, 1], weights of the squared errors, or (B, h, w) of each image's; None is the whole picture.
 
     Returns:
         (B, S) mean squared errors, in the model's dtype, or float32 where that is less precise.
@@ -30,6 +30,8 @@ def denoising_loss(model: Model, latents: Tensor, text: Tensor, bank: NoiseBank,
         InputError: the mask is zero everywhere.
     """
     images, columns = len(latents), len(bank)
+    if mask is not None and mask.ndim == 3:
+        mask = mask.repeat_interleave(columns, 0)
     pairs = NoiseBank(bank.t.repeat(images), bank.eps.repeat(images, 1, 1, 1))
     losses = paired_loss(model, latents.repeat_interleave(columns, 0), text.repeat_interleave(columns, 0), pairs, mask)
     return losses.reshape(images, columns)
@@ -101,6 +103,6 @@ def _pool(error: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return error.mean((1, 2))
     mask = mask.to(error)
-    if not torch.any(mask > 0):
+    if not torch.all(torch.any((mask > 0).flatten(-2), -1)):
         raise InputError("the region is empty: no latent cell is inside it")
-    return (error * mask).sum((1, 2)) / mask.sum()
+    return (error * mask).sum((1, 2)) / mask.sum((-2, -1))

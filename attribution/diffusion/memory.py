@@ -72,7 +72,8 @@ def _encode(model: Model) -> Any:
 @torch.no_grad()
 def _predict(model: Model) -> Any:
     latents = torch.zeros(1, *model.latent_shape).to(model.device, model.dtype)
-    return model.unet(latents, torch.tensor([0], device=model.device), encoder_hidden_states=model.encode_text(["a"]))
+    t = torch.tensor([0], device=model.device)
+    return model.unet(latents, t, **model.texts.conditions(model.encode_text(["a"])))
 
 
 def _fitting(room: float, each: float, most: int) -> int:

@@ -6,7 +6,7 @@ model); the VAE, the text encoders and the U-Net are used as they are, in float3
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -197,18 +197,41 @@ class Model:
                 on_step(step + 1, settings.steps)
             return kwargs
 
+        return self._drawn([prompt], [seed], settings, callback)[0]
+
+    def generate_together(
+        self, prompts: Sequence[str], seeds: Sequence[int], settings: GenerateSettings | None = None
+    ) -> list[Image.Image]:
+        """Several pictures in one call: those that `generate` gives one by one, as far as rounding goes.
+
+        Args:
+            prompts: none of them empty.
+            seeds: as many.
+            settings: steps and guidance, within what `generate` accepts.
+        """
+        return self._drawn(prompts, seeds, settings or GenerateSettings())
+
+    def _drawn(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        settings: GenerateSettings,
+        callback: Callable[..., dict[str, Any]] | None = None,
+    ) -> list[Image.Image]:
         # The text is encoded here, as it is for the index: the pipeline's own tokenizer is not safe to share.
+        zeros = bool(self.pipe.config.get("force_zeros_for_empty_prompt"))
+        texts = [self.texts.embeddings(prompt, zeros) for prompt in prompts]
         made = self.pipe(
-            **self.texts.embeddings(prompt, bool(self.pipe.config.get("force_zeros_for_empty_prompt"))),
+            **{name: torch.cat([text[name] for text in texts]) for name in texts[0]},
             height=self.resolution,
             width=self.resolution,
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance,
-            generator=torch.Generator().manual_seed(seed),
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             callback_on_step_end=callback,
         )
-        picture: Image.Image = made.images[0]
-        return picture
+        pictures: list[Image.Image] = made.images
+        return pictures
 
     def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
         """The U-Net's prediction (B, C, h, w) for noisy latents, timesteps (B,) and text (B, L, D) of `encode_text`."""

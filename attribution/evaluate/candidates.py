@@ -124,7 +124,7 @@ def settings_for(method: str, index: Index, candidates: Index, batch: int) -> At
     uses, unlearn = METHODS[method].uses, asked.unlearn
     if "exhaustive" in uses:
         asked = replace(asked, exhaustive=True)
-    if METHODS[method].curvature not in (None, "none") and unlearn.rise is None:
+    if METHODS[method].curvature not in (None, "none") and METHODS[method].rise is None and unlearn.rise is None:
         trained_on = len(index) + len(exemplar_rows(candidates))
         unlearn = replace(unlearn, curvature=METHODS[method].curvature or "diagonal")
         share = len(candidates) / trained_on  # `newton_step` divides by the number of candidates

@@ -12,15 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attribution.errors import InputError
-from attribution.evaluate.agreement import Estimate, equivalent_random, estimate
+from attribution.evaluate.agreement import Estimate, equivalent_random, estimate, paired_p
 from attribution.evaluate.lds import JUDGED
 from attribution.evaluate.retrain import Removal, without
 from attribution.query.query import Query
 from attribution.scenes.names import OBJECTS
-from attribution.scenes.proof import RetrainSettings
+from attribution.scenes.retraining import RetrainSettings
 from attribution.unlearning.score import Floats
 
 Known = Mapping[Removal, Mapping[str, NDArray[Any]]]
+Changes = Mapping[Removal, Mapping[str, Floats]]
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class LeaveOutSettings:
 
     ks: tuple[int, ...] = (16, 64)
     queries: int = 16
-    together: int = 8
+    together: int = 4
     methods: tuple[str, ...] = JUDGED
-    seeds: int = 3
+    seeds: int = 2
     curve: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 960)
     draws: int = 3
     training: RetrainSettings = field(default_factory=RetrainSettings)
@@ -82,6 +83,12 @@ def by_chance(images: int, k: int, draw: int, seed: int) -> Removal:
     return without(np.random.default_rng([16, k, draw]).permutation(images)[:k], seed)
 
 
+def check_sizes(ks: Sequence[int], images: int) -> None:
+    """Refuse to leave out nothing, or as many images as there are, or more; raises InputError."""
+    if impossible := [k for k in ks if not 1 <= k < images]:
+        raise InputError(f"{impossible[0]} of {images} images cannot be left out; accepted are 1 to {images - 1}")
+
+
 def removals(scores: Mapping[str, Floats], queries: Sequence[Query], settings: LeaveOutSettings) -> list[Removal]:
     """All trainings: with nothing left out, by chance, and by every method; the first seed of all comes first.
 
@@ -89,8 +96,7 @@ def removals(scores: Mapping[str, Floats], queries: Sequence[Query], settings: L
         InputError: as many images as there are, or more, would be left out.
     """
     images = next(iter(scores.values())).shape[1]
-    if too_many := [k for k in (*settings.ks, *settings.curve) if not 1 <= k < images]:
-        raise InputError(f"{too_many[0]} of {images} images cannot be left out; accepted are 1 to {images - 1}")
+    check_sizes((*settings.ks, *settings.curve), images)
     wanted: list[Removal] = []
     for seed in range(settings.seeds):
         wanted.append(without((), seed))
@@ -112,6 +118,8 @@ class Left:
         moved: (Q,) mean squared difference of the picture drawn again, in [0, 1].
         random: (Q,) how many random images would do as much to the loss.
         removed: mean number of images left out of a training.
+        stayed: mean rise of the loss of queries whose images were not meant: what leaving out anything does.
+        seeds: trainings of each, that the figures are means of.
     """
 
     method: str
@@ -120,46 +128,74 @@ class Left:
     moved: Floats
     random: Floats
     removed: float
+    stayed: float = 0.0
+    seeds: int = 1
 
     @property
     def mean(self) -> Estimate:
         """Of the change, over queries."""
         return estimate(self.change)
 
+    def of(self, queries: int) -> "Left":
+        """The same of the first queries alone."""
+        change, moved, random = (each[:queries] for each in (self.change, self.moved, self.random))
+        return replace(self, change=change, moved=moved, random=random)
+
 
 def outcome(
     known: Known, scores: Mapping[str, Floats], queries: Sequence[Query], settings: LeaveOutSettings
 ) -> list[Left]:
     """What is known of every method and K whose trainings are all done."""
-    images, asked = next(iter(scores.values())).shape[1], queries[: settings.queries]
-    seeds = [seed for seed in range(settings.seeds) if without((), seed) in known]
-    curve = _curve(known, images, settings, seeds)
-    every = [
-        _left(known, scores, asked, settings, seeds, method, k) for k in settings.ks for method in settings.methods
-    ]
+    sharing = groups(queries[: settings.queries], settings.together)
+    return judged(Evidence(changes(known), scores, sharing), settings)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the methods are judged by.
+
+    Attributes:
+        changes: of every query, by training; see `changes`.
+        scores: (Q, N) by method.
+        sharing: queries that share a training, by their numbers.
+    """
+
+    changes: Changes
+    scores: Mapping[str, Floats]
+    sharing: Sequence[tuple[int, ...]]
+
+    @property
+    def images(self) -> int:
+        """N, of the training set."""
+        return int(next(iter(self.scores.values())).shape[1])
+
+
+def judged(evidence: Evidence, settings: LeaveOutSettings) -> list[Left]:
+    """What evidence says of every method and K whose trainings are all done."""
+    seeds, curve = _seeds(evidence, settings), random_curve(evidence, settings)
+    every = [_left(evidence, seeds, method, k) for k in settings.ks for method in settings.methods]
     return [_compared(each, curve) for each in every if each is not None]
 
 
-def _left(
-    known: Known,
-    scores: Mapping[str, Floats],
-    asked: Sequence[Query],
-    settings: LeaveOutSettings,
-    seeds: Sequence[int],
-    method: str,
-    k: int,
-) -> Left | None:
-    """One method and K, not yet compared with random removals; None where a training is missing."""
-    change, moved, removed = np.zeros(len(asked)), np.zeros(len(asked)), []
-    for members in groups(asked, settings.together):
-        wanted = [named(scores, members, method, k, seed) for seed in seeds]
-        if not wanted or not all(each in known for each in wanted):
-            return None
-        changes, moves = zip(*(_against(known, each) for each in wanted), strict=True)
-        place = list(members)
-        change[place], moved[place] = np.mean(changes, 0)[place], np.mean(moves, 0)[place]
-        removed.append(len(wanted[0].rows))
-    return Left(method, k, change, moved, np.zeros(len(asked)), float(np.mean(removed)))
+def _left(evidence: Evidence, seeds: Sequence[int], method: str, k: int) -> Left | None:
+    """One method and K, not yet compared with random removals: of the seeds that are trained whole, or None."""
+    known, count = evidence.changes, sum(map(len, evidence.sharing))
+    without_them = [
+        [named(evidence.scores, members, method, k, seed) for members in evidence.sharing] for seed in seeds
+    ]
+    whole = [trainings for trainings in without_them if all(each in known for each in trainings)]
+    if not whole:
+        return None
+    change, moved = np.zeros(count), np.zeros(count)
+    stayed: list[float] = []
+    for members, held in zip(evidence.sharing, zip(*whole, strict=True), strict=True):
+        place, others = list(members), sorted(set(range(count)) - set(members))
+        rises = np.mean([known[each]["change"] for each in held], 0)
+        change[place], stayed = rises[place], [*stayed, *rises[others]]
+        moved[place] = np.mean([known[each]["moved"] for each in held], 0)[place]
+    removed = float(np.mean([len(each.rows) for each in whole[0]]))
+    beside = float(np.mean(stayed)) if stayed else 0.0
+    return Left(method, k, change, moved, np.zeros(count), removed, beside, len(whole))
 
 
 def _compared(left: Left, curve: Mapping[int, Floats]) -> Left:
@@ -167,21 +203,52 @@ def _compared(left: Left, curve: Mapping[int, Floats]) -> Left:
     return replace(left, random=np.array(random))
 
 
-def _against(known: Known, removal: Removal) -> tuple[Floats, Floats]:
-    """Changes of all queries against the training of the same seed without any removal: of loss, of picture (Q,)."""
-    here, plain = known[removal], known[without((), removal.seed)]
-    pictures, others = (each["pictures"].astype(np.float64) / 255 for each in (here, plain))
-    return here["losses"] - plain["losses"], ((pictures - others) ** 2).mean((1, 2, 3))
+def changes(known: Known) -> Changes:
+    """What became of the queries without some images, against the training of the same seed without any removal.
+
+    A training without any removal is compared with that of the first seed: that is the noise of training again.
+
+    Returns:
+        By training, where that is known: "change" of loss and "moved", the mean squared difference of the pictures
+        in [0, 1]; (Q,) each.
+    """
+    plain = {removal.seed: held for removal, held in known.items() if not removal.rows}
+    found = {}
+    for removal, held in known.items():
+        if removal.seed in plain:
+            against = plain[removal.seed if removal.rows else min(plain)]
+            moved = ((held["pictures"].astype(np.float64) - against["pictures"]) / 255) ** 2
+            found[removal] = {"change": held["losses"] - against["losses"], "moved": moved.mean((1, 2, 3))}
+    return found
 
 
-def _curve(known: Known, images: int, settings: LeaveOutSettings, seeds: Sequence[int]) -> dict[int, Floats]:
+def noise(evidence: Evidence) -> list[Left]:
+    """What training again with another seed does to the queries, where nothing is left out: none or one line."""
+    again = [held for removal, held in sorted(evidence.changes.items(), key=_seed) if not removal.rows][1:]
+    if not again:
+        return []
+    queries = sum(map(len, evidence.sharing))
+    change, moved = (np.mean([held[name][:queries] for held in again], 0) for name in ("change", "moved"))
+    return [Left("nothing, but another seed", 0, change, moved, np.zeros(queries), 0.0)]
+
+
+def _seed(held: tuple[Removal, Any]) -> int:
+    return held[0].seed
+
+
+def _seeds(evidence: Evidence, settings: LeaveOutSettings) -> list[int]:
+    """Those that a training without any removal has."""
+    return [seed for seed in range(settings.seeds) if without((), seed) in evidence.changes]
+
+
+def random_curve(evidence: Evidence, settings: LeaveOutSettings) -> dict[int, Floats]:
     """The rise of every query's loss (Q,) by how many random images were left out, as far as that is known."""
-    curve = {}
+    curve, seeds = {}, _seeds(evidence, settings)
     for k in settings.curve:
-        asked = [by_chance(images, k, draw, seed) for draw in range(settings.draws) for seed in seeds]
-        changes = [_against(known, each)[0] for each in asked if each in known]
-        if changes:
-            curve[k] = np.mean(changes, 0)
+        asked = [by_chance(evidence.images, k, draw, seed) for draw in range(settings.draws) for seed in seeds]
+        rises = [evidence.changes[each]["change"] for each in asked if each in evidence.changes]
+        if rises:
+            curve[k] = np.mean(rises, 0)
     return curve
 
 
@@ -190,13 +257,34 @@ def _rising(curve: Mapping[int, Floats], query: int) -> tuple[list[int], Floats]
     return [0, *curve], np.array([0.0, *(changes[query] for changes in curve.values())])
 
 
-def table(found: Sequence[Left]) -> str:
-    """Markdown: a line a method and K, the largest change first."""
-    lines = [
-        "| K | method | change of loss | standard error | picture moved (MSE) | equals random | left out |",
-        "|---|---|---|---|---|---|---|",
+def lacking(found: Sequence[Left], settings: LeaveOutSettings) -> list[str]:
+    """What is asked for and not found, in words."""
+    held = {(each.method, each.k) for each in found}
+    wanted = [(method, k) for k in settings.ks for method in settings.methods if (method, k) not in held]
+    few_seeds = [
+        f"{settings.seeds - fewest} of {settings.seeds} seeds with K = {k}"
+        for k in settings.ks
+        if (fewest := min((each.seeds for each in found if each.k == k), default=settings.seeds)) < settings.seeds
     ]
+    queries = max((len(each.change) for each in found), default=0)
+    few = [f"{settings.queries - queries} of {settings.queries} queries"] if 0 < queries < settings.queries else []
+    return [*(f"{method} with K = {k}" for method, k in wanted), *few_seeds, *few]
+
+
+def table(found: Sequence[Left]) -> str:
+    """Markdown: a line a method and K, the largest change first, and how likely it is that this one is no better."""
+    lines = [
+        "| K | method | change of loss | standard error | others' change | picture moved (MSE) | equals random"
+        " | left out | seeds | first is no better |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    first: dict[int, Left] = {}
     for left in sorted(found, key=lambda each: (each.k, -each.mean.mean)):
-        figures = f"{left.mean.mean:.5f} | {left.mean.error:.5f} | {left.moved.mean():.4f} | {left.random.mean():.0f}"
-        lines.append(f"| {left.k} | {left.method} | {figures} | {left.removed:.0f} |")
+        best = first.setdefault(left.k, left)
+        alone = len(left.change) == 1  # nothing is known of how far chance goes
+        chance = "" if best is left or alone else f"{paired_p(best.change, left.change):.4f}"
+        error = "" if alone else f"{left.mean.error:.5f}"
+        figures = f"{left.mean.mean:.5f} | {error} | {left.stayed:.5f} | {left.moved.mean():.4f}"
+        rest = f"{left.random.mean():.0f} | {left.removed:.0f} | {left.seeds} | {chance}"
+        lines.append(f"| {left.k} | {left.method} | {figures} | {rest} |")
     return "\n".join(lines)

@@ -2,30 +2,37 @@
 
 python -m attribution.scenes.proof --out DIR ...     # the world for proofs, and its index beside it
 python -m attribution evaluate retrain --folder DIR  # trains; as many processes at once as there are cores
-python -m attribution evaluate lds --folder DIR
+python -m attribution evaluate lds --folder DIR --out FILE.npz
+python -m attribution evaluate lds                   # prints the results that come with this program
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import combinations, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from attribution.diffusion.pipeline import Model
 from attribution.errors import InputError
 from attribution.evaluate.agreement import Estimate, ceiling, estimate, lds, paired_p
 from attribution.evaluate.queue import open_queue
-from attribution.evaluate.retrain import Removal, halves, measured
+from attribution.evaluate.results import Made, Results, by_method, rounded
+from attribution.evaluate.retrain import MEASURED, Removal, halves, measured
 from attribution.index.index import Index
 from attribution.methods import attribute
 from attribution.methods.answer import AttributeSettings, Attribution
-from attribution.query.query import Query
+from attribution.query.query import Query, image_sha256
 from attribution.scenes.compose import WorldSettings
-from attribution.scenes.proof import PROOF, RetrainSettings
+from attribution.scenes.proof import PROOF
+from attribution.scenes.retraining import RetrainSettings
 from attribution.scenes.truth import locate, subjects
 from attribution.unlearning.score import Floats
 
+MANY = 3  # halves that two seeds must share to be compared
 PATIENCE = 50  # prompts, after which a model that drew none of their objects is of another world
 JUDGED = ("unlearning", "unlearning+", "influence", "d-trak", "trak", "dino", "clip", "clip-text", "pixel", "random")
 
@@ -44,7 +51,7 @@ class LdsSettings:
 
     models: int = 64
     seeds: int = 2
-    queries: int = 24
+    queries: int = 64
     methods: tuple[str, ...] = JUDGED
     training: RetrainSettings = field(default_factory=RetrainSettings)
 
@@ -82,14 +89,17 @@ def scored(
     folder: Path, model: Model, index: Index, queries: Sequence[Query], methods: Sequence[str]
 ) -> dict[str, Floats]:
     """Every method's scores of every training image: (Q, N); each query and method is a job, kept in the folder."""
-    queue = open_queue(folder / f"scores-{index.id[:12]}", {"queries": [[q.prompt, q.seed, q.boxes] for q in queries]})
-    names = {f"{method}-{number:03d}": (method, query) for method in methods for number, query in enumerate(queries)}
+    queue, keys = open_queue(folder / f"scores-{index.id[:12]}", {}), [_key(query) for query in queries]
+    names = {f"{method}-{key}": (method, query) for method in methods for key, query in zip(keys, queries, strict=True)}
     for name in queue.claimed(list(names)):
         queue.keep(name, {"scores": _scores(model, index, *names[name])})
-    return {
-        method: np.stack([queue.result(f"{method}-{number:03d}")["scores"] for number in range(len(queries))])
-        for method in methods
-    }
+    return {method: np.stack([queue.result(f"{method}-{key}")["scores"] for key in keys]) for method in methods}
+
+
+def _key(query: Query) -> str:
+    """Of a query's jobs: the same, however many others are asked."""
+    told = [query.prompt, query.seed, query.boxes, query.word, image_sha256(query.image)]
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:12]
 
 
 def _scores(model: Model, index: Index, method: str, query: Query) -> Floats:
@@ -103,54 +113,154 @@ def _scores(model: Model, index: Index, method: str, query: Query) -> Floats:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """What the methods are judged by.
+
+    Attributes:
+        numbers: (M,) of the halves that a model was trained on.
+        kept: (M, N) the images of each.
+        losses: (S, M, Q) of the queries, by seed; NaN where that model is not trained.
+        scores: (Q, N) by method.
+    """
+
+    numbers: NDArray[np.integer]
+    kept: NDArray[np.bool_]
+    losses: Floats
+    scores: Mapping[str, Floats]
+
+    def of(self, methods: Sequence[str], settings: LdsSettings) -> "Evidence":
+        """The part of it that is asked for."""
+        rows, queries = self.numbers < settings.models, settings.queries
+        losses, scores = self.losses[: settings.seeds, rows, :queries], {each: self.scores[each] for each in methods}
+        parts = {method: each[:queries] for method, each in scores.items()}
+        return Evidence(self.numbers[rows], self.kept[rows], losses, parts)
+
+    def lacks(self, settings: LdsSettings) -> list[str]:
+        """What is asked for and not there, in words."""
+        seeds, _, queries = self.losses.shape
+        trained = [int(np.isfinite(losses[:, 0]).sum()) for losses in self.losses] + [0] * (settings.seeds - seeds)
+        told = [
+            f"{settings.models - count} of {settings.models} halves with seed {seed}"
+            for seed, count in enumerate(trained)
+            if count < settings.models
+        ]
+        few = [f"{settings.queries - queries} of {settings.queries} queries"] if queries < settings.queries else []
+        return [*told, *few]
+
+
+def gathered(folder: Path, model: Model, index: Index, queries: Sequence[Query], settings: LdsSettings) -> Evidence:
+    """What is trained so far, measured, and what the methods say.
+
+    Raises:
+        InputError: fewer than two halves are trained.
+    """
+    wanted = removals(index, settings)
+    known = measured(folder, model, settings.training, wanted, queries)
+    by_seed = [[each for each in wanted if each.seed == seed] for seed in range(settings.seeds)]
+    numbers = [place for place in range(settings.models) if any(seed[place] in known for seed in by_seed)]
+    if len(numbers) < 2:
+        raise InputError(
+            f"no two models are trained in {folder} yet; run `python -m attribution evaluate retrain` first"
+        )
+    losses = np.full((settings.seeds, len(numbers), len(queries)), np.nan)
+    kept = np.ones((len(numbers), len(index)), bool)
+    for row, place in enumerate(numbers):
+        kept[row, list(by_seed[0][place].rows)] = False
+        for seed, halves_of in enumerate(by_seed):
+            if halves_of[place] in known:
+                losses[seed, row] = known[halves_of[place]]["losses"]
+    return Evidence(np.array(numbers), kept, losses, scored(folder, model, index, queries, settings.methods))
+
+
+@dataclass(frozen=True)
 class Agreement:
     """How well each method predicts retraining.
 
     Attributes:
-        models: halves that every seed was trained on.
-        seeds: trainings of each.
+        models: halves that a model was trained on.
+        trainings: of them, by seed.
         methods: mean over queries of LDS, by method, best first.
         values: (Q,) LDS of each query, by method.
-        ceiling: one seed's losses against the others'; None with a single seed.
+        ceiling: one seed's losses against another's; None with a single seed.
     """
 
     models: int
-    seeds: int
+    trainings: tuple[int, ...]
     methods: dict[str, Estimate]
     values: dict[str, Floats]
     ceiling: Estimate | None
 
 
-def agreement(
-    folder: Path, model: Model, index: Index, queries: Sequence[Query], settings: LdsSettings
-) -> Agreement | None:
-    """LDS from what is trained so far: of the halves that all seeds, or at least the first, are trained on."""
-    wanted = removals(index, settings)
-    known = measured(folder, model, settings.training, wanted, queries)
-    of_seed = [[each for each in wanted if each.seed == seed] for seed in range(settings.seeds)]
-    seeds = [seed for seed in of_seed if len([each for each in seed if each in known]) >= 2]
-    if not seeds:
-        return None
-    whole = [place for place in range(settings.models) if all(seed[place] in known for seed in seeds)]
-    losses = np.stack([[known[seed[place]]["losses"] for place in whole] for seed in seeds])  # (seeds, M, Q)
-    kept = np.ones((len(whole), len(index)), bool)
-    for model_number, place in enumerate(whole):
-        kept[model_number, list(seeds[0][place].rows)] = False
-    scores = scored(folder, model, index, queries, settings.methods)
-    values = {method: lds(each, kept, losses.mean(0)) for method, each in scores.items()}
+def agreement(evidence: Evidence) -> Agreement:
+    """LDS by all models: the losses of several seeds on the same half are averaged."""
+    losses = aligned(evidence.losses)
+    values = {method: lds(each, evidence.kept, np.nanmean(losses, 0)) for method, each in evidence.scores.items()}
     found = {method: estimate(value) for method, value in values.items()}
     best_first = dict(sorted(found.items(), key=lambda item: -item[1].mean))
-    pairs = [ceiling(one, other) for one, other in combinations(losses, 2)]
-    return Agreement(len(whole), len(seeds), best_first, values, estimate(np.mean(pairs, 0)) if pairs else None)
+    pairs = [
+        ceiling(*_common(one, other)) for one, other in combinations(losses, 2) if len(_common(one, other)[0]) >= MANY
+    ]
+    counts = tuple(int(np.isfinite(each[:, 0]).sum()) for each in evidence.losses)
+    limit = estimate(np.mean(pairs, 0)) if pairs else None
+    return Agreement(len(evidence.numbers), counts, best_first, values, limit)
+
+
+def aligned(losses: Floats) -> Floats:
+    """Losses (S, M, Q), each seed's shifted to agree with the first one's where both are trained, on average.
+
+    What a seed does to all halves alike then makes no difference between a half that has one model and one that has
+    two. A seed that shares fewer than MANY halves with the first says too little for that, and is left out.
+    """
+    result = losses.copy()
+    for seed in range(1, len(losses)):
+        one, other = _common(losses[0], losses[seed])
+        result[seed] += (one - other).mean(0) if len(one) >= MANY else np.nan
+    return result
+
+
+def _common(one: Floats, other: Floats) -> tuple[Floats, Floats]:
+    """Two seeds' losses (M, Q), of the halves that both are trained on."""
+    both = np.isfinite(one[:, 0]) & np.isfinite(other[:, 0])
+    return one[both], other[both]
 
 
 def table(found: Agreement) -> str:
-    """Markdown: a line a method, with the chance that it is no better than the next-best is."""
-    first = next(iter(found.methods))
+    """Markdown: a line a method, with the chance that the best is no better."""
+    first = next(iter(found.methods), "")
     lines = ["| method | LDS | standard error | 95 % | first is no better |", "|---|---|---|---|---|"]
     for method, value in found.methods.items():
         chance = "" if method == first else f"{paired_p(found.values[first], found.values[method]):.4f}"
         interval = f"{value.low:.3f} to {value.high:.3f}"
         lines.append(f"| {method} | {value.mean:.3f} | {value.error:.3f} | {interval} | {chance} |")
+    by_seed = ", ".join(f"{count} with seed {seed}" for seed, count in enumerate(found.trainings))
     limit = "" if found.ceiling is None else f" One seed against another: {found.ceiling.mean:.3f}."
-    return "\n".join([*lines, "", f"{found.models} halves, {found.seeds} seeds.{limit}"])
+    return "\n".join([*lines, "", f"{found.models} halves; trained: {by_seed}.{limit}"])
+
+
+# As a file
+
+
+def made_of(index: Index, model: Model, queries: Sequence[Query], settings: LdsSettings) -> Made:
+    """What the results say of themselves."""
+    fixed = {"training": asdict(settings.training), "noise": asdict(MEASURED), "queries": _told(queries)}
+    command = "python -m attribution evaluate lds --folder DIR"
+    return Made("lds", index.id, model.sha256, len(index), fixed, asdict(settings), command)
+
+
+def _told(queries: Sequence[Query]) -> list[list[Any]]:
+    return [[query.prompt, query.seed, query.boxes] for query in queries]
+
+
+def packed(evidence: Evidence) -> dict[str, NDArray[Any]]:
+    """Evidence as the arrays of a file."""
+    scores = {f"scores/{method}": rounded(each) for method, each in evidence.scores.items()}
+    kept, losses = np.packbits(evidence.kept, axis=1), evidence.losses.astype(np.float32)
+    return {"numbers": evidence.numbers.astype(np.int32), "kept": kept, "losses": losses, **scores}
+
+
+def unpacked(results: Results) -> Evidence:
+    """Evidence from a file."""
+    arrays = results.arrays
+    kept = np.unpackbits(arrays["kept"], axis=1, count=results.made.images).astype(bool)
+    losses = arrays["losses"].astype(np.float64)
+    return Evidence(arrays["numbers"], kept, losses, by_method(arrays, "scores"))

@@ -6,7 +6,7 @@ python -m attribution evaluate proof --folder DIR --out assets/proof ...
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from attribution.index.index import Index
 from attribution.query.query import Query
 from attribution.unlearning.score import Floats
 
+CASES = 3
 SHOWN, ACROSS = 8, 4  # of the named images; in a line
 TILE = 64  # px a side at most, of the images in a strip
 
@@ -33,15 +34,15 @@ class ProofSettings:
     """What is shown of the results.
 
     Attributes:
-        show: queries, by their numbers.
+        show: queries, by their numbers; none is the CASES whose loss rises the most by the first method.
         by: methods, the page's default first; random images are shown after them.
         k: images taken away for each.
         seed: of the trainings.
         leave_out: the settings that `evaluate counterfactual` was run with.
     """
 
-    show: tuple[int, ...] = (0, 1, 2)
-    by: tuple[str, ...] = ("d-trak", "dino")
+    show: tuple[int, ...] = ()
+    by: tuple[str, ...] = ("unlearning+", "dino")
     k: int = 64
     seed: int = 0
     leave_out: LeaveOutSettings = field(default_factory=LeaveOutSettings)
@@ -82,8 +83,11 @@ def write_proof(
     """
     check_shown(results, settings)
     files: dict[str, bytes] = {}
-    cases = tuple(_case(number, results, settings, files) for number in settings.show)
-    made_of = (command, now(), results.index.id, model_sha256, tuple(credits))
+    rises = {method: _rises(method, results, settings) for method in (*settings.by, CHANCE)}
+    most = np.argsort(-rises[settings.by[0]], kind="stable")[:CASES].tolist()
+    cases = tuple(_case(number, results, settings, files) for number in settings.show or most)
+    judged = (len(rises[CHANCE]), {method: float(rise.mean()) for method, rise in rises.items()})
+    made_of = (*judged, command, now(), results.index.id, model_sha256, tuple(credits))
     proof = Proof(VERSION, len(results.index), cases, *made_of)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -124,13 +128,29 @@ def _retrained(
     strip, drawn = f"{number}-{method}-named.png", f"{number}-{method}.png"
     files[strip], files[drawn] = _png(_strip(results.index, rows[:SHOWN])), _png(picture)
     moved = change(plain, picture, _mask(results.queries[number]))
-    return Retrained(method, settings.k, len(removal.rows), strip, len(rows[:SHOWN]), drawn, moved)
+    rise = _rise(number, method, results, settings, (settings.seed,))
+    return Retrained(method, settings.k, len(removal.rows), strip, len(rows[:SHOWN]), drawn, moved, rise)
+
+
+def _rises(method: str, results: Results, settings: ProofSettings) -> Floats:
+    """The share by which every query's loss rises without what a method names; of trainings that are done, the mean."""
+    count = min(len(results.queries), settings.leave_out.queries)
+    return np.array([_rise(number, method, results, settings) for number in range(count)])
+
+
+def _rise(number: int, method: str, results: Results, settings: ProofSettings, seeds: Sequence[int] = ()) -> float:
+    shares = []
+    for seed in seeds or range(settings.leave_out.seeds):
+        plain, removal = without((), seed), _taken(number, method, results, replace(settings, seed=seed))[1]
+        if plain in results.known and removal in results.known:
+            shares.append(results.known[removal]["losses"][number] / results.known[plain]["losses"][number] - 1)
+    return float(np.mean(shares)) if shares else float("nan")
 
 
 def _taken(number: int, method: str, results: Results, settings: ProofSettings) -> tuple[list[int], Removal]:
     """The images that a method names for a query, best first, and the training without them."""
     leave_out = settings.leave_out
-    if method == CHANCE:
+    if method == CHANCE and method not in results.scores:
         removal = by_chance(len(results.index), settings.k, 0, settings.seed)
         return list(removal.rows), removal
     sharing = groups(results.queries[: leave_out.queries], leave_out.together)

@@ -9,28 +9,26 @@ machine, or when it was not touched for a while; one process at a time, under a 
 """
 
 import fcntl
-import io
 import json
 import os
 import socket
 import time
 import uuid
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 from numpy.typing import NDArray
 
 from attribution.errors import InputError
-from attribution.files import PARTIAL, whole
+from attribution.evaluate.arrays import UNREADABLE, Arrays, read_arrays, write_arrays
+from attribution.files import PARTIAL
 
 PATIENCE = 900.0  # seconds without a touch after which a claim of another machine is dead
-Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -54,9 +52,8 @@ class Queue:
             InputError: it is not finished, or its file is damaged.
         """
         try:
-            with np.load(io.BytesIO(self._result(name).read_bytes()), allow_pickle=False) as held:
-                return dict(held)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            return read_arrays(self._result(name))
+        except UNREADABLE as error:
             raise InputError(f"the job {name} in {self.folder} has no result that can be read; run it again") from error
 
     def claimed(self, names: Sequence[str]) -> Iterator[str]:
@@ -65,17 +62,31 @@ class Queue:
         Jobs that are done, or that a living process works on, are passed over; a job whose process died meanwhile is
         offered when the others are through.
         """
+        for [name] in self.claimed_together(names, 1):
+            yield name
+
+    def claimed_together(self, names: Sequence[str], count: int) -> Iterator[list[str]]:
+        """Like `claimed`, up to so many jobs at a time."""
         offered = True
         while offered:
             offered = False
-            for name in names:
-                if not self.done(name) and self._claim(name):
-                    try:
-                        if not self.done(name):  # by the one who had it a moment ago
-                            offered = True
-                            yield name
-                    finally:
+            left = iter(names)
+            while some := list(islice(self._free(left), count)):
+                offered = True
+                try:
+                    yield some
+                finally:
+                    for name in some:
                         self._claim_file(name).unlink(missing_ok=True)
+
+    def _free(self, names: Iterator[str]) -> Iterator[str]:
+        """Those that this process has made its own."""
+        for name in names:
+            if not self.done(name) and self._claim(name):
+                if self.done(name):  # by the one who had it a moment ago
+                    self._claim_file(name).unlink(missing_ok=True)
+                else:
+                    yield name
 
     def touch(self, name: str) -> None:
         """Say that this process still works on a job."""
@@ -84,8 +95,7 @@ class Queue:
 
     def keep(self, name: str, arrays: Arrays) -> None:
         """Write a job's result, whole or not at all."""
-        with whole(self._result(name)) as partial, partial.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
+        write_arrays(self._result(name), arrays)
 
     def _claim(self, name: str) -> bool:
         """Make this process the one that works on a job; False where a living one is."""

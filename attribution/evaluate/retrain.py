@@ -14,19 +14,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from attribution.batches import batches
 from attribution.diffusion.loss import denoising_loss
 from attribution.diffusion.noise import NoiseBank, NoiseSettings
 from attribution.diffusion.pipeline import Model
 from attribution.evaluate.queue import Queue, open_queue
 from attribution.query.encoded import Encoded, encode
 from attribution.query.query import Query, image_sha256
-from attribution.scenes.networks import make_unet
-from attribution.scenes.proof import Lessons, RetrainSettings, retrain, with_unet
+from attribution.scenes.proof import with_unet
+from attribution.scenes.retraining import LANES, Lanes, Lessons, RetrainSettings, retrain, unet_of
 from attribution.unlearning.score import Floats
 
 EVERY = 100  # steps, between two signs of life
 MEASURED = NoiseSettings(timesteps=50, noises=2, seed=11)  # what a query's loss is averaged over
-CALL = 50  # predictions at once
+CALL = 96  # predictions at once
 
 
 @dataclass(frozen=True)
@@ -58,23 +59,35 @@ def halves(images: int, count: int, seeds: int) -> list[Removal]:
     return [without(rows, seed) for seed in range(seeds) for rows in removed]
 
 
-def trained(folder: Path, lessons: Lessons, settings: RetrainSettings, wanted: Sequence[Removal]) -> Iterator[Removal]:
+def trained(
+    folder: Path, lessons: Lessons, settings: RetrainSettings, wanted: Sequence[Removal], device: torch.device
+) -> Iterator[Removal]:
     """Train what is wanted and not done yet, as far as no other process does; yields each that this one has done.
+
+    On a GPU several models are trained at once.
 
     Raises:
         InputError: the folder holds trainings of other settings.
     """
     queue, by_name = _trainings(folder, settings), {removal.name: removal for removal in wanted}
-    for name in queue.claimed(list(by_name)):
-        left = sorted(set(range(len(lessons.text))) - set(by_name[name].rows))
+    lanes = Lanes(lessons, settings, device) if device.type == "cuda" else None
+    for names in queue.claimed_together(list(by_name), LANES if lanes else 1):
 
-        def alive(step: int, name: str = name) -> None:
+        def alive(step: int, names: Sequence[str] = names) -> None:
             if step % EVERY == 0:
-                queue.touch(name)
+                for name in names:
+                    queue.touch(name)
 
-        unet = retrain(lessons, left, settings, by_name[name].seed, alive)
-        queue.keep(name, {key: value.cpu().half().numpy() for key, value in unet.state_dict().items()})
-        yield by_name[name]
+        jobs = [(_left(by_name[name], len(lessons.text)), by_name[name].seed) for name in names]
+        made = lanes.train(lanes.prepare(jobs), alive) if lanes else [retrain(lessons, *jobs[0], settings, alive)]
+        for name, weights in zip(names, made, strict=True):
+            queue.keep(name, {key: value.half().numpy() for key, value in weights.items()})
+            yield by_name[name]
+
+
+def _left(removal: Removal, images: int) -> list[int]:
+    """The images that a model is trained on."""
+    return sorted(set(range(images)) - set(removal.rows))
 
 
 def finished(folder: Path, settings: RetrainSettings, wanted: Sequence[Removal]) -> list[Removal]:
@@ -94,25 +107,26 @@ def retrained(folder: Path, model: Model, settings: RetrainSettings, removal: Re
         InputError: it is not trained yet.
     """
     held = _trainings(folder, settings).result(removal.name)
-    unet = make_unet(channels=settings.channels)
-    unet.load_state_dict({name: torch.from_numpy(value).float() for name, value in held.items()})
-    return with_unet(model, unet.to(model.device).eval(), removal.name)
+    unet = unet_of({name: torch.from_numpy(value).float() for name, value in held.items()}, settings)
+    return with_unet(model, unet.to(model.device), removal.name)
 
 
 @torch.inference_mode()
 def losses_of(model: Model, asked: Sequence[Encoded]) -> Floats:
     """Each query's loss, in its region: (Q,), the mean over MEASURED's noises, the same for every model and query."""
     bank = NoiseBank.draw(MEASURED, model.latent_shape, model.train_timesteps)
-    calls = [bank.select(list(range(at, at + CALL))) for at in range(0, len(bank), CALL)]
-    losses = [
-        [denoising_loss(model, one.latents, one.text, call, one.mask).double() for call in calls] for one in asked
-    ]
-    return torch.stack([torch.cat(parts, 1).mean() for parts in losses]).cpu().numpy()
+    latents, text = (torch.cat(parts) for parts in zip(*((one.latents, one.text) for one in asked), strict=True))
+    whole = torch.ones(model.latent_shape[1:])
+    masks = torch.stack([whole if one.mask is None else one.mask.cpu() for one in asked])
+    calls = [bank.select(list(some)) for some in batches(len(bank), max(1, CALL // len(asked)))]
+    losses = [denoising_loss(model, latents, text, call, masks) for call in calls]
+    return torch.cat([part.double() for part in losses], 1).mean(1).cpu().numpy()
 
 
 def drawn_again(model: Model, queries: Sequence[Query]) -> NDArray[np.uint8]:
     """Each query's prompt and seed drawn by a model: (Q, side, side, 3)."""
-    return np.stack([np.asarray(model.generate(query.prompt, query.seed or 0)) for query in queries])
+    pictures = model.generate_together([query.prompt for query in queries], [query.seed or 0 for query in queries])
+    return np.stack([np.asarray(picture) for picture in pictures])
 
 
 def measured(
@@ -124,15 +138,25 @@ def measured(
         folder: of trainings; measurements are kept beside them.
         model: trained on all images; it drew the queries.
         settings: of the trainings.
-        wanted: of which those that are trained are measured.
+        wanted: of which those that are trained are measured; what is measured once needs its weights no more.
         queries: of generated pictures.
     """
     asked = [encode(model, query) for query in queries]  # regions are those of the model that drew the pictures
+    queue, by_name = _measurements(folder, queries), {removal.name: removal for removal in wanted}
+    trained_too = [removal.name for removal in finished(folder, settings, wanted)]
+    for name in queue.claimed(trained_too):
+        other = retrained(folder, model, settings, by_name[name])
+        queue.keep(name, {"losses": losses_of(other, asked), "pictures": drawn_again(other, queries)})
+    return {removal: queue.result(name) for name, removal in by_name.items() if queue.done(name)}
+
+
+def unmeasured(folder: Path, wanted: Sequence[Removal], queries: Sequence[Query]) -> list[Removal]:
+    """Those of which is not known yet what they do with the queries."""
+    queue = _measurements(folder, queries)
+    return [removal for removal in wanted if not queue.done(removal.name)]
+
+
+def _measurements(folder: Path, queries: Sequence[Query]) -> Queue:
     told = [[query.prompt, query.seed, query.boxes, query.word, image_sha256(query.image)] for query in queries]
     digest = hashlib.sha256(repr(told).encode()).hexdigest()[:12]
-    queue = open_queue(folder / f"measured-{digest}", {"queries": told, "noise": asdict(MEASURED)})
-    here = {removal.name: removal for removal in finished(folder, settings, wanted)}
-    for name in queue.claimed(list(here)):
-        other = retrained(folder, model, settings, here[name])
-        queue.keep(name, {"losses": losses_of(other, asked), "pictures": drawn_again(other, queries)})
-    return {removal: queue.result(name) for name, removal in here.items() if queue.done(name)}
+    return open_queue(folder / f"measured-{digest}", {"queries": told, "noise": asdict(MEASURED)})

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from attribution.diffusion.custom import customise_with
 from attribution.diffusion.overlaid import open_model
 from attribution.diffusion.pipeline import Model
 from attribution.evaluate.agreement import average_precision, estimate, paired_p, ranks_of, recall_at
+from attribution.evaluate.arrays import Arrays
 from attribution.evaluate.candidates import check_methods, exemplar_rows, make_candidates, settings_for
 from attribution.evaluate.customised import Case, Cases, RetrievalSettings, customise_all
 from attribution.evaluate.queue import Queue, open_queue
@@ -132,6 +133,16 @@ def _opened(folder: Path, index: Index, cases: Cases, name: str) -> tuple[Case, 
 # What they say
 
 
+class Finished(Protocol):
+    """Rankings that are finished: a queue's, or a file's."""
+
+    def done(self, name: str) -> bool:
+        """Whether a job has its result."""
+
+    def result(self, name: str) -> Arrays:
+        """A finished job's arrays, by name."""
+
+
 @dataclass(frozen=True)
 class Found:
     """How well a method finds the exemplars, by the models that it is done with.
@@ -153,7 +164,7 @@ class Found:
         return np.array([value for name, value in self.recall.items() if cases.kinds[name] == kind])
 
 
-def found(queue: Queue, cases: Cases, settings: RetrievalSettings) -> list[Found]:
+def found(queue: Finished, cases: Cases, settings: RetrievalSettings) -> list[Found]:
     """What is finished, by method, the highest recall first; with the new word, then without it."""
     every = []
     for worded, method in product((True, False), settings.methods):
@@ -199,7 +210,7 @@ def _chance(first: Found, other: Found) -> str:
     return f"{paired_p(one, two):.4f}"
 
 
-def left(queue: Queue, cases: Cases, settings: RetrievalSettings) -> str:
+def left(queue: Finished, cases: Cases, settings: RetrievalSettings) -> str:
     """A sentence about what is done and what is still to do, with the hours that it would take on one such device."""
     jobs = jobs_of(cases, settings)
     todo = [job for job in jobs if not queue.done(job.name)]

@@ -1,22 +1,29 @@
 """How steady answers are, from what was measured: a table, and what it does not say.
 
+python -m attribution evaluate steadiness                          # prints what comes with this program
 python -m attribution evaluate steadiness --folder DIR             # prints what was measured, and what is missing
 python -m attribution evaluate steadiness --folder DIR --compute   # measures it; as many processes as there are cores
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from attribution.errors import InputError
 from attribution.evaluate.agreement import Floats, estimate, overlap_at
+from attribution.evaluate.arrays import Arrays
 from attribution.evaluate.queue import Queue
+from attribution.evaluate.results import Made, Results
 from attribution.evaluate.twice import SECOND, TOPS, Line, SteadinessSettings, lines, noisy
+from attribution.index.manifest import Manifest
 from attribution.methods import METHODS
+
+NONE = -1  # fills up a ranking that is shorter than others
 
 
 @dataclass(frozen=True)
@@ -34,8 +41,11 @@ class Steadiness:
     seconds: float
 
 
-def measured(folder: Path, index_id: str | None = None) -> list[Steadiness]:
-    """What a folder holds, the steadiest first; neither model nor index is needed.
+Answers = dict[Line, Arrays]  # (Q, ...) of what `twice.measure` keeps of each query
+
+
+def answers(folder: Path, index_id: str | None = None) -> Answers:
+    """What a folder holds; neither model nor index is needed.
 
     Args:
         folder: that `measure` kept its answers in.
@@ -47,13 +57,48 @@ def measured(folder: Path, index_id: str | None = None) -> list[Steadiness]:
     told = made_with(folder)
     if told and index_id not in (None, told["index"]):
         raise InputError(f"{folder} is of index {told['index']}, not of {index_id}; name another folder or index")
-    found = []
+    found = {}
     for path in (folder, *sorted(folder.glob(f"{SECOND}*"))):
         for method in METHODS:
             names = sorted(each.stem for each in path.glob(f"{method}-[0-9][0-9][0-9].npz"))
             if names:
-                found.append(_read(Queue(path), names, Line(method, path != folder)))
-    return sorted(found, key=lambda each: -each.values[:, 0].mean())
+                found[Line(method, path != folder)] = _stacked([Queue(path).result(name) for name in names])
+    return found
+
+
+def _stacked(answered: Sequence[Arrays]) -> Arrays:
+    """Arrays of several queries as one each; rankings that are shorter are filled up with NONE."""
+    filled = {name: _filled([each[name] for each in answered]) for name in ("first", "again")}
+    return {
+        **filled,
+        **{name: np.array([float(each[name]) for each in answered]) for name in ("correlation", "seconds")},
+    }
+
+
+def _filled(rankings: Sequence[NDArray[Any]]) -> NDArray[np.int32]:
+    filled = np.full((len(rankings), max(map(len, rankings))), NONE, np.int32)
+    for row, ranking in zip(filled, rankings, strict=True):
+        row[: len(ranking)] = ranking
+    return filled
+
+
+def measured(folder: Path, index_id: str | None = None) -> list[Steadiness]:
+    """How steady the answers of a folder are, the steadiest first; raises what `answers` does."""
+    return judged(answers(folder, index_id))
+
+
+def judged(found: Answers) -> list[Steadiness]:
+    """How steady answers are, the steadiest first."""
+    every = [Steadiness(line, _values(held), float(held["seconds"].mean())) for line, held in found.items()]
+    return sorted(every, key=lambda each: -each.values[:, 0].mean())
+
+
+def _values(held: Arrays) -> Floats:
+    rows = []
+    for *both, correlation in zip(held["first"], held["again"], held["correlation"], strict=True):
+        first, again = (ranking[ranking != NONE].tolist() for ranking in both)
+        rows.append([*(overlap_at(first, again, min(k, len(first))) for k in TOPS), float(correlation)])
+    return np.array(rows)
 
 
 def made_with(folder: Path) -> dict[str, Any]:
@@ -64,16 +109,6 @@ def made_with(folder: Path) -> dict[str, Any]:
         return told
     except ValueError as error:
         raise InputError(f"{path} is damaged; name another folder, or delete it") from error
-
-
-def _read(queue: Queue, names: Sequence[str], line: Line) -> Steadiness:
-    rows, seconds = [], []
-    for name in names:
-        held = queue.result(name)
-        first, again = held["first"].tolist(), held["again"].tolist()
-        rows.append([*(overlap_at(first, again, min(k, len(first))) for k in TOPS), float(held["correlation"])])
-        seconds.append(float(held["seconds"]))
-    return Steadiness(line, np.array(rows), float(np.mean(seconds)))
 
 
 def table(found: Sequence[Steadiness]) -> str:
@@ -127,3 +162,33 @@ def _missing(line: Line, held: Steadiness | None, queries: int) -> str:
         return ""
     took = f", {held.seconds:.3g} s each where the others were measured" if held else ""
     return f"{line.method}{' by the second build' if line.second else ''} ({lacking} of {queries} queries{took})"
+
+
+# As a file
+
+
+def made_of(manifest: Manifest, folder: Path, settings: SteadinessSettings) -> Made:
+    """What the results say of themselves."""
+    command = "python -m attribution evaluate steadiness --folder DIR --compute"
+    sizes = (manifest.id, manifest.model.sha256, manifest.data.count)
+    return Made("steadiness", *sizes, made_with(folder), asdict(settings), command)
+
+
+def packed(found: Answers) -> dict[str, NDArray[Any]]:
+    """Answers as the arrays of a file."""
+    return {
+        f"{SECOND if line.second else ''}{line.method}/{name}": values
+        for line, held in found.items()
+        for name, values in held.items()
+    }
+
+
+def unpacked(results: Results, settings: SteadinessSettings) -> Answers:
+    """Answers from a file, those that are asked for."""
+    found: dict[Line, dict[str, NDArray[Any]]] = {}
+    for key, values in results.arrays.items():
+        name, _, what = key.rpartition("/")
+        line = Line(name.removeprefix(SECOND), name.startswith(SECOND))
+        if line.method in (settings.methods or METHODS):
+            found.setdefault(line, {})[what] = values[: settings.queries]
+    return dict(found)

@@ -95,7 +95,8 @@ def build(
         builder.manifest = moved(builder.manifest, builder.source, wanted)
         for name, record in wanted.items():
             builder.manifest.refuse_other_step(name, record, out)
-        builder.save(builder.manifest)
+        if not builder.manifest.is_in(out):  # a finished index may be read-only
+            builder.save(builder.manifest)
         for name, record in wanted.items():
             if not builder.manifest.finished(name):
                 yield from _make(builder, name, record, tell)

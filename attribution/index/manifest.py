@@ -223,16 +223,20 @@ class Manifest:
         )
 
     def write(self, folder: Path) -> None:
-        """Write it, whole or not at all; not where it is there already, as a finished index may be read-only."""
-        path, told = folder / MANIFEST, (json.dumps(told_of(self), indent=1, default=str) + "\n").encode()
-        if not path.is_file() or path.read_bytes() != told:
-            write_whole(path, told)
+        """Write it, whole or not at all."""
+        write_whole(folder / MANIFEST, self._told())
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether a folder's manifest is this one, to the byte."""
+        return (folder / MANIFEST).is_file() and (folder / MANIFEST).read_bytes() == self._told()
+
+    def _told(self) -> bytes:
+        return (json.dumps(told_of(self), indent=1, default=str) + "\n").encode()
 
     @property
     def source(self) -> str:
         """Where the training set was read from."""
-        data = self.settings.data
-        return str(data.dataset_name or data.train_data_dir)
+        return str(self.settings.data.dataset_name or self.settings.data.train_data_dir)
 
     def finished(self, step: str) -> bool:
         """Whether a step is done."""
@@ -290,8 +294,7 @@ def _refuse(begin: str, held: Any, wanted: Any, end: str) -> None:
         raise IndexMismatch(f"{begin} {held!r}, now it is {wanted!r}; {end}")
     for each in fields(wanted):
         was, now = (getattr(record, each.name) for record in (held, wanted))
-        if each.metadata.get("added") and each.default in (was, now):
-            continue  # not known of one of them
-        if each.compare and was != now:
+        known = not (each.metadata.get("added") and each.default in (was, now))
+        if known and each.compare and was != now:
             was, now = (asdict(value) if is_dataclass(value) else value for value in (was, now))  # type: ignore[arg-type]
             raise IndexMismatch(f"{begin} {each.name} = {was!r}, now it is {now!r}; {end}")

@@ -55,6 +55,8 @@ class Method:
         line: about it.
         source: where it comes from.
         curvature: that it unlearns with; None where that is not its matter.
+        rise: the share by which a query's loss rises, where neither that nor a step size is named; None takes the
+            curvature's step size.
         artifacts: what the index must hold for it beyond what every index does.
         reads: what it reads of what every index holds.
         uses: the settings, of OPTIONS, that it takes; others are refused.
@@ -67,6 +69,7 @@ class Method:
     artifacts: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()
+    rise: float | None = None
 
 
 def _feature_method(name: str) -> Method:
@@ -95,6 +98,7 @@ METHODS: dict[str, Method] = {
         ("ekfac",),
         SCORED,
         UNLEARNS,
+        rise=0.5,  # of several, the highest LDS and the steadiest
     ),
     "unlearning-sgd": Method(
         unlearning,
@@ -142,13 +146,23 @@ METHODS: dict[str, Method] = {
 }
 
 
+# By how well they agree with training again (README, "Proof"): the best that an index can answer by comes first.
+PREFERRED = ("unlearning+", "unlearning")
+BEST = "best"  # names it
+
+
+def best_method(index: Index) -> str:
+    """The method that is asked where none is named."""
+    return next(name for name in PREFERRED if set(METHODS[name].artifacts) <= set(index.artifacts))
+
+
 def bytes_read(index: Index, method: str) -> int:
     """Size on disk of what a method reads of an index."""
     return sum(index.bytes_of(part) for part in (*METHODS[method].reads, *METHODS[method].artifacts))
 
 
 def check_settings(model: Model, index: Index, settings: AttributeSettings) -> AttributeSettings:
-    """Settings as they will be used: with K, the method's curvature and step size, and how it is searched.
+    """Settings as they will be used: with K, the method's curvature and step, and how it is searched.
 
     Raises:
         InputError: there is no such method, the index lacks what it needs, a value is not possible, or the method
@@ -166,6 +180,8 @@ def check_settings(model: Model, index: Index, settings: AttributeSettings) -> A
     weights = settings.unlearn.weights or index.weights
     index.require_information(parameters(model, weights), method.curvature)
     unlearn = replace(settings.unlearn, curvature=method.curvature, weights=weights)
+    if unlearn.rise is None and unlearn.step_size is None:
+        unlearn = replace(unlearn, rise=method.rise)
     if unlearn.rise is None:
         unlearn = replace(unlearn, step_size=unlearn.alpha)
     settings = replace(settings, unlearn=unlearn)
@@ -213,6 +229,8 @@ def fitting(settings: AttributeSettings, name: str) -> AttributeSettings:
     plain, uses = AttributeSettings(), set(_named(name).uses)
     if _named(settings.method).curvature != _named(name).curvature:
         uses.discard("step_size")
+    if settings.unlearn.rise == _named(settings.method).rise:
+        uses.discard("rise")
     for option, path in OPTIONS.items():
         if option not in uses:
             settings = _with(settings, path, reduce(getattr, path, plain))

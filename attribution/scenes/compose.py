@@ -26,7 +26,7 @@ import emoji
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from attribution.scenes.names import EVERY_OBJECT, NEW_OBJECTS, OBJECTS, PLURALS
+from attribution.scenes.names import EVERY_OBJECT, OBJECTS, PLURALS
 
 Style = Literal["flat", "outlined"]
 Split = Literal["train", "heldout"]
@@ -44,7 +44,7 @@ class WorldSettings:
         margin: kept free on each side of a cell, so that neighbours never touch.
         step: distance between places of cells, where that is not the lattice's.
         kinds: how many objects there are; where that is not all, they are taken evenly from the list.
-        new: the objects are NEW_OBJECTS, which no scene of the embedded world has, instead of OBJECTS.
+        only: the objects, any of EVERY_OBJECT, where they are not OBJECTS or some of them.
     """
 
     side: int
@@ -53,12 +53,12 @@ class WorldSettings:
     margin: int
     step: int | None = None
     kinds: int | None = None
-    new: bool = False
+    only: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
         """The objects that there are."""
-        every = list(NEW_OBJECTS if self.new else OBJECTS)
+        every = list(self.only or OBJECTS)
         return every[:: len(every) // (self.kinds or len(every))][: self.kinds]
 
     @property

@@ -6,7 +6,6 @@ never saw. They are indexed together with scenes that it did see, and pictures o
     pip install peft
     python -m attribution.scenes.finetune --out DIR      # resumable: what DIR holds is not made again
 
-DIR/new        the scenes of new objects, an imagefolder
 DIR/lora       pytorch_lora_weights.safetensors, of diffusers
 DIR/scenes     the new scenes and old ones, an imagefolder
 DIR/index      of these and the fine-tuned model
@@ -14,7 +13,7 @@ DIR/found.json what each method found
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +23,9 @@ import torch
 import tyro
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
+from torch import nn
 
+from attribution.diffusion.noise import NoiseSettings
 from attribution.diffusion.overlaid import open_model
 from attribution.diffusion.pictures import to_pixels
 from attribution.diffusion.pipeline import Model
@@ -35,19 +36,37 @@ from attribution.index.build import build
 from attribution.index.data import DataSettings
 from attribution.index.index import Index, open_index
 from attribution.index.work import BuildSettings, ExtendSettings
-from attribution.methods import attribute
+from attribution.methods import METHODS, attribute
 from attribution.methods.answer import TOP_K, AttributeSettings, Attribution
 from attribution.query.query import Query
 from attribution.scenes.compose import BACKGROUNDS, STYLES, WORLD, Scene, Style, caption, make_scenes, write_scenes
+from attribution.scenes.networks import tokenize
 from attribution.scenes.pictures import save_sheet
-from attribution.scenes.proof import Lessons, lesson_loss, lessons_of
+from attribution.scenes.proof import lessons_of
+from attribution.scenes.retraining import Lessons, RetrainSettings, lesson_loss
 from attribution.scenes.truth import locate
 from attribution.scenes.world import EMBEDDED
 from attribution.unlearning.fisher import FisherSettings
+from attribution.unlearning.step import UnlearnSettings
 
-NEW = replace(WORLD, kinds=10, new=True)
-ADAPTED = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+# Of the objects that no scene of the embedded model has: its autoencoder, which stays as it is, can draw these, in both
+# styles on every background, and its text encoder tells their names apart.
+NEW = replace(
+    WORLD,
+    only=(
+        *("lemon", "avocado", "wine glass", "ant", "violin"),
+        *("television", "magnet", "top hat", "high-heeled shoe", "basketball"),
+    ),
+)
+ADAPTED = {
+    "unet": (
+        *("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"),
+        *("conv1", "conv2"),
+    ),
+    "text_encoder": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+}
 LORA = "pytorch_lora_weights.safetensors"
+NOISE = NoiseSettings(start=0.5, end=0.9)  # as the embedded index measures losses
 EVERY = 50  # steps, between two lines
 
 
@@ -60,23 +79,25 @@ class FinetuneSettings:
         rank: of the LoRA.
         steps: of AdamW.
         batch: scenes in a step.
-        learning_rate: constant.
+        rate: of learning, at its peak; it rises and falls as that of `RetrainSettings` does.
         old: scenes of the embedded training set that are indexed beside the new ones.
         fisher_samples: of the index's Fisher information.
         pictures: asked about, one new object each.
         tries: pictures that are drawn at most, until so many show their object.
+        rise: of a picture's loss, when it is unlearned; see `UnlearnSettings`.
         methods: that are asked.
     """
 
     scenes: int = 200
-    rank: int = 16
-    steps: int = 1500
+    rank: int = 32
+    steps: int = 1800
     batch: int = 16
-    learning_rate: float = 1e-3
+    rate: float = 2e-3
     old: int = 1024
     fisher_samples: int = 4096
     pictures: int = 20
     tries: int = 60
+    rise: float = 0.5
     methods: tuple[str, ...] = ("unlearning", "unlearning+", "d-trak", "clip", "dino", "random")
 
 
@@ -98,8 +119,6 @@ def main(args: FinetuneArgs) -> None:
     if find_spec("peft") is None:
         raise SystemExit("training a LoRA needs the package peft; install it with `pip install peft`")
     new, lora = make_scenes("train", args.settings.scenes, world=NEW), args.out / "lora"
-    if not (args.out / "new").exists():
-        write_scenes(args.out / "new", new)
     if not (lora / LORA).exists():
         train_lora(lora, args.settings, lambda step, loss: print(f"step {step} loss {loss:.3f}", flush=True))
     files = ModelFiles(str(EMBEDDED.parent / "model"), lora_weights=str(lora))
@@ -116,30 +135,56 @@ def main(args: FinetuneArgs) -> None:
 
 
 def train_lora(out: Path, settings: FinetuneSettings, told: Callable[[int, float], None]) -> None:
-    """Train a LoRA of the embedded U-Net on the new scenes, and keep it as diffusers does."""
-    from peft import LoraConfig, get_peft_model_state_dict  # of the tests' requirements, not of the page's
-
+    """Train a LoRA of the embedded U-Net and text encoder on the new scenes, and keep it as diffusers does."""
     model, generator = Model.load(EMBEDDED.parent / "model"), torch.Generator().manual_seed(0)
-    lessons: Lessons = lessons_of(model, settings.scenes, NEW)
-    torch.manual_seed(0)
-    unet = model.unet.requires_grad_(False)
-    unet.add_adapter(LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=list(ADAPTED)))
-    optimizer = torch.optim.AdamW([each for each in unet.parameters() if each.requires_grad], settings.learning_rate)
+    latents = lessons_of(model, settings.scenes, NEW).latents
+    captions = [scene.caption for scene in make_scenes("train", settings.scenes, world=NEW)]
+    tokens = tokenize(model.pipe.tokenizer, [*captions, ""])
+    networks = adapted(model, settings.rank)
+    weights = [each for network in networks.values() for each in network.parameters() if each.requires_grad]
+    optimizer, recipe = torch.optim.AdamW(weights), RetrainSettings(steps=settings.steps, learning_rate=settings.rate)
     for step in range(settings.steps):
-        rows = torch.randint(len(lessons.text), (settings.batch,), generator=generator)
-        loss = lesson_loss(unet, lessons, rows, generator)
+        optimizer.param_groups[0]["lr"] = recipe.rate(step)
+        rows = torch.randint(len(captions), (settings.batch,), generator=generator)
+        text = model.text_encoder(tokens[[*rows.tolist(), -1]]).last_hidden_state
+        lessons = Lessons(latents[rows], text[:-1], text[-1])
+        loss = lesson_loss(model.unet, lessons, torch.arange(settings.batch), generator)
         optimizer.zero_grad()
         loss.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         if (step + 1) % EVERY == 0:
             told(step + 1, loss.item())
-    StableDiffusionPipeline.save_lora_weights(out, convert_state_dict_to_diffusers(get_peft_model_state_dict(unet)))
+    save_lora(out, networks)
+
+
+def adapted(model: Model, rank: int) -> dict[str, nn.Module]:
+    """The networks that are trained, by their names, with the layers of a LoRA, which alone require gradients."""
+    from peft import LoraConfig, inject_adapter_in_model  # of the tests' requirements, not of the page's
+
+    torch.manual_seed(0)
+    networks: dict[str, nn.Module] = {"unet": model.unet, "text_encoder": model.text_encoder}
+    for name, network in networks.items():
+        lora = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(ADAPTED[name]))
+        inject_adapter_in_model(lora, network.requires_grad_(False))
+    return networks
+
+
+def save_lora(out: Path, networks: Mapping[str, nn.Module]) -> None:
+    """Keep the layers of a LoRA as diffusers does."""
+    from peft import get_peft_model_state_dict
+
+    layers = {
+        f"{name}_lora_layers": convert_state_dict_to_diffusers(get_peft_model_state_dict(network))
+        for name, network in networks.items()
+    }
+    StableDiffusionPipeline.save_lora_weights(out, **layers)
 
 
 def indexed(out: Path, model: Model, fisher_samples: int) -> Iterator[str]:
     """Build the index of all scenes; yields a line now and then."""
     networks = EMBEDDED.parent
-    settings = BuildSettings(DataSettings(train_data_dir=out / "scenes"), fisher=FisherSettings(samples=fisher_samples))
+    settings = BuildSettings(DataSettings(train_data_dir=out / "scenes"), NOISE, FisherSettings(samples=fisher_samples))
     added = ExtendSettings(
         ekfac=True,
         features=("clip", "dino"),
@@ -166,6 +211,17 @@ def new_pictures(model: Model, settings: FinetuneSettings) -> Iterator[tuple[str
             yield name, Query(prompt, picture, seed)
 
 
+def asking(method: str, rise: float) -> AttributeSettings:
+    """How a method is asked: those that unlearn are to raise the picture's loss by that share.
+
+    They score by relative changes: the fine-tuned model has forgotten the old scenes, whose losses are many times those
+    of the new ones, and so are the changes by which any step of the weights disturbs them.
+    """
+    if "rise" not in METHODS[method].uses:
+        return AttributeSettings(method)
+    return AttributeSettings(method, score="skew", unlearn=UnlearnSettings(rise=rise))
+
+
 def asked(model: Model, index: Index, together: Sequence[Scene], args: FinetuneArgs) -> dict[str, dict[str, float]]:
     """For each method: the mean share of the first ten that hold the picture's new object, and that are new scenes."""
     holds = [{placed.name for placed in scene.objects} for scene in together]
@@ -179,7 +235,7 @@ def asked(model: Model, index: Index, together: Sequence[Scene], args: FinetuneA
     for method in args.settings.methods:
         shares = []
         for name, query in queries:
-            *_, last = attribute(model, index, query, AttributeSettings(method))
+            *_, last = attribute(model, index, query, asking(method, args.settings.rise))
             assert isinstance(last, Attribution)
             shares.append([(name in holds[row], row < args.settings.scenes) for row in last.rows[:TOP_K]])
         its, new = np.mean(shares, (0, 1)).tolist()

@@ -17,7 +17,7 @@ from attribution.diffusion.pictures import open_upload
 from attribution.diffusion.pipeline import GenerateSettings, check_seed
 from attribution.diffusion.tokens import check_prompt
 from attribution.errors import AttributionError, InputError, WorkFailed
-from attribution.methods import check_settings
+from attribution.methods import BEST, best_method, check_settings
 from attribution.methods.answer import AttributeSettings, Attribution
 from attribution.query.detect import Found
 from attribution.query.labels import parse_labels
@@ -43,7 +43,7 @@ def add_api(studio: Studio) -> None:
     defaults = GenerateSettings()
     with gr.Column(visible=False):
         prompt, about = gr.Textbox(), gr.Textbox("")  # without a value, a program has to give one
-        word, method = gr.Textbox(""), gr.Textbox("unlearning")
+        word, method = gr.Textbox(""), gr.Textbox(BEST)
         seed, steps, guidance = gr.Number(0), gr.Number(defaults.steps), gr.Number(defaults.guidance)
         image, labels, threshold = gr.File(), gr.Textbox(), gr.Number(studio.threshold)
         boxes, top_k, exhaustive = Api([], BOXES, "boxes"), gr.Number(10), gr.Checkbox(False)
@@ -111,7 +111,7 @@ class Endpoints:
         seed: float = 0,
         boxes: list[list[float]] | None = None,
         word: str = "",
-        method: str = "unlearning",
+        method: str = BEST,
         top_k: float = 10,
         exhaustive: bool = False,
     ) -> Following:
@@ -123,7 +123,7 @@ class Endpoints:
             seed: a whole number of at least 0.
             boxes: [[x0, y0, x1, y1], ...] in pixels of the picture; empty is the whole picture.
             word: of the prompt, instead of boxes.
-            method: a method of this index.
+            method: a method of this index; "best" is the one that agrees best with training again.
             top_k: how many training images, 1 to 100.
             exhaustive: score every training image on all noises; many times slower, so mind the limit.
 
@@ -136,7 +136,8 @@ class Endpoints:
             count, number = whole(top_k, "K"), check_seed(whole(seed, "seed"))
             if count > LARGEST_K:
                 raise InputError(f"K = {count} is not possible; accepted are 1 to {LARGEST_K}")
-            settings = AttributeSettings(method=method, top_k=count, exhaustive=exhaustive)
+            named = best_method(self.studio.index) if method == BEST else method
+            settings = AttributeSettings(method=named, top_k=count, exhaustive=exhaustive)
             check_settings(self.studio.model, self.studio.index, settings)
             picture = self._picture(image) if image else None
             square = (self.studio.model.resolution,) * 2

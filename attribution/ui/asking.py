@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from attribution.errors import InputError
-from attribution.methods import check_settings, fitting
+from attribution.methods import best_method, check_settings, fitting
 from attribution.methods.answer import AttributeSettings
 from attribution.query.query import Query
 from attribution.query.regions import check_query
@@ -56,7 +56,7 @@ class Questions:
         count, most = whole(top_k, "K"), min(LARGEST_K, len(self.studio.index))
         if not 1 <= count <= most:
             raise InputError(f"K = {count} is not possible; accepted are 1 to {most}")
-        main = AttributeSettings(top_k=count, exhaustive=exhaustive)
+        main = AttributeSettings(best_method(self.studio.index), count, exhaustive)
         asked = [main, *(fitting(main, name) for name in compared if name != main.method)]
         return [check_settings(self.studio.model, self.studio.index, each) for each in asked]
 

@@ -9,6 +9,7 @@ from gradio_image_annotation import image_annotator
 from attribution.answers.networks import detector_behind
 from attribution.answers.provenance import credits_of
 from attribution.diffusion.pipeline import GenerateSettings
+from attribution.methods import best_method
 from attribution.methods.answer import AttributeSettings, default_top_k
 from attribution.ui import answers, words
 from attribution.ui.prompts import things
@@ -202,18 +203,18 @@ def lay_boxes() -> dict[str, Any]:
 def lay_acting(studio: Studio) -> dict[str, Any]:
     """What starts and stops a run, its progress, and its settings."""
     defaults, top = AttributeSettings(), default_top_k(len(studio.index))
-    usable, missing = studio.methods()
+    (usable, missing), main = studio.methods(), best_method(studio.index)
     with gr.Row(equal_height=True, elem_id="acts"):
         attribute = gr.Button("Attribute", variant="primary", elem_id="attribute", scale=2, min_width=140)
         stop = gr.Button("Stop", elem_id="stop", scale=1, min_width=80, interactive=False)
         status = gr.HTML(words.IDLE, elem_id="run-status")
     with gr.Row(elem_id="how"):
         compared = gr.Dropdown(
-            [name for name in usable if name != defaults.method],
+            [name for name in usable if name != main],
             value=[name for name in QUICK if name in usable],
             multiselect=True,
             label="Compare with",
-            info=words.compared(usable, bool(credits_of(studio.index).about)),
+            info=words.compared(main, usable, bool(credits_of(studio.index).about)),
             elem_id="compared",
         )
         with gr.Accordion("Settings", open=False, elem_id="settings"):

@@ -5,7 +5,16 @@ import pytest
 from conftest import random_picture
 
 from attribution.errors import InputError
-from attribution.evaluate.counterfactual import LeaveOutSettings, groups, named, outcome, removals, table, top
+from attribution.evaluate.counterfactual import (
+    LeaveOutSettings,
+    groups,
+    lacking,
+    named,
+    outcome,
+    removals,
+    table,
+    top,
+)
 from attribution.evaluate.retrain import without
 from attribution.query.query import Query
 
@@ -79,14 +88,32 @@ def test_the_outcome_is_what_the_world_does(scores):
     assert [line.split(" | ")[1] for line in lines[2:]] == ["right", "wrong"] * 2
 
 
-def test_a_method_with_a_missing_training_is_left_out(scores):
+def test_a_seed_with_a_missing_training_is_left_out_and_a_method_without_any_seed(scores):
     known = trained(removals(scores, QUERIES, SETTINGS))
+    before = outcome(known, scores, QUERIES, SETTINGS)
+    assert [(each.method, each.k, each.seeds) for each in before if each.k == 5] == [("wrong", 5, 2), ("right", 5, 2)]
+    assert lacking(before, SETTINGS) == []
     del known[named(scores, (0, 2), "right", 5, 1)]
-    assert [(each.method, each.k) for each in outcome(known, scores, QUERIES, SETTINGS)] == [
-        ("wrong", 2),
-        ("right", 2),
-        ("wrong", 5),
+    found = outcome(known, scores, QUERIES, SETTINGS)
+    assert [(each.method, each.k, each.seeds) for each in found] == [
+        ("wrong", 2, 2),
+        ("right", 2, 2),
+        ("wrong", 5, 2),
+        ("right", 5, 1),
     ]
+    assert lacking(found, SETTINGS) == ["1 of 2 seeds with K = 5"]
+    del known[named(scores, (0, 2), "right", 5, 0)]
+    found = outcome(known, scores, QUERIES, SETTINGS)
+    assert [(each.method, each.k) for each in found] == [("wrong", 2), ("right", 2), ("wrong", 5)]
+    assert lacking(found, SETTINGS) == ["right with K = 5"]
+
+
+def test_queries_whose_images_stayed_are_beside(scores):
+    """Those of the other group lose nothing of their own, and 0.01 for each image that went."""
+    known = trained(removals(scores, QUERIES, SETTINGS))
+    right = next(each for each in outcome(known, scores, QUERIES, SETTINGS) if (each.method, each.k) == ("right", 5))
+    assert right.stayed == pytest.approx(0.01 * 10)
+    assert "| 0.10000 |" in table([right])
 
 
 @pytest.mark.parametrize("k", [0, IMAGES, 2000])

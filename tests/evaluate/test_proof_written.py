@@ -29,7 +29,10 @@ def results(index32):
     rng = np.random.default_rng(0)
     scores = {method: rng.random((2, len(CAPTIONS))) for method in LEAVE_OUT.methods}
     wanted = removals(scores, QUERIES, LEAVE_OUT)
-    known = {each: {"pictures": rng.integers(0, 256, (2, 32, 32, 3), np.uint8)} for each in wanted}
+    known = {
+        each: {"pictures": rng.integers(0, 256, (2, 32, 32, 3), np.uint8), "losses": 1 + rng.random(2)}
+        for each in wanted
+    }
     return Results(index32, QUERIES, scores, known)
 
 
@@ -60,6 +63,8 @@ def test_each_method_has_its_own_images_and_the_picture_of_the_training_without_
             mask = None if number else np.pad(np.ones((9, 16)), ((4, 19), (4, 12)))
             plain = drawn(results, without((), 0), number)
             assert each.change == pytest.approx(change(plain, picture, mask))
+            rise = results.known[removal]["losses"][number] / results.known[without((), 0)]["losses"][number] - 1
+            assert each.rise == pytest.approx(rise)
             assert (each.named, each.left_out, each.shown) == (3, 3, 3)
             strip = Image.open(tmp_path / each.strip).convert("RGB")
             thumbnail = results.index.pictures.small(int(rows[0]))
@@ -68,10 +73,42 @@ def test_each_method_has_its_own_images_and_the_picture_of_the_training_without_
     assert proof.cases[1].noise == pytest.approx(change(plain, again))
 
 
+def test_the_pictures_whose_loss_rises_most_are_shown_unless_others_are_named(results, tmp_path, monkeypatch):
+    monkeypatch.setattr("attribution.evaluate.proof.CASES", 1)
+    for number in (0, 1):
+        known = {each: {**held, "losses": held["losses"].copy()} for each, held in results.known.items()}
+        for seed in (0, 1):
+            rows = np.argsort(-results.scores["d-trak"][number])[:3]
+            known[without(rows, seed)]["losses"][number] = 9
+        proof = write_proof(tmp_path, replace(results, known=known), replace(SETTINGS, show=()), *MADE)
+        assert [case.prompt for case in proof.cases] == [QUERIES[number].prompt]
+        assert proof.pictures == 2
+        risen = [9 / known[without((), seed)]["losses"][number] - 1 for seed in (0, 1)]
+        other = [
+            known[without(np.argsort(-results.scores["d-trak"][1 - number])[:3], seed)]["losses"][1 - number]
+            / known[without((), seed)]["losses"][1 - number]
+            - 1
+            for seed in (0, 1)
+        ]
+        assert proof.rises["d-trak"] == pytest.approx(np.mean([risen, other]))
+        assert set(proof.rises) == {"d-trak", "dino", "random"}
+
+
+def test_random_images_are_as_many_as_a_method_leaves_out_where_they_were_judged_too(results, tmp_path):
+    leave_out = replace(LEAVE_OUT, methods=("dino", "random"), together=2)
+    scores = {"dino": results.scores["dino"], "random": results.scores["d-trak"]}
+    wanted = removals(scores, QUERIES, leave_out)
+    known = {each: {"pictures": np.zeros((2, 32, 32, 3), np.uint8), "losses": np.ones(2)} for each in wanted}
+    settings = replace(SETTINGS, by=("dino",), leave_out=leave_out)
+    proof = write_proof(tmp_path, replace(results, scores=scores, known=known), settings, *MADE)
+    union = {row for each in scores["random"] for row in np.argsort(-each)[:3]}
+    assert proof.cases[0].retrained[-1].left_out == len(union)
+
+
 def test_a_training_that_serves_several_pictures_says_so(results, tmp_path):
     together = replace(LEAVE_OUT, together=2)
     wanted = removals(results.scores, QUERIES, together)
-    known = {each: {"pictures": np.zeros((2, 32, 32, 3), np.uint8)} for each in wanted}
+    known = {each: {"pictures": np.zeros((2, 32, 32, 3), np.uint8), "losses": np.ones(2)} for each in wanted}
     settings = replace(SETTINGS, leave_out=together)
     proof = write_proof(tmp_path, replace(results, known=known), settings, *MADE)
     first = proof.cases[0].retrained[0]

@@ -74,9 +74,9 @@ def test_a_build_that_is_killed_at_every_write_of_its_manifest_has_the_same_byte
     assert files_of(tmp_path / "index") == files_of(tmp_path / "whole")
 
 
-def test_blocks_that_were_made_in_another_order_are_the_same(model32, tiny_settings, index_folder, tmp_path):
+def test_blocks_that_were_made_in_another_order_are_the_same(model32, tiny_settings, index_folder, plain_copy):
     """What a finished part lacks is filled in, wherever it is: here rows 3 to 5 of the losses."""
-    folder = shutil.copytree(index_folder, tmp_path / "index")
+    folder = plain_copy
     manifest = Manifest.read(folder)
     losses = np.load(folder / "base_losses.npy", mmap_mode="r+")
     losses[3:6] = 0
@@ -88,8 +88,8 @@ def test_blocks_that_were_made_in_another_order_are_the_same(model32, tiny_setti
     assert files_of(folder) == files_of(index_folder)
 
 
-def test_a_half_finished_array_that_was_deleted_is_made_anew(model32, tiny_settings, index_folder, tmp_path):
-    folder = shutil.copytree(index_folder, tmp_path / "index")
+def test_a_half_finished_array_that_was_deleted_is_made_anew(model32, tiny_settings, index_folder, plain_copy):
+    folder = plain_copy
     manifest = Manifest.read(folder)
     manifest.having("latents", replace(manifest.step("latents"), finished=False, blocks=((0, 6),))).write(folder)
     (folder / "latents.npy").unlink()

@@ -4,15 +4,29 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from attribution.diffusion.overlaid import open_model
+from attribution.diffusion.pictures import to_pixels
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.source import ModelFiles
 from attribution.errors import InputError
+from attribution.index.index import open_index
+from attribution.methods.answer import AttributeSettings
 from attribution.query.query import Query
 from attribution.scenes import finetune
 from attribution.scenes.compose import draw_scene, make_scenes
-from attribution.scenes.finetune import LORA, NEW, FinetuneArgs, FinetuneSettings, main, new_pictures, train_lora
+from attribution.scenes.finetune import (
+    LORA,
+    NEW,
+    NOISE,
+    FinetuneArgs,
+    FinetuneSettings,
+    asking,
+    main,
+    new_pictures,
+    train_lora,
+)
 from attribution.scenes.names import NEW_OBJECTS, OBJECTS
 from attribution.scenes.truth import locate
 from attribution.scenes.world import EMBEDDED
@@ -34,6 +48,26 @@ def test_new_scenes_hold_objects_that_no_old_scene_has_and_they_are_found_where_
         assert locate(draw_scene(scene), absent, scene.style) is None
 
 
+def test_the_embedded_autoencoder_can_draw_the_new_objects():
+    """Whatever else is fine-tuned, it draws the pictures in which they are looked for."""
+    model = Model.load(EMBEDDED.parent / "model")
+    alone = [scene for scene in make_scenes("train", 800, world=NEW) if len(scene.objects) == 1]
+    by_kind = {(scene.objects[0].name, scene.style): scene for scene in alone}
+    assert len(by_kind) == 2 * len(NEW.names)
+    for (name, style), scene in by_kind.items():
+        with torch.inference_mode():
+            drawn = model.vae.decode(model.encode_images(to_pixels([draw_scene(scene)]))).sample[0]
+        picture = Image.fromarray((drawn / 2 + 0.5).clamp(0, 1).mul(255).byte().permute(1, 2, 0).numpy())
+        assert locate(picture, name, style), f"{style} {name}"
+
+
+def test_methods_that_unlearn_are_asked_to_raise_the_pictures_loss_and_for_relative_changes():
+    for method in ("unlearning", "unlearning+"):
+        settings = asking(method, 0.5)
+        assert (settings.unlearn.rise, settings.score) == (0.5, "skew")
+    assert asking("d-trak", 0.5) == AttributeSettings("d-trak")  # it takes neither, and would refuse them
+
+
 def test_a_lora_is_kept_as_diffusers_keeps_one_and_changes_the_model(tmp_path):
     told = []
     train_lora(tmp_path, replace(SMALL, steps=50), lambda step, loss: told.append((step, loss)))
@@ -44,9 +78,10 @@ def test_a_lora_is_kept_as_diffusers_keeps_one_and_changes_the_model(tmp_path):
         for (name, one), other in zip(plain.unet.state_dict().items(), tuned.unet.state_dict().values(), strict=True)
         if not torch.equal(one, other)
     ]
-    assert any("attn2.to_k" in name for name in changed)
-    assert any("attn1.to_q" in name for name in changed)
-    assert not [name for name in changed if "resnets" in name]
+    for layer in ("attn2.to_k", "attn1.to_q", "resnets.0.conv1"):
+        assert any(layer in name for name in changed)
+    assert not [name for name in changed if "norm" in name or "bias" in name]
+    assert not torch.equal(plain.encode_text(["a lemon"]), tuned.encode_text(["a lemon"]))
 
 
 def test_only_pictures_that_show_their_object_are_asked_about(monkeypatch):
@@ -70,6 +105,8 @@ def test_start_to_end(tmp_path, monkeypatch, capsys):
     queries = [("lemon", Query("a lemon", draw_scene(scene))) for scene in make_scenes("train", 2, world=NEW)]
     monkeypatch.setattr(finetune, "new_pictures", lambda model, settings: iter(queries))
     main(args)
+    assert open_index(args.out / "index")[1].manifest.settings.noise == NOISE
+    assert sorted(path.name for path in args.out.iterdir()) == ["found.json", "index", "lora", "pictures.png", "scenes"]
     first, made = capsys.readouterr().out, (args.out / "lora" / LORA).stat().st_mtime_ns
     assert "| clip | " in first
     monkeypatch.setattr(finetune, "train_lora", lambda *given: pytest.fail("trained again"))

@@ -14,10 +14,11 @@ from attribution.ui.proof import proof_html
 from attribution.ui.routes import routes
 from attribution.ui.studio import Studio
 
-NAMED = Retrained("d-trak", 64, 64, "0-d-trak-named.png", 8, "0-d-trak.png", 0.314)
-CHANCE = Retrained("random", 64, 64, "0-random-named.png", 8, "0-random.png", 0.02)
+NAMED = Retrained("d-trak", 64, 64, "0-d-trak-named.png", 8, "0-d-trak.png", 0.314, 0.62)
+CHANCE = Retrained("random", 64, 64, "0-random-named.png", 8, "0-random.png", 0.02, -0.01)
 CASE = Case("a <b>bus</b>", 3, ((1.0, 2.0, 9.0, 8.0),), (32, 32), "0.png", (NAMED, CHANCE), 0.015)
-PROOF = Proof(VERSION, 1024, (CASE,), "python -m attribution <evaluate>", "2026", "abc", "def", ("Twemoji",))
+RISES = {"d-trak": 0.25, "random": 0.031}
+PROOF = Proof(VERSION, 1024, (CASE,), 16, RISES, "python -m attribution <evaluate>", "2026", "abc", "def", ("Twemoji",))
 
 
 def laid(studio):
@@ -33,9 +34,11 @@ def test_a_row_tells_whose_images_are_gone_and_what_became_of_the_picture():
     html = proof_html(PROOF)
     for told in (
         "Without the 64 that d-trak names",
-        "changed by 31%",
+        "loss +62%, picture changed by 31%",
         "Without 64 at random",
-        "changed by 2%",
+        "loss -1%, picture changed by 2%",
+        "Over all 16 pictures the loss rises by 25% without the 64 that d-trak names, by 3% without 64 at random.",
+        "Shown are those whose loss rises the most.",
         "and 56 more",
         "1,024 training images",
         "Trained again on all images, with other random numbers, it changes by 2%",
@@ -50,7 +53,8 @@ def test_a_row_tells_whose_images_are_gone_and_what_became_of_the_picture():
 
 def test_what_is_not_known_is_not_told():
     bare = replace(CASE, boxes=(), noise=None, retrained=(replace(NAMED, named=8, left_out=8),))
-    html = proof_html(replace(PROOF, cases=(bare,)))
+    html = proof_html(replace(PROOF, cases=(bare,), pictures=1))
+    assert "Shown are" not in html
     assert "Trained again on all images" not in html
     assert "more" not in html
     assert "<rect" not in html
