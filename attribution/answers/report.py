@@ -248,14 +248,13 @@ def _answer(query: Query, told: dict[str, Any]) -> Attribution:
 
 
 def _searched(told: dict[str, Any]) -> Searched:
-    known = {field.name: told[field.name] for field in fields(Searched)}
-    return Searched(**{**known, "sources": tuple(told["sources"])})
+    return Searched(**{field.name: told[field.name] for field in fields(Searched)})
 
 
 def _settings(told: dict[str, Any]) -> AttributeSettings:
     race = told["race"]
-    if "pool" not in race and "race" in METHODS[told["method"]].uses and not told["exhaustive"]:
-        race = {"pool": 0, **race}  # an earlier version knew halving alone
+    if "pool" not in race:  # an earlier version let all images take part, and named a race where there was none
+        race = {"pool": 0, **race} if "race" in METHODS[told["method"]].uses and not told["exhaustive"] else {}
     nested = {"unlearn": _filled(UnlearnSettings, told["unlearn"]), "race": _filled(RaceSettings, race)}
     return _filled(AttributeSettings, {**told, **nested})
 

@@ -95,12 +95,6 @@ def pretrained(model: Model) -> Iterator[None]:
             _put(kept, weights)
 
 
-def last_change(model: Model) -> dict[str, Tensor]:
-    """In the midst of `unlearned`, by how much each of its weights is changed."""
-    weights, before = model.changed[-1]
-    return {name: weight - before[name] for name, weight in weights.items()}
-
-
 def _copies(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: weight.clone() for name, weight in weights.items()}
 

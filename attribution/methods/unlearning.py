@@ -8,8 +8,10 @@ from threading import Event
 import numpy as np
 from torch import Tensor
 
+from attribution.batches import batches
+from attribution.diffusion.noise import NoiseBank, spread
 from attribution.diffusion.pipeline import Model
-from attribution.diffusion.weights import last_change, unlearned
+from attribution.diffusion.weights import pretrained, unlearned
 from attribution.index.index import Index
 from attribution.index.texts import LOOKED_AT
 from attribution.methods.answer import (
@@ -20,18 +22,17 @@ from attribution.methods.answer import (
     Attribution,
     Clock,
     Progress,
+    Result,
+    check_scores,
     check_stop,
     to_results,
 )
-from attribution.methods.candidates import outside, pooled, searched, used_sources
-from attribution.methods.influence import slopes
-from attribution.methods.measured import Losses, predictions_each
+from attribution.methods.candidates import SAMPLED, SOURCE, beside, best_rows, pool_of, searched
 from attribution.methods.trak import trak_predictions, trak_scores
 from attribution.query.encoded import Encoded
-from attribution.unlearning.best import BestSettings, Known, Search
-from attribution.unlearning.race import Round, Standing, evaluations, exhaustive, race, schedule
+from attribution.unlearning.race import Measure, Round, Standing, evaluations, exhaustive, race, schedule
 from attribution.unlearning.rise import step_to, trial_bank
-from attribution.unlearning.score import Floats, score
+from attribution.unlearning.score import TYPICAL, TYPICAL_COLUMNS, Floats, Scores, losses_by_call, score
 from attribution.unlearning.step import (
     UnlearnSettings,
     add_step,
@@ -41,52 +42,57 @@ from attribution.unlearning.step import (
     query_loss,
 )
 
-TYPICAL = 32  # training images that stand for all in the typical score
-
 
 def unlearning(model: Model, index: Index, asked: Encoded, settings: AttributeSettings, stop: Event) -> Answer:
     """Answer with the loss change of training images after a Newton step that unlearns the query."""
-    clock, unlearn, total = Clock(), settings.newton, predicted(index, settings)
-    scores, done = dict[str, Floats](), 0
-    if "d-trak" in (used := used_sources(index, settings)):
-        scores["d-trak"] = yield from trak_scores("d-trak", False, model, index, asked, settings, stop, clock, total)
-        done = trak_predictions(index, "d-trak", False)
+    clock, unlearn, bank = Clock(), settings.newton, index.bank(model, settings.noise_seed)
+    total, done, first = predicted(index, settings), 0, tuple[Result, ...]()
+    order, sampled = likely_first(asked.query.prompt, index.captions), list[int]()
+    if pool := pool_of(settings):
+        guess = yield from trak_scores(SOURCE, False, model, index, asked, settings, stop, clock, total)
+        done, order = trak_predictions(index, SOURCE, False), best_rows(guess, pool)
+        first, sampled = estimated(index, guess, order[: settings.k]), beside(len(index), order)
         clock.lap("candidates")
+
+    def at(stage: str, made: int, results: tuple[Result, ...] = ()) -> Progress:
+        return Progress(stage, made, total, clock.total(), results or first, bool(first) and not results)
+
+    if first:
+        yield at("unlearning", done)
     with unlearned(model, unlearn.weights or index.weights) as weights:
         for taken in unlearn_query(model, index, asked, unlearn, weights):
             check_stop(stop)
-            yield Progress("unlearning", done + taken.predictions, total, clock.total())
+            yield at("unlearning", done + taken.predictions)
         clock.lap("unlearning")
         done += unlearn.predictions
 
-        losses, sample = Losses(model, index, settings, stop), typical_rows(len(index))
-        after = np.empty_like(losses.base[sample])
-        for which, column, some in losses.measure(sample, range(after.shape[-1]), index.views):
-            after[which, :, column] = some
-            done += losses.each * some.size
-            yield Progress("scoring", done, total, clock.total())
-        if "influence" in used:
-            scores["influence"] = slopes(index, last_change(model)).max(1)
-        order = likely_first(asked.query.prompt, index.captions)
-        wanted = settings.race.pool or 0
-        pool = pooled(scores, wanted) if scores else order[:wanted]  # where everyone is a candidate, or nobody
-        search = _search(index, settings, pool, sample, (losses.base[sample], after))
-        for standing in (
-            search.run(losses.look(search.rows.tolist())) if search else _race(losses, index, settings, order)
-        ):
-            results = to_results(standing, index, settings.k)
-            made = done + losses.each * standing.evaluations
-            yield Progress("scoring", made, made if standing.settled else total, clock.total(), results)
+        measure, base = _losses(model, index, bank, settings, stop)
+        sample, columns = typical_rows(len(index)), spread(len(bank))[:TYPICAL_COLUMNS]
+        after = np.empty_like(base[np.ix_(sample, index.views, columns)])
+        for which, column, losses in measure(sample, columns, index.views):
+            after[which, :, column] = losses
+            done += _measured(settings) * losses.size
+            yield at("scoring", done)
+        typical = float(np.median(score(base[np.ix_(sample, index.views, columns)], after, settings.score).value))
+        clock.lap("typical")
+        begun = not first  # a first estimate stays until all candidates were looked at
+        for standing in race(measure, base, _rounds(index, settings), [*order, *sampled], settings.score, settings.k):
+            begun |= standing.ended
+            results = to_results(standing, index, settings.k) if begun else ()
+            yield at("scoring", done + _measured(settings) * standing.evaluations, results)
     clock.lap("scoring")
     made_with, rows = (index.id, model.sha256), standing.rows
     ranks = (rows[:MOST_RANKS], len(rows))
-    typical = float(np.median(score(losses.base[sample], after, settings.score).value))
-    found = Attribution(asked.query, settings, results, made, clock.laps, *made_with, *ranks, typical)
-    yield replace(
-        found,
-        scores=tuple(standing.scores.value[:MOST_SCORES].tolist()),
-        step_sizes=taken.step_sizes,
-        search=searched(index, settings, outside(sample, pool), rows, search.end if search else None),
+    scores = tuple(standing.scores.value[:MOST_SCORES].tolist())
+    found = Attribution(asked.query, settings, results, total, clock.laps, *made_with, *ranks, typical)
+    search = searched(index, settings, sampled, rows)
+    yield replace(found, scores=scores, step_sizes=taken.step_sizes, search=search)
+
+
+def estimated(index: Index, scores: Floats, rows: Sequence[int]) -> tuple[Result, ...]:
+    """A first estimate of the results: rows, best first, with scores (N,) that are not the method's."""
+    return to_results(
+        Standing(tuple(rows), Scores.exact(scores[list(rows), None]), 0, 0, False, False), index, len(rows)
     )
 
 
@@ -95,24 +101,44 @@ def typical_rows(images: int) -> list[int]:
     return sorted(int(row) for row in np.random.default_rng(TYPICAL).permutation(images)[:TYPICAL])
 
 
-def _search(
-    index: Index, settings: AttributeSettings, pool: list[int], sample: list[int], known: tuple[Floats, Floats]
-) -> Search | None:
-    """A search among a pool and the sample, whose losses (n, views, S) before and after are known; None is halving."""
-    if not pool:
-        return None
-    rows = [*pool, *outside(sample, pool)]
-    _, views, columns = known[0].shape
-    candidates = Known(len(rows), views, columns, settings.score, known[0].dtype)
-    places = {row: place for place, row in enumerate(rows)}
-    yardsticks = np.array([places[row] for row in sample])
-    candidates.put(yardsticks, known)
-    how = BestSettings(settings.k, settings.race.budget or 0, settings.race.confidence)
-    return Search(rows, candidates, yardsticks, how)
+def _losses(
+    model: Model, index: Index, bank: NoiseBank, settings: AttributeSettings, stop: Event
+) -> tuple[Measure, Floats]:
+    """How losses after unlearning are measured; and those before (N, views, S), the index's or measured beside them."""
+    measure, base = _measure(model, index, bank, settings.batch, stop), index.base_losses[:, : len(index.views)]
+    if settings.noise_seed is None:
+        return measure, base
+    anew = np.full(base.shape, np.nan, base.dtype)
+    return _with_base(model, measure, anew, settings.batch), anew
 
 
-def _race(losses: Losses, index: Index, settings: AttributeSettings, order: list[int]) -> Iterator[Standing]:
-    return race(losses.measure, losses.base, _rounds(index, settings), order, settings.score, settings.k)
+def _measure(model: Model, index: Index, bank: NoiseBank, batch: int, stop: Event) -> Measure:
+    """Losses of training images under the weights that the model has now, for a race."""
+
+    def measure(
+        rows: Sequence[int], columns: Sequence[int], views: Sequence[int]
+    ) -> Iterator[tuple[slice, int, Floats]]:
+        for which, column, losses in losses_by_call(model, index.encoded, bank, rows, columns, views, batch):
+            check_stop(stop)
+            check_scores(losses, rows[which], index)
+            yield which, column, losses
+
+    return measure
+
+
+def _with_base(model: Model, measure: Measure, base: Floats, batch: int) -> Measure:
+    """Measure losses under the pretrained weights too, into `base` (N, views, S), a batch before those after it."""
+
+    def both(rows: Sequence[int], columns: Sequence[int], views: Sequence[int]) -> Iterator[tuple[slice, int, Floats]]:
+        for some in batches(len(rows), max(1, batch // len(views))):
+            here = rows[some.start : some.stop]
+            with pretrained(model):
+                for which, column, losses in measure(here, columns, views):
+                    base[np.ix_(here[which], views, [columns[column]])] = losses[..., None]
+            for which, column, losses in measure(here, columns, views):
+                yield slice(some.start + which.start, some.start + which.stop), column, losses
+
+    return both
 
 
 @dataclass(frozen=True)
@@ -165,20 +191,23 @@ def likely_first(prompt: str, captions: Sequence[str]) -> list[int]:
 
 
 def predicted(index: Index, settings: AttributeSettings) -> int:
-    """Predictions that an answer by unlearning takes, at most."""
-    columns: int = index.base_losses.shape[-1]
-    sample, cells = len(typical_rows(len(index))), len(index.views) * columns
-    race, more = settings.race, 0
-    if race.pool:
-        searched = min(race.budget or 0, min(race.pool, len(index) - sample) * cells)
-        more = trak_predictions(index, "d-trak", False) if "d-trak" in used_sources(index, settings) else 0
-    else:
-        searched = evaluations(_rounds(index, settings))
-    return settings.unlearn.predictions + more + predictions_each(settings) * (sample * cells + searched)
+    """Predictions that an answer by unlearning takes."""
+    columns: int = min(TYPICAL_COLUMNS, index.base_losses.shape[-1])
+    typical = len(typical_rows(len(index))) * len(index.views) * columns
+    chosen = trak_predictions(index, SOURCE, False) if pool_of(settings) else 0
+    raced = evaluations(_rounds(index, settings))
+    return chosen + settings.unlearn.predictions + _measured(settings) * (typical + raced)
+
+
+def _measured(settings: AttributeSettings) -> int:
+    """How often a training loss is measured: after unlearning, and before where the index does not hold it."""
+    return 1 if settings.noise_seed is None else 2
 
 
 def _rounds(index: Index, settings: AttributeSettings) -> list[Round]:
-    columns = index.base_losses.shape[-1]  # of the noise bank
+    images, columns = len(index), index.base_losses.shape[-1]  # of the noise bank
     if settings.exhaustive:
-        return exhaustive(len(index), columns, index.views)
-    return schedule(len(index), columns, settings.race, index.views)
+        return exhaustive(images, columns, index.views)
+    if pool := pool_of(settings):
+        return schedule(pool, columns, settings.race, index.views, min(SAMPLED, images - pool))
+    return schedule(images, columns, settings.race, index.views)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attribution.batches import in_batches
-from attribution.diffusion.loss import denoising_loss, paired_loss
+from attribution.diffusion.loss import denoising_loss
 from attribution.diffusion.noise import NoiseBank
 from attribution.diffusion.pipeline import Model
 from attribution.files import let_go
@@ -19,6 +19,9 @@ from attribution.files import let_go
 ScoreKind = Literal["difference", "skew"]
 Floats = NDArray[np.floating]
 VIEWS = (0, 1)  # a training image and its mirror
+# Training images that stand for all in the typical score, and the noises that they are seen with: what makes it
+# uncertain is how much images differ, not how few the noises are.
+TYPICAL, TYPICAL_COLUMNS = 32, 4
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,9 @@ class EncodedSet:
 
     def view(self, rows: Sequence[int], views: Sequence[int]) -> Tensor:
         """Latents of rows and views: (n, views, C, h, w) float32."""
-        picked = self.latents[list(rows)][:, list(views)]
+        picked = np.asarray(self.latents[list(rows)])[:, list(views)]
         let_go(self.latents)
-        return _precise(picked)
-
-    def each(self, rows: Sequence[int], views: Sequence[int]) -> Tensor:
-        """Latents of rows, each in a view of its own: (n, C, h, w) float32."""
-        picked = self.latents[list(rows), list(views)]
-        let_go(self.latents)
-        return _precise(picked)
+        return torch.from_numpy(picked.astype(np.promote_types(picked.dtype, np.float32)))
 
     def text(self, model: Model, rows: Sequence[int]) -> Tensor:
         """Captions of rows, encoded: (n, L, D); where any has several, (n, K, L, D), NaN where one has fewer than K."""
@@ -60,10 +57,6 @@ class EncodedSet:
         for own, part in zip(padded, encoded.split([len(some) for some in each]), strict=True):
             own[: len(part)] = part
         return padded
-
-
-def _precise(latents: NDArray[np.floating]) -> Tensor:
-    return torch.from_numpy(np.asarray(latents).astype(np.promote_types(latents.dtype, np.float32)))
 
 
 def losses_of(
@@ -149,36 +142,6 @@ def losses_by_call(
             yield here, column, losses[:count].cpu().numpy()
 
 
-def losses_one_by_one(
-    model: Model,
-    training: EncodedSet,
-    bank: NoiseBank,
-    rows: Sequence[int],
-    views: Sequence[int],
-    columns: Sequence[int],
-    batch: int = 64,
-) -> Iterator[tuple[slice, Floats]]:
-    """Losses of n training images, each in a view and at a column of its own, one call of the U-Net at a time.
-
-    Every call holds as many predictions; see `losses_by_call`.
-
-    Yields:
-        (which of the n, losses of shape (chunk,)).
-    """
-
-    def at(which: range) -> Tensor:
-        some = [i % len(rows) for i in which]
-        latents = training.each([rows[i] for i in some], [views[i] for i in some])
-        text = training.text(model, [rows[i] for i in some])
-        with torch.inference_mode():
-            return paired_loss(model, latents, text, bank.select([columns[i] for i in some]))
-
-    for which, losses in in_batches(math.ceil(len(rows) / batch) * batch, batch, at):
-        here = slice(which.start, min(which.stop, len(rows)))
-        if here.start < here.stop:
-            yield here, losses[: here.stop - here.start].cpu().numpy()
-
-
 @dataclass(frozen=True)
 class Scores:
     """Scores of n images, higher is more influential.
@@ -220,19 +183,15 @@ class Scores:
         return np.lexsort((np.asarray(rows), -self.value))
 
 
-def changes(before: Floats, after: Floats, kind: ScoreKind = "difference") -> Floats:
-    """What a score is the mean of, noise by noise; see `score`."""
-    change: Floats = after - before
-    return change / (after + before + 1e-3) if kind == "skew" else change
-
-
 def score(before: Floats, after: Floats, kind: ScoreKind = "difference") -> Scores:
     """Score images from their losses (n, views, columns) before and after unlearning.
 
     `difference` is Eq. 6, the mean over the bank of L1 - L0; `skew` is the mean of the normalised
     (L1 - L0) / (L1 + L0 + 1e-3), noise by noise (Serra et al. 2026).
     """
-    change = changes(before, after, kind)
+    change = after - before
+    if kind == "skew":
+        change = change / (after + before + 1e-3)
     mean = change.mean(-1)  # (n, views)
     columns = change.shape[-1]
     spread = change.std(-1, ddof=1) / np.sqrt(columns) if columns > 1 else np.full_like(mean, np.inf)
