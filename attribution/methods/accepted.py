@@ -43,9 +43,13 @@ def check_values(settings: AttributeSettings, images: int, timesteps: int) -> No
         (settings.batch >= 1, f"batch = {settings.batch} is", "whole numbers from 1"),
         (unlearn.batch >= 1, f"unlearn_batch = {unlearn.batch} is", "whole numbers from 1"),
         (not race.pool or settings.k <= race.pool <= images, f"race_pool = {race.pool} is", _pools(settings.k, images)),
-        (race.keep is None or 0 < race.keep <= 1, f"race_keep = {race.keep} is", "shares above 0, up to 1"),
+        (race.keep is None or 0 < race.keep <= 1, f"race_keep = {race.keep or 0:g} is", "shares above 0, up to 1"),
         (race.first_columns >= 1, f"race_first_columns = {race.first_columns} is", "whole numbers from 1"),
-        (race.growth is None or 0 < race.growth < math.inf, f"race_growth = {race.growth} is", "numbers above 0"),
+        (
+            race.growth is None or 0 < race.growth < math.inf,
+            f"race_growth = {race.growth or 0:g} is",
+            "numbers above 0",
+        ),
         (
             race.survivors is None or race.survivors >= 1,
             f"race_survivors = {race.survivors} is",

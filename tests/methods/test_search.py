@@ -132,7 +132,7 @@ def test_halving_may_be_chosen_and_exhaustive_stays_as_it_is(model32, full_index
         (RaceSettings(pool=9), r"race_pool = 9 is not possible; accepted are 2, as many as are looked for, to 8"),
         (RaceSettings(pool=1), "race_pool = 1 is not possible; accepted are 2, as many as are looked for, to 8"),
         (RaceSettings(pool=-1), "race_pool = -1 is not possible"),
-        (RaceSettings(keep=0.0), "race_keep = 0.0 is not possible"),
+        (RaceSettings(keep=0.0), "race_keep = 0 is not possible"),
         (RaceSettings(growth=float("nan")), "race_growth = nan is not possible"),
         (RaceSettings(survivors=0), "race_survivors = 0 is not possible"),
     ],
