@@ -29,6 +29,7 @@ def check_values(settings: AttributeSettings, images: int, timesteps: int) -> No
         InputError: names the first one, and what is accepted.
     """
     unlearn, race = settings.unlearn, settings.race
+    keep, growth, survivors = race.keep, race.growth, race.survivors
     for possible, given, accepted in (
         (1 <= settings.k <= images, f"top_k = {settings.k} is", f"1 to {images}, the training images"),
         (1 <= unlearn.steps <= MAX_STEPS, f"{unlearn.steps} steps are", f"1 to {MAX_STEPS}"),
@@ -43,18 +44,10 @@ def check_values(settings: AttributeSettings, images: int, timesteps: int) -> No
         (settings.batch >= 1, f"batch = {settings.batch} is", "whole numbers from 1"),
         (unlearn.batch >= 1, f"unlearn_batch = {unlearn.batch} is", "whole numbers from 1"),
         (not race.pool or settings.k <= race.pool <= images, f"race_pool = {race.pool} is", _pools(settings.k, images)),
-        (race.keep is None or 0 < race.keep <= 1, f"race_keep = {race.keep or 0:g} is", "shares above 0, up to 1"),
+        (keep is None or 0 < keep <= 1, f"race_keep = {keep or 0:g} is", "shares above 0, up to 1"),
         (race.first_columns >= 1, f"race_first_columns = {race.first_columns} is", "whole numbers from 1"),
-        (
-            race.growth is None or 0 < race.growth < math.inf,
-            f"race_growth = {race.growth or 0:g} is",
-            "numbers above 0",
-        ),
-        (
-            race.survivors is None or race.survivors >= 1,
-            f"race_survivors = {race.survivors} is",
-            "whole numbers from 1",
-        ),
+        (growth is None or 0 < growth < math.inf, f"race_growth = {growth or 0:g} is", "numbers above 0"),
+        (survivors is None or survivors >= 1, f"race_survivors = {survivors} is", "whole numbers from 1"),
     ):
         if not possible:
             raise InputError(f"{given} not possible; accepted are {accepted}")
