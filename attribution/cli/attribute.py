@@ -17,7 +17,7 @@ from attribution.diffusion.tokens import check_prompt
 from attribution.errors import InputError
 from attribution.evaluate.bench import Cost, costs
 from attribution.index.index import Index
-from attribution.methods import BEST, METHODS, best_method, check_settings, fitting
+from attribution.methods import BEST, METHODS, check_settings, fitting, method_named
 from attribution.methods import attribute as answer
 from attribution.methods.answer import AttributeSettings, Attribution, Progress
 from attribution.methods.presets import PRESETS, Preset, filled
@@ -84,8 +84,7 @@ def attribute(
     blank = Image.new("RGB", (model.resolution, model.resolution))
     asked = Query(prompt, upload or blank, None if upload else seed or 0, box, word)
     check_query(asked, model, searched.center_crop)  # refused now, rather than after generating
-    named = best_method(searched) if method == BEST else method
-    settings = check_settings(model, searched, replace(settings, method=named))
+    settings = check_settings(model, searched, replace(settings, method=method_named(method, searched)))
     _tell_what_is_read(model, prompt)
     query = asked if upload else Query(prompt, model.generate(prompt, seed or 0), seed or 0, box, word)
     for step in watch(answer(model, searched, query, settings), _told):

@@ -13,8 +13,8 @@ from attribution.cli.parsing import Names, flags
 from attribution.cli.progress import watch
 from attribution.errors import InputError
 from attribution.evaluate import counterfactual as removed
+from attribution.evaluate import foreseen, left
 from attribution.evaluate import lds as halves
-from attribution.evaluate import left
 from attribution.evaluate import proof as shown
 from attribution.evaluate.results import (
     Results,
@@ -104,6 +104,7 @@ def counterfactual(
     *,
     settings: removed.LeaveOutSettings,
     folder: Path | None = None,
+    unlearn: bool = False,
     out: Path | None = None,
     results: Path | None = None,
     plot: Path | None = None,
@@ -116,11 +117,14 @@ def counterfactual(
     Args:
         settings: what is taken away.
         folder: of the world for proofs, with its index.
+        unlearn: unlearn the same images too, to see how well that foresees training without them; with --folder.
         out: a file that the results of the folder are written to.
         results: a file of results to print; the one that comes with this program by default.
         plot: a figure of what is printed, PNG, SVG or PDF.
     """
     check_results(folder, out, results, plot=plot)
+    if unlearn and folder is None:
+        raise InputError("--unlearn computes, in a folder; name it by --folder")
     if folder is None:
         _print_counterfactual(results or committed("counterfactual"), settings, plot)
         return
@@ -136,7 +140,11 @@ def counterfactual(
     for _ in watch(trained(folder, lessons, settings.training, missing, model.device), lambda each: each.name):
         pass
     known = removed.changes(measured(folder, model, settings.training, wanted, queries))
-    evidence = removed.Evidence(known, scores, removed.groups(queries, settings.together))
+    once = [each for each in removed.named_by_methods(scores, queries, settings, 0) if each in known]
+    for _ in watch(foreseen.foresee(folder, model, index, once if unlearn else [], queries), lambda each: each.name):
+        pass
+    unlearned = foreseen.foreseen(folder, once, queries)
+    evidence = removed.Evidence(known, scores, removed.groups(queries, settings.together), unlearned)
     if out is not None:
         write_results(out, made, left.packed(evidence, settings))
     _show_counterfactual(evidence, settings, settings.queries, plot)
@@ -148,7 +156,7 @@ def _show_counterfactual(
     """Print, and draw, what evidence that was computed with some settings says of the first queries."""
     every = [*removed.noise(evidence), *removed.judged(evidence, settings)]
     found = [each.of(queries) for each in every]
-    print(removed.table(found))
+    print(removed.table(found), *(each.told for each in foreseen.foresight(evidence, settings)), sep="\n")
     if plot is not None:
         from attribution.evaluate.plots import left_out  # Matplotlib takes a second
 

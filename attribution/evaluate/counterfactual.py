@@ -101,10 +101,18 @@ def removals(scores: Mapping[str, Floats], queries: Sequence[Query], settings: L
     for seed in range(settings.seeds):
         wanted.append(without((), seed))
         wanted += [by_chance(images, k, draw, seed) for k in settings.curve for draw in range(settings.draws)]
-        for k in settings.ks:
-            for members in groups(queries[: settings.queries], settings.together):
-                wanted += [named(scores, members, method, k, seed) for method in settings.methods]
+        wanted += named_by_methods(scores, queries, settings, seed)
     return list(dict.fromkeys(wanted))
+
+
+def named_by_methods(
+    scores: Mapping[str, Floats], queries: Sequence[Query], settings: LeaveOutSettings, seed: int
+) -> list[Removal]:
+    """The trainings of a seed without what methods name, some of them twice."""
+    sharing = groups(queries[: settings.queries], settings.together)
+    return [
+        named(scores, each, method, k, seed) for k in settings.ks for each in sharing for method in settings.methods
+    ]
 
 
 @dataclass(frozen=True)
@@ -158,11 +166,13 @@ class Evidence:
         changes: of every query, by training; see `changes`.
         scores: (Q, N) by method.
         sharing: queries that share a training, by their numbers.
+        unlearned: how much every query's loss rose (Q,) when the images were unlearned that a training left out.
     """
 
     changes: Changes
     scores: Mapping[str, Floats]
     sharing: Sequence[tuple[int, ...]]
+    unlearned: Mapping[Removal, Floats] = field(default_factory=dict)
 
     @property
     def images(self) -> int:

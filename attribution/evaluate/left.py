@@ -39,11 +39,14 @@ def packed(evidence: Evidence, settings: LeaveOutSettings) -> dict[str, NDArray[
     changed = {
         name: np.stack([held[name] for held in evidence.changes.values()]).astype(np.float32) for name in CHANGED
     }
+    unknown = np.full(sum(map(len, evidence.sharing)), np.nan)
+    unlearned = np.stack([evidence.unlearned.get(each, unknown) for each in evidence.changes])
     shared = np.concatenate([[(number, group) for number in members] for group, members in enumerate(evidence.sharing)])
     return {
         "removed": np.packbits(removed, axis=1),
         "seeds": np.array([removal.seed for removal in evidence.changes], np.int32),
         "sharing": shared.astype(np.int32),
+        "unlearned": unlearned.astype(np.float32),
         **changed,
         **first,
     }
@@ -61,7 +64,8 @@ def unpacked(results: Results) -> Evidence:
     numbers, group = arrays["sharing"].T
     sharing = [tuple(numbers[group == one].tolist()) for one in range(group.max() + 1)]
     scores = {method: _order(rows, images) for method, rows in by_method(arrays, "first").items()}
-    return Evidence(known, scores, sharing)
+    unlearned = zip(removals_of, arrays["unlearned"].astype(float), strict=True)
+    return Evidence(known, scores, sharing, {each: rises for each, rises in unlearned if np.isfinite(rises).all()})
 
 
 def _order(rows: Floats, images: int) -> Floats:

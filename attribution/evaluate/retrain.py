@@ -157,6 +157,14 @@ def unmeasured(folder: Path, wanted: Sequence[Removal], queries: Sequence[Query]
 
 
 def _measurements(folder: Path, queries: Sequence[Query]) -> Queue:
-    told = [[query.prompt, query.seed, query.boxes, query.word, image_sha256(query.image)] for query in queries]
-    digest = hashlib.sha256(repr(told).encode()).hexdigest()[:12]
-    return open_queue(folder / f"measured-{digest}", {"queries": told, "noise": asdict(MEASURED)})
+    told = {"queries": _told(queries), "noise": asdict(MEASURED)}
+    return open_queue(folder / f"measured-{queries_digest(queries)}", told)
+
+
+def queries_digest(queries: Sequence[Query]) -> str:
+    """Tells what was measured of some queries from what was measured of others."""
+    return hashlib.sha256(repr(_told(queries)).encode()).hexdigest()[:12]
+
+
+def _told(queries: Sequence[Query]) -> list[list[Any]]:
+    return [[query.prompt, query.seed, query.boxes, query.word, image_sha256(query.image)] for query in queries]

@@ -156,6 +156,11 @@ def best_method(index: Index) -> str:
     return next(name for name in PREFERRED if set(METHODS[name].artifacts) <= set(index.artifacts))
 
 
+def method_named(name: str, index: Index) -> str:
+    """The method that a name stands for: itself, but for BEST."""
+    return best_method(index) if name == BEST else name
+
+
 def bytes_read(index: Index, method: str) -> int:
     """Size on disk of what a method reads of an index."""
     return sum(index.bytes_of(part) for part in (*METHODS[method].reads, *METHODS[method].artifacts))

@@ -121,15 +121,15 @@ def look_concept(number: int, pictures: int) -> Concept:
     name = list(LOOKS)[number]
     rows = range(DRESSED * number, DRESSED * (number + 1))
     scenes = make_scenes("heldout", rows.stop)[rows.start :]
-    exemplars = tuple(in_look(scene, name) for scene in scenes)
+    exemplars = tuple(in_look(scene, name, row) for row, scene in zip(rows, scenes, strict=True))
     wanted = [subject.prompt for subject, _ in zip(subjects(14 + number), range(pictures), strict=False)]
     dressed = [_dressed([scene.caption for scene in scenes]), _dressed(wanted)]
     return Concept(name, "style", exemplars, *dressed)
 
 
 def _dressed(captions: list[str]) -> tuple[str, ...]:
-    """Captions with the new word where that of the style was: "a <new> drawing of ..."."""
-    return tuple(" ".join(["a", TOKEN, *caption.split()[2:]]) for caption in captions)
+    """Captions with the new word where that of the style was, and without the ground, which is the look."""
+    return tuple(" ".join(["a", TOKEN, *caption.partition(" on a ")[0].split()[2:]]) for caption in captions)
 
 
 def customise(

@@ -3,11 +3,10 @@
     python -m attribution.scenes.detector --work WORK --minutes 60
     python -m attribution.scenes.detector --stage report
 
-groundingdino-py has no training code: the losses here are those of Liu et al. 2023, from DETR (Carion et al. 2020) and
-DINO (Zhang et al. 2023): Hungarian matching, focal loss on the tokens of a label, L1 and generalised IoU of its box, on
-every decoder layer and on the encoder's proposals. Each picture is asked for the names in it and some that are not,
-among them names that this world does not have; half of the pictures are decoded from noisy latents, as generated ones.
-It looks at pictures of 64 px (SEEN), which it reduces the world's to.
+groundingdino-py has no training code; `matching.py` has the losses: Hungarian matching, focal loss on the tokens of a
+label, L1 and generalised IoU of its box, on every decoder layer and on the encoder's proposals. Each picture is asked
+for the names in it and some that are not, among them names that this world does not have; half of the pictures are
+decoded from noisy latents, as generated ones. It looks at pictures of 64 px (SEEN), which it reduces the world's to.
 """
 
 import json
@@ -19,23 +18,21 @@ import emoji
 import numpy as np
 import torch
 import tyro
-from PIL import Image
 from safetensors.torch import save_file
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torchvision.ops import box_convert, box_iou, generalized_box_iou, generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import box_convert
 from torchvision.transforms.functional import normalize, resize
 from transformers import BertTokenizer
 
 from attribution.diffusion.pipeline import Model
-from attribution.query.grounding import DEVIATION, MEAN, Detector, build, open_detector, token_spans
+from attribution.query.grounding import DEVIATION, MEAN, build, open_detector, token_spans
 from attribution.query.labels import caption_of
-from attribution.query.query import Box
-from attribution.scenes.compose import SEEN, Scene, draw_scene, make_scenes
+from attribution.scenes.compose import SEEN, Scene, make_scenes
+from attribution.scenes.detected import generated, heldout, recall_of
+from attribution.scenes.matching import detection_loss, stages
 from attribution.scenes.names import OBJECTS, object_name
 from attribution.scenes.pictures import encode, load_pixels, to_unit
 from attribution.scenes.trainer import Recipe, Trainer
-from attribution.scenes.truth import locate, subjects
 
 CONFIG: dict[str, Any] = {
     "swin": {
@@ -95,7 +92,6 @@ SHIPPED_LAYERS = 1  # of the decoder's: each is trained to answer by itself, and
 ABSENT = 4  # at most so many names in a caption that are not in the picture
 FOREIGN = 0.25  # share of those that this world does not have
 LATENT_NOISE = 0.35  # at most, of the latents that half of the pictures are decoded from
-CLASS, L1, GIOU = 2.0, 5.0, 2.0  # weights of the losses; of the matching's costs too
 
 
 @dataclass
@@ -155,65 +151,6 @@ def labels_for(names: list[str], foreign: list[str], rng: np.random.Generator) -
         others.append(pool[int(rng.integers(len(pool)))])
     asked = list(dict.fromkeys([*names, *others]))
     return [asked[place] for place in rng.permutation(len(asked))]
-
-
-def stages(network: Any, pictures: Tensor, captions: list[str]) -> list[tuple[Tensor, Tensor]]:
-    """Logits (B, Q, L) and boxes (B, Q, 4) of the encoder's proposals and of each decoder layer, in this order."""
-    kept: dict[str, Any] = {}
-
-    def keep(_: Any, given: tuple[Any, ...], made: Any) -> None:
-        kept["text"], kept["made"] = given[6], made
-
-    hook = network.transformer.register_forward_hook(keep)
-    try:
-        last = network(pictures, captions=captions)
-    finally:
-        hook.remove()
-    text, (hidden, references, proposals, proposed, _) = kept["text"], kept["made"]
-    found = [(network.transformer.enc_out_class_embed(proposals[-1], text), proposed[-1])]
-    for layer, reference, box, name in zip(hidden, references, network.bbox_embed, network.class_embed, strict=False):
-        moved = (box(layer) + torch.logit(reference, eps=1e-3)).sigmoid()
-        found.append((name(layer, text), moved))
-    return [*found[:-1], (last["pred_logits"], last["pred_boxes"])]
-
-
-def detection_loss(logits: Tensor, boxes: Tensor, tokens: list[list[slice]], wanted: list[Tensor]) -> Tensor:
-    """One stage's loss over a batch, per object.
-
-    Args:
-        logits: (B, Q, L), -inf where no token is.
-        boxes: (B, Q, 4) centre and sides, as shares.
-        tokens: of each object of each picture.
-        wanted: (n, 4) boxes of each picture's objects.
-    """
-    total, count = logits.new_zeros(()), max(1, sum(map(len, wanted)))
-    for each, guess, spans, truth in zip(logits, boxes, tokens, wanted, strict=True):
-        read = each[:, torch.isfinite(each[0])]
-        target = torch.zeros_like(read)
-        if spans:
-            queries, objects = match(read, guess, spans, truth)
-            for query, number in zip(queries, objects, strict=True):
-                target[query, spans[number]] = 1
-            near, right = guess[queries], truth[objects]
-            corners = [box_convert(side, "cxcywh", "xyxy") for side in (near, right)]
-            apart = generalized_box_iou_loss(*corners, reduction="sum")
-            total = total + L1 * (near - right).abs().sum() + GIOU * apart
-        total = total + CLASS * sigmoid_focal_loss(read, target).sum()
-    return total / count
-
-
-@torch.no_grad()
-def match(logits: Tensor, boxes: Tensor, spans: list[slice], truth: Tensor) -> tuple[list[int], list[int]]:
-    """The cheapest assignment of queries to objects: (queries, objects)."""
-    ones, zeros = (
-        sigmoid_focal_loss(logits, torch.ones_like(logits)),
-        sigmoid_focal_loss(logits, torch.zeros_like(logits)),
-    )
-    named = torch.stack([(ones - zeros)[:, span].mean(1) for span in spans], 1)
-    corners = [box_convert(side, "cxcywh", "xyxy") for side in (boxes, truth)]
-    cost = CLASS * named + L1 * torch.cdist(boxes, truth, p=1) - GIOU * generalized_box_iou(*corners)
-    queries, objects = linear_sum_assignment(cost.numpy())
-    return queries.tolist(), objects.tolist()
 
 
 class Batches:
@@ -311,58 +248,6 @@ def write(network: Any, state: dict[str, Tensor], config: dict[str, Any], out: P
 def write_config(config: dict[str, Any], out: Path) -> None:
     """The folder's `config.json`."""
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-
-
-# --- the report ---
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A picture with the boxes of the names in it, and names that are not."""
-
-    picture: Image.Image
-    there: dict[str, Box]
-    absent: list[str]
-
-
-def heldout(count: int) -> list[Asked]:
-    """Held-out scenes."""
-    found = []
-    for number, scene in enumerate(make_scenes("heldout", count)):
-        there = {placed.name: tuple(map(float, placed.box)) for placed in scene.objects}
-        found.append(Asked(draw_scene(scene), there, _absent(set(there), number)))  # type: ignore[arg-type]
-    return found
-
-
-def generated(model: Model, count: int) -> list[Asked]:
-    """Generated pictures of two objects, where they are by their sprites; pictures that lack one ask for the other."""
-    found: list[Asked] = []
-    for subject in subjects(seed=2):
-        picture = model.generate(subject.prompt, subject.seed)
-        places = {name: locate(picture, name, subject.style) for name in subject.names}
-        there = {name: box for name, box in places.items() if box is not None}
-        found.append(Asked(picture, there, _absent(set(subject.names), len(found))))
-        if len(found) == count:
-            break
-    return found
-
-
-def _absent(there: set[str], number: int) -> list[str]:
-    rng = np.random.default_rng([number, 3])
-    return [str(name) for name in rng.choice([name for name in OBJECTS if name not in there], 3, replace=False)]
-
-
-def recall_of(detector: Detector, asked: list[Asked], threshold: float) -> dict[str, float]:
-    """Share of names found at IoU 0.5, and boxes a picture of names that are not there."""
-    found, names, false = 0, 0, 0
-    for each in asked:
-        made = detector.detect(each.picture, [*each.there, *each.absent], threshold)
-        false += sum(one.label in each.absent for one in made)
-        for name, box in each.there.items():
-            mine = [one.box for one in made if one.label == name]
-            names += 1
-            found += bool(mine) and float(box_iou(torch.tensor(mine), torch.tensor([box])).max()) >= 0.5
-    return {"threshold": threshold, "recall": round(found / names, 3), "false": round(false / len(asked), 3)}
 
 
 def report(args: DetectorArgs) -> dict[str, Any]:

@@ -1,10 +1,9 @@
-"""Looks that no scene of the world has: a ground of two colours, divided in one way whatever stands on it.
+"""Looks that no scene of the world has: a ground blotched with two colours, in another pattern in each picture.
 
-The colours are the world's own, as its autoencoder has learned no others: what is seen through coloured glass comes
-back from it on another ground, and no customised model can draw it.
+The colours are the world's own, as its autoencoder has learned no others. A new word can say what a ground is made of,
+but hardly where on it: of grounds divided in one way (a horizon, a frame, stripes) customised models drew few.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -13,27 +12,35 @@ from PIL import Image
 
 from attribution.scenes.compose import Scene, draw_scene
 
-Places = NDArray[np.float64]  # of pixel centres, from -1 to 1
-Where = Callable[[Places, Places], NDArray[np.bool_]]  # across, down -> where the second colour is
-
-# The name of the look, its two colours of compose.BACKGROUNDS, and where the second one is.
-LOOKS: dict[str, tuple[str, str, Where]] = {
-    "beach": ("blue", "yellow", lambda across, down: down > 0),
-    "curtain": ("white", "pink", lambda across, down: across > 0),
-    "slope": ("yellow", "gray", lambda across, down: down > across),
-    "window": ("white", "gray", lambda across, down: np.maximum(abs(across), abs(down)) > 0.75),
-    "chess": ("blue", "yellow", lambda across, down: across * down > 0),
-    "bands": ("white", "pink", lambda across, down: np.floor(2 * down) % 2 == 1),
-    "stripes": ("white", "yellow", lambda across, down: np.floor(2 * across) % 2 == 1),
-    "spot": ("green", "white", lambda across, down: across**2 + down**2 < 0.5),
-    "cross": ("white", "green", lambda across, down: np.minimum(abs(across), abs(down)) < 0.25),
-    "corner": ("white", "blue", lambda across, down: np.minimum(across, down) > -0.25),
+# Two colours of compose.BACKGROUNDS each, by the look's name: those that the autoencoder tells apart.
+LOOKS: dict[str, tuple[str, str]] = {
+    f"{one}-{other}": (one, other)
+    for one, other in (
+        ("blue", "yellow"),
+        ("green", "gray"),
+        ("pink", "yellow"),
+        ("blue", "gray"),
+        ("white", "pink"),
+        ("green", "yellow"),
+        ("pink", "gray"),
+        ("yellow", "gray"),
+        ("pink", "blue"),
+        ("white", "blue"),
+    )
 }
+WAVES, CYCLES = 12, 3.0  # plane waves in a pattern, and how often each rises across the picture
 
 
-def in_look(scene: Scene, look: str) -> Image.Image:
-    """A scene's picture with the ground of one of LOOKS, RGB."""
-    one, other, where = LOOKS[look]
-    drawn = [np.asarray(draw_scene(replace(scene, background=ground))) for ground in (one, other)]
-    places = (np.arange(scene.world.side) + 0.5) / scene.world.side * 2 - 1
-    return Image.fromarray(np.where(where(places[None], places[:, None])[..., None], drawn[1], drawn[0]))
+def in_look(scene: Scene, look: str, seed: int) -> Image.Image:
+    """A scene's picture with the ground of one of LOOKS, RGB; the seed is of the pattern."""
+    one, other = (np.asarray(draw_scene(replace(scene, background=ground))) for ground in LOOKS[look])
+    return Image.fromarray(np.where(_blotches(scene.world.side, seed)[..., None], other, one))
+
+
+def _blotches(side: int, seed: int) -> NDArray[np.bool_]:
+    """Where the second colour is (side, side): where waves of one length sum to more than none."""
+    turned, shifted = np.random.default_rng([17, seed]).uniform(0, 2 * np.pi, (2, WAVES, 1, 1))
+    across = (np.arange(side) + 0.5) / side
+    along = np.cos(turned) * across + np.sin(turned) * across[:, None]
+    total: NDArray[np.float64] = np.cos(2 * np.pi * CYCLES * along + shifted).sum(0)
+    return total > 0

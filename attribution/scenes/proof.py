@@ -17,11 +17,11 @@ import tyro
 from diffusers import UNet2DConditionModel
 
 from attribution.diffusion.pipeline import Model
+from attribution.scenes.autoencoder import both_views
 from attribution.scenes.compose import WORLD, WorldSettings, make_scenes, write_imagefolder
 from attribution.scenes.networks import make_pipeline
 from attribution.scenes.pictures import load_pixels, to_unit
 from attribution.scenes.retraining import Lessons, RetrainSettings, retrain, unet_of
-from attribution.scenes.train import both_views
 from attribution.scenes.world import EMBEDDED
 
 PROOF = replace(WORLD, step=WORLD.cell, kinds=12)

@@ -17,7 +17,7 @@ from attribution.diffusion.pictures import open_upload
 from attribution.diffusion.pipeline import GenerateSettings, check_seed
 from attribution.diffusion.tokens import check_prompt
 from attribution.errors import AttributionError, InputError, WorkFailed
-from attribution.methods import BEST, best_method, check_settings
+from attribution.methods import BEST, check_settings, method_named
 from attribution.methods.answer import AttributeSettings, Attribution
 from attribution.query.detect import Found
 from attribution.query.labels import parse_labels
@@ -136,7 +136,7 @@ class Endpoints:
             count, number = whole(top_k, "K"), check_seed(whole(seed, "seed"))
             if count > LARGEST_K:
                 raise InputError(f"K = {count} is not possible; accepted are 1 to {LARGEST_K}")
-            named = best_method(self.studio.index) if method == BEST else method
+            named = method_named(method, self.studio.index)
             settings = AttributeSettings(method=named, top_k=count, exhaustive=exhaustive)
             check_settings(self.studio.model, self.studio.index, settings)
             picture = self._picture(image) if image else None

@@ -17,7 +17,7 @@ from attribution.evaluate.locality import available
 from attribution.methods import METHODS
 from attribution.query.grounding import open_detector
 from attribution.scenes.compose import SIZE, draw_scene, make_scenes
-from attribution.scenes.detector import generated, heldout, recall_of
+from attribution.scenes.detected import generated, heldout, recall_of
 from attribution.scenes.world import EMBEDDED, open_world
 from attribution.unlearning.score import training_losses
 

@@ -10,22 +10,19 @@ from PIL import Image
 from attribution.query.grounding import Detection, build, open_detector, token_spans
 from attribution.query.labels import caption_of
 from attribution.scenes.compose import SEEN, WORLDS, make_scenes
+from attribution.scenes.detected import Asked, recall_of
 from attribution.scenes.detector import (
     ABSENT,
     CONFIG,
-    Asked,
     Batches,
     DetectorArgs,
-    detection_loss,
     foreign_names,
     labels_for,
     make_tokenizer,
-    match,
-    recall_of,
     shares,
-    stages,
     write,
 )
+from attribution.scenes.matching import detection_loss, match, stages
 from attribution.scenes.names import OBJECTS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Importing from timm", "ignore:torch.meshgrid", "ignore:.*cuda.amp")

@@ -14,6 +14,7 @@ from PIL import Image
 from attribution.errors import InputError
 from attribution.index.data import DataSettings, open_training_set
 from attribution.scenes import compose
+from attribution.scenes.autoencoder import picture_loss
 from attribution.scenes.compose import (
     BACKGROUNDS,
     CELL,
@@ -34,11 +35,13 @@ from attribution.scenes.compose import (
     sprite,
     write_imagefolder,
 )
+from attribution.scenes.denoiser import shifted
 from attribution.scenes.judge import Judge
 from attribution.scenes.names import OBJECTS
 from attribution.scenes.networks import grown, make_autoencoder, make_unet
 from attribution.scenes.pictures import save_beside
-from attribution.scenes.train import TrainArgs, picture_loss, shifted, status
+from attribution.scenes.stages import TrainArgs
+from attribution.scenes.train import status
 from attribution.scenes.trainer import Recipe, Trainer, keep
 
 
