@@ -13,7 +13,7 @@ from attribution.methods.answer import Attribution, Progress, Result
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
 UNIT = f"Scores are multiples of the typical training image's: at 10{TIMES}, its loss rises ten times as much."
-ESTIMATE = "A first estimate by stored gradients: no training loss was measured yet; what is measured takes its place."
+ESTIMATE = "A first estimate by stored gradients, before any training loss is measured."
 SAME = 1e-6  # of a score: two that differ by less are equal
 
 Answers = Mapping[str, Attribution | Progress]  # by method, the main one first

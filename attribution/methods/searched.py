@@ -56,7 +56,7 @@ class Searched:
             return f"All training images were looked at, and the better part of them again and again{why}."
         if not self.outside:
             return f"All {self.images:,} training images were candidates."
-        chosen = f"Searched were the {self.pool:,} of {self.images:,} training images that {self.source} ranks first."
+        chosen = f"The {self.pool:,} of {self.images:,} training images that {self.source} ranks first were searched."
         return f"{chosen} {self._left_out}".strip()
 
     @property
@@ -65,6 +65,6 @@ class Searched:
             return ""
         came = f"{self.entered:,} came" if self.entered else "none came"
         return (
-            f"Of {self.sampled:,} others by chance {came} among the first {self.top_k:,}, so that with {SURE:.0%}"
-            f" confidence at most {self.missed:.1%} of those left out belong there."
+            f"Of {self.sampled:,} others, taken by chance, {came} among the first {self.top_k:,}: with {SURE:.0%}"
+            f" confidence, at most {self.missed:.1%} of those left out belong there."
         )
