@@ -1,6 +1,6 @@
 """The paper's method: unlearn the query, then see which training images' losses rose (Eq. 4 to 6)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Event
@@ -43,50 +43,85 @@ from attribution.unlearning.step import (
 )
 
 
+@dataclass(frozen=True)
+class Entered:
+    """Who takes part in a race.
+
+    Attributes:
+        rows: of the training set, likely ones first.
+        sampled: the last of them, by chance from outside the pool; none where everyone takes part.
+        first: a first estimate of the results, where the rows were chosen by what the index holds.
+        predictions: that choosing took.
+    """
+
+    rows: list[int]
+    sampled: list[int]
+    first: tuple[Result, ...] = ()
+    predictions: int = 0
+
+
 def unlearning(model: Model, index: Index, asked: Encoded, settings: AttributeSettings, stop: Event) -> Answer:
     """Answer with the loss change of training images after a Newton step that unlearns the query."""
     clock, unlearn, bank = Clock(), settings.newton, index.bank(model, settings.noise_seed)
-    total, done, first = predicted(index, settings), 0, tuple[Result, ...]()
-    order, sampled = likely_first(asked.query.prompt, index.captions), list[int]()
-    if pool := pool_of(settings):
-        guess = yield from trak_scores(SOURCE, False, model, index, asked, settings, stop, clock, total)
-        done, order = trak_predictions(index, SOURCE, False), best_rows(guess, pool)
-        first, sampled = estimated(index, guess, order[: settings.k]), beside(len(index), order)
-        clock.lap("candidates")
+    total, each = predicted(index, settings), _measured(settings)
+    entered = yield from _entered(model, index, asked, settings, stop, clock, total)
+    done, first = entered.predictions, entered.first
 
     def at(stage: str, made: int, results: tuple[Result, ...] = ()) -> Progress:
         return Progress(stage, made, total, clock.total(), results or first, bool(first) and not results)
 
-    if first:
-        yield at("unlearning", done)
     with unlearned(model, unlearn.weights or index.weights) as weights:
         for taken in unlearn_query(model, index, asked, unlearn, weights):
             check_stop(stop)
             yield at("unlearning", done + taken.predictions)
         clock.lap("unlearning")
-        done += unlearn.predictions
 
+        done += unlearn.predictions
         measure, base = _losses(model, index, bank, settings, stop)
-        sample, columns = typical_rows(len(index)), spread(len(bank))[:TYPICAL_COLUMNS]
-        after = np.empty_like(base[np.ix_(sample, index.views, columns)])
-        for which, column, losses in measure(sample, columns, index.views):
-            after[which, :, column] = losses
-            done += _measured(settings) * losses.size
-            yield at("scoring", done)
-        typical = float(np.median(score(base[np.ix_(sample, index.views, columns)], after, settings.score).value))
+        typical, made = yield from _typical(
+            index, settings, measure, base, lambda made: at("scoring", done + each * made)
+        )
         clock.lap("typical")
-        begun = not first  # a first estimate stays until all candidates were looked at
-        for standing in race(measure, base, _rounds(index, settings), [*order, *sampled], settings.score, settings.k):
+
+        done, begun = done + each * made, not first  # a first estimate stays until all were looked at
+        for standing in race(measure, base, _rounds(index, settings), entered.rows, settings.score, settings.k):
             begun |= standing.ended
             results = to_results(standing, index, settings.k) if begun else ()
-            yield at("scoring", done + _measured(settings) * standing.evaluations, results)
+            yield at("scoring", done + each * standing.evaluations, results)
     clock.lap("scoring")
     made_with, rows = (index.id, model.sha256), standing.rows
     ranks = (rows[:MOST_RANKS], len(rows))
     scores = tuple(standing.scores.value[:MOST_SCORES].tolist())
     found = Attribution(asked.query, settings, results, total, clock.laps, *made_with, *ranks, typical)
-    search = searched(index, settings, sampled, rows)
+    search = searched(index, settings, entered.sampled, rows)
     yield replace(found, scores=scores, step_sizes=taken.step_sizes, search=search)
+
+
+def _entered(
+    model: Model, index: Index, asked: Encoded, settings: AttributeSettings, stop: Event, clock: Clock, total: int
+) -> Generator[Progress, None, Entered]:
+    """Who takes part: everyone, or those that SOURCE ranks first, and some by chance."""
+    if not (pool := pool_of(settings)):
+        return Entered(likely_first(asked.query.prompt, index.captions), [])
+    scores = yield from trak_scores(SOURCE, False, model, index, asked, settings, stop, clock, total)
+    rows, predictions = best_rows(scores, pool), trak_predictions(index, SOURCE, False)
+    sampled, first = beside(len(index), rows), estimated(index, scores, rows[: settings.k])
+    clock.lap("candidates")
+    yield Progress("unlearning", predictions, total, clock.total(), first, True)
+    return Entered([*rows, *sampled], sampled, first, predictions)
+
+
+def _typical(
+    index: Index, settings: AttributeSettings, measure: Measure, base: Floats, at: Callable[[int], Progress]
+) -> Generator[Progress, None, tuple[float, int]]:
+    """The typical score, and how many losses that took."""
+    rows, columns, made = typical_rows(len(index)), spread(base.shape[-1])[:TYPICAL_COLUMNS], 0
+    seen = np.ix_(rows, index.views, columns)
+    after = np.empty_like(base[seen])
+    for which, column, losses in measure(rows, columns, index.views):
+        after[which, :, column], made = losses, made + losses.size
+        yield at(made)
+    return float(np.median(score(base[seen], after, settings.score).value)), made
 
 
 def estimated(index: Index, scores: Floats, rows: Sequence[int]) -> tuple[Result, ...]:
