@@ -12,7 +12,7 @@ from attribution.methods.answer import AttributeSettings
 from attribution.methods.candidates import SOURCE, has_source
 from attribution.unlearning.score import ScoreKind
 
-POOL = 320  # candidates, at least
+POOL = 512  # candidates, at least
 POOL_EACH = 8  # for each image that is looked for, where that is more
 MAX_STEPS = 1000  # of unlearning
 

@@ -10,8 +10,8 @@ from attribution.methods.answer import AttributeSettings
 from attribution.methods.searched import Searched
 from attribution.unlearning.score import Floats, Scores
 
-# Gives candidates: of each training image one inner product with the query's vector. On six tuning pictures its first
-# 320 held 59 of the 60 images that unlearning ranks first; first-order influence, DINO and CLIP each missed many.
+# Gives candidates: of each training image one inner product with the query's vector. The images that unlearning ranks
+# first are among its first few hundred; first-order influence, DINO and CLIP each missed many of them.
 SOURCE = "d-trak"
 SAMPLED = 64  # training images by chance that are looked at beside the pool
 

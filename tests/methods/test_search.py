@@ -193,9 +193,9 @@ def test_images_by_chance_are_from_outside_the_pool_and_the_same_ones_each_time(
 
 
 def test_a_schedule_goes_on_with_as_many_whoever_takes_part_beside():
-    alone, more = (schedule(320, 10, RaceSettings(pool=320), beside=count) for count in (0, 64))
-    assert [each.images for each in alone] == [320, 128, 51, 32]
-    assert [each.images for each in more] == [384, 128, 51, 32]
+    alone, more = (schedule(512, 10, RaceSettings(pool=512), beside=count) for count in (0, 64))
+    assert [each.images for each in alone] == [512, 256, 128, 64]
+    assert [each.images for each in more] == [576, 256, 128, 64]
 
 
 @pytest.mark.parametrize(
