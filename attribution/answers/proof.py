@@ -80,6 +80,7 @@ class Proof:
         index: id of the index that named the images.
         model_sha256: of the model that drew the pictures.
         credits: whose drawings are in the pictures, with their licences.
+        foreseen: sentences on how well unlearning the images, in seconds, foresees training without them.
     """
 
     version: int
@@ -92,6 +93,7 @@ class Proof:
     index: str
     model_sha256: str
     credits: tuple[str, ...]
+    foreseen: tuple[str, ...] = ()
 
     @property
     def files(self) -> set[str]:

@@ -190,7 +190,12 @@ def proof(folder: Path, out: Path, *, settings: shown.ProofSettings) -> None:
     scores = halves.scored(folder, model, index, queries, settings.leave_out.methods)
     wanted = removed.removals(scores, queries, settings.leave_out)
     known = measured(folder, model, settings.leave_out.training, wanted, queries)
-    pictures = shown.Results(index, queries, scores, known)
+    once = removed.named_by_methods(scores, queries, settings.leave_out, 0)
+    unlearned = foreseen.foreseen(folder, once, queries)
+    sharing = removed.groups(queries, settings.leave_out.together)
+    evidence = removed.Evidence(removed.changes(known), scores, sharing, unlearned)
+    told = tuple(each.told for each in foreseen.foresight(evidence, settings.leave_out))
+    pictures = shown.Results(index, queries, scores, known, told)
     command = "python -m attribution evaluate counterfactual"
     shown.write_proof(out, pictures, settings, command, model.sha256, art_credits(EMBEDDED))
 

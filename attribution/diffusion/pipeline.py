@@ -185,12 +185,6 @@ class Model:
             InputError: a value outside what is accepted.
         """
         settings = settings or GenerateSettings()
-        check_prompt(prompt)
-        check_seed(seed)
-        if not 1 <= settings.steps <= 100:
-            raise InputError(f"{settings.steps} steps are not possible; accepted are 1 to 100")
-        if not 1 <= settings.guidance <= 20:
-            raise InputError(f"guidance {settings.guidance} is not possible; accepted is 1 to 20")
 
         def callback(_pipe: object, step: int, _t: object, kwargs: dict[str, Any]) -> dict[str, Any]:
             if on_step:
@@ -207,7 +201,10 @@ class Model:
         Args:
             prompts: none of them empty.
             seeds: as many.
-            settings: steps and guidance, within what `generate` accepts.
+            settings: steps and guidance.
+
+        Raises:
+            InputError: a value outside what `generate` accepts.
         """
         return self._drawn(prompts, seeds, settings or GenerateSettings())
 
@@ -218,6 +215,13 @@ class Model:
         settings: GenerateSettings,
         callback: Callable[..., dict[str, Any]] | None = None,
     ) -> list[Image.Image]:
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            check_prompt(prompt)
+            check_seed(seed)
+        if not 1 <= settings.steps <= 100:
+            raise InputError(f"{settings.steps} steps are not possible; accepted are 1 to 100")
+        if not 1 <= settings.guidance <= 20:
+            raise InputError(f"guidance {settings.guidance} is not possible; accepted is 1 to 20")
         # The text is encoded here, as it is for the index: the pipeline's own tokenizer is not safe to share.
         zeros = bool(self.pipe.config.get("force_zeros_for_empty_prompt"))
         texts = [self.texts.embeddings(prompt, zeros) for prompt in prompts]

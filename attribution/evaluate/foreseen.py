@@ -71,12 +71,14 @@ class Foresight:
     Attributes:
         k: images a query and method.
         methods: whose images were unlearned, of all queries.
+        queries: how many.
         all: rank correlation of the rises of loss over queries and methods together.
         within: over methods, of each query: which of the methods' images matter the most.
     """
 
     k: int
     methods: tuple[str, ...]
+    queries: int
     all: float
     within: Estimate
 
@@ -84,9 +86,10 @@ class Foresight:
     def told(self) -> str:
         """A sentence."""
         return (
-            f"K = {self.k}: unlearning the same images instead ranks the rises of loss as training does by"
-            f" {self.all:.2f} over queries and methods, {self.within.mean:.2f} ± {self.within.error:.2f} over"
-            f" {len(self.methods)} methods for each query."
+            f"With the {self.k} images that {len(self.methods)} methods name, what unlearning them does to the loss of"
+            f" {self.queries} generated pictures ranks with what training without them does by {self.all:.2f} over"
+            f" pictures and methods, by {self.within.mean:.2f} over the methods of one picture (1 is the same order,"
+            " 0 is chance)."
         )
 
 
@@ -98,8 +101,10 @@ def foresight(evidence: Evidence, settings: LeaveOutSettings) -> list[Foresight]
         known = {method: both for method, both in pairs.items() if both is not None}
         if len(known) >= 3:
             rises = np.stack(list(known.values()))  # (methods, 2, Q)
-            within = [_correlation(rises[:, 0, query], rises[:, 1, query]) for query in range(rises.shape[2])]
-            found.append(Foresight(k, tuple(known), _correlation(rises[:, 0], rises[:, 1]), estimate(np.array(within))))
+            queries = rises.shape[2]
+            within = [_correlation(rises[:, 0, query], rises[:, 1, query]) for query in range(queries)]
+            ranks = (_correlation(rises[:, 0], rises[:, 1]), estimate(np.array(within)))
+            found.append(Foresight(k, tuple(known), queries, *ranks))
     return found
 
 

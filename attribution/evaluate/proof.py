@@ -57,12 +57,14 @@ class Results:
         queries: the pictures.
         scores: (Q, N) by method.
         known: what each trained model does with the queries.
+        foreseen: sentences on how well unlearning foresees that.
     """
 
     index: Index
     queries: Sequence[Query]
     scores: Mapping[str, Floats]
     known: Known
+    foreseen: tuple[str, ...] = ()
 
 
 def write_proof(
@@ -87,7 +89,7 @@ def write_proof(
     most = np.argsort(-rises[settings.by[0]], kind="stable")[:CASES].tolist()
     cases = tuple(_case(number, results, settings, files) for number in settings.show or most)
     judged = (len(rises[CHANCE]), {method: float(rise.mean()) for method, rise in rises.items()})
-    made_of = (*judged, command, now(), results.index.id, model_sha256, tuple(credits))
+    made_of = (*judged, command, now(), results.index.id, model_sha256, tuple(credits), results.foreseen)
     proof = Proof(VERSION, len(results.index), cases, *made_of)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():

@@ -19,11 +19,13 @@ REMOVE = (
     " seen, so compare the two: if the named images matter, only theirs changes the picture. It does not show what a"
     " model would draw that was really trained without them."
 )
+TRUST = "How far to trust it, in the small world of the proof below:"
 WEAKEST = f"Find the weakest step that visibly changes the region: by {VISIBLE:.0%} of the intensities' range"
 STRENGTH = "Strength"
 UNIT = "1 is the step that scores are measured with."
 SLIGHT, CLEAR = 0.02, 0.05  # changes of a control, of the intensities' range: seen when looked for, seen at a glance
 TELLING = 2.0  # times as much change as the other images do: from there on it is called more
+
 
 Made = tuple[Regenerated, str, str]  # with the addresses of the pictures before and after
 
@@ -37,6 +39,11 @@ class Pair:
     after: str
     title: str
     change: str
+
+
+def removing(foreseen: Sequence[str]) -> str:
+    """What the removal of training images shows, and how well that is known to foresee training without them."""
+    return " ".join([REMOVE, *([TRUST] if foreseen else []), *foreseen])
 
 
 def forgotten(made: Sequence[Made]) -> str:

@@ -1,5 +1,6 @@
 """Check it: where pictures are drawn again, without the picture itself or without training images."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -12,10 +13,10 @@ from attribution.ui.layout import Parts
 Runs = list[tuple[str, Run]]  # by region
 
 
-def lay_check() -> dict[str, Any]:
-    """Both ways to draw a generated picture again."""
+def lay_check(foreseen: Sequence[str]) -> dict[str, Any]:
+    """Both ways to draw a generated picture again, with sentences on how well the second foresees training again."""
     with gr.Accordion("Check it: generate again without it", open=False, visible=False, elem_id="check") as check:
-        return {"check": check, **_lay_forgetting(), **_lay_removing()}
+        return {"check": check, **_lay_forgetting(), **_lay_removing(foreseen)}
 
 
 def _lay_forgetting() -> dict[str, Any]:
@@ -30,9 +31,11 @@ def _lay_forgetting() -> dict[str, Any]:
     return {"weakest": weakest, "strength": strength, "forget": button, "forgotten": shown}
 
 
-def _lay_removing() -> dict[str, Any]:
+def _lay_removing(foreseen: Sequence[str]) -> dict[str, Any]:
     with gr.Column(visible=False, elem_id="removal") as removal:
-        gr.HTML(f"<h2>Without these training images</h2>{words.note(again.REMOVE)}", elem_classes=["checking"])
+        gr.HTML(
+            f"<h2>Without these training images</h2>{words.note(again.removing(foreseen))}", elem_classes=["checking"]
+        )
         with gr.Row(equal_height=True, elem_id="removing"):
             named = gr.Dropdown([], value=None, label="Remove the images of", elem_id="named")
             beside = gr.Dropdown([], value=None, label="Beside it, remove", elem_id="beside")

@@ -66,7 +66,7 @@ def lay(studio: Studio) -> Parts:
             parts |= layout.lay_boxes()
     parts |= layout.lay_acting(studio)
     parts |= layout.lay_answering()
-    parts |= lay_check()
+    parts |= lay_check(studio.proof.foreseen if studio.proof else ())
     lay_proof(studio)
     gr.HTML(words.credited(credits), elem_id="credits")
     return Parts(**parts)

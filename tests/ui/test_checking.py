@@ -169,3 +169,8 @@ def test_what_is_hardly_seen_is_said_and_so_are_the_controls():
     assert "The controls changed by 0.0%: they lost as good as nothing" in told
     assert again.removed([], Named("dino", (1,)), Named("clip", (3,))) == ""
     assert "changes by 4.0%" in again.removed(made(0.04), Named("dino", (1,)), Named("clip", (3,)))
+
+
+def test_what_a_removal_shows_is_said_with_how_far_it_was_found_to_hold():
+    assert again.removing(()) == again.REMOVE
+    assert again.removing(("It ranks by 0.5.",)) == f"{again.REMOVE} {again.TRUST} It ranks by 0.5."
