@@ -7,8 +7,8 @@ ROOT = Path(__file__).parent.parent
 ROOMS = (
     *("errors", "version", "files", "batches"),
     *("diffusion.tokens", "diffusion.words", "diffusion.pictures", "diffusion.fits", "diffusion.source"),
-    *("diffusion.texts", "diffusion.tensors", "diffusion.networks", "diffusion.plain", "diffusion.pipeline"),
-    *("diffusion.memory",),
+    *("diffusion.texts", "diffusion.tensors", "diffusion.networks", "diffusion.plain", "diffusion.captions"),
+    *("diffusion.pipeline", "diffusion.memory"),
     *(
         "diffusion.weights",
         "diffusion.custom",
@@ -29,7 +29,8 @@ ROOMS = (
     *("index.steps", "index.found", "index.build", "index.plan", "index.verify", "index.index"),
     *("query.query", "query.regions", "query.evidence", "query.encoded"),
     *("query.labels", "query.grounding", "query.detect"),
-    *("methods.answer", "methods.accepted", "methods.unlearning", "methods.trak", "methods.influence"),
+    *("methods.searched", "methods.answer", "methods.trak", "methods.influence", "methods.candidates"),
+    *("methods.accepted", "methods.unlearning"),
     *("methods.features", "methods.pixel", "methods.chance", "methods", "methods.presets"),
     *("answers.forget", "answers.remove", "answers.compare", "answers.networks", "answers.ranking", "answers.plot"),
     *("answers.calibration", "answers.verdict", "answers.html", "answers.provenance", "answers.run", "answers.report"),

@@ -13,6 +13,7 @@ from attribution.methods.answer import Attribution, Progress, Result
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
 UNIT = f"Scores are multiples of the typical training image's: at 10{TIMES}, its loss rises ten times as much."
+ESTIMATE = "A first estimate by stored gradients, before any training loss is measured."
 SAME = 1e-6  # of a score: two that differ by less are equal
 
 Answers = Mapping[str, Attribution | Progress]  # by method, the main one first
@@ -57,6 +58,7 @@ class Ranking:
         empty: places that have no image yet.
         took: evaluations and seconds of a finished one; "" before.
         unit: what its scores say, in a sentence; "" while that is not known, or where they are no multiples.
+        found: how its images were found, in whole sentences; "" before, and where all were ranked at once.
     """
 
     method: str
@@ -66,6 +68,7 @@ class Ranking:
     empty: int
     took: str
     unit: str
+    found: str
 
 
 @dataclass(frozen=True)
@@ -206,8 +209,15 @@ def _ranking(
     if isinstance(answer, Attribution):
         took = f"{answer.evaluations:,} evaluations in {sum(answer.seconds.values()):.1f} s{_steps_words(answer)}"
     line = f"{entry.line} ({entry.source})"
-    unit = UNIT if typical_of(answer) else ""
-    return Ranking(method, line, network_behind(index, method), cards, max(0, top_k - len(answer.results)), took, unit)
+    empty = max(0, top_k - len(answer.results))
+    found_by = answer.search.sentence if isinstance(answer, Attribution) and answer.search else ""
+    return Ranking(method, line, network_behind(index, method), cards, empty, took, _unit(answer), found_by)
+
+
+def _unit(answer: Attribution | Progress) -> str:
+    if isinstance(answer, Progress):
+        return ESTIMATE if answer.estimated else ""
+    return UNIT if typical_of(answer) else ""
 
 
 def _steps_words(answer: Attribution) -> str:
@@ -223,8 +233,9 @@ def _others(found: Mapping[int, list[str]], result: Result, method: str) -> str:
 def _card(answer: Attribution | Progress, result: Result, place: str, letter: str, alike: int, others: str) -> Card:
     score, interval = score_words(answer, result), interval_words(answer, result)
     times = f" ({score} the typical image's)" if typical_of(answer) else ""
+    measured = "" if isinstance(answer, Progress) and answer.estimated else f", score {result.score:+.4f}{times}"
     told = [
-        f"rank {place.replace('=', 'equal ')}, score {result.score:+.4f}{times}",
+        f"rank {place.replace('=', 'equal ')}{measured}",
         "mirrored" if result.flip else "",
         f"{alike} more nearly equal to it" if alike else "",
     ]

@@ -22,7 +22,9 @@ from attribution.diffusion.pipeline import GenerateSettings, Model
 from attribution.errors import InputError
 from attribution.files import write_whole
 from attribution.index.index import Index
+from attribution.methods import METHODS
 from attribution.methods.answer import AttributeSettings, Attribution, Result
+from attribution.methods.searched import Searched
 from attribution.query.evidence import Evidence
 from attribution.query.query import Query
 from attribution.unlearning.race import RaceSettings
@@ -60,8 +62,14 @@ def to_json(attribution: Attribution) -> dict[str, Any]:
         "seconds": {stage: round(seconds, 3) for stage, seconds in attribution.seconds.items()},
         "settings": asdict(attribution.settings),
         "step_sizes": attribution.step_sizes,
+        "search": attribution.search and search_json(attribution.search),
         "index": {"id": attribution.index_id, "model_sha256": attribution.model_sha256},
     }
+
+
+def search_json(search: Searched) -> dict[str, Any]:
+    """How the training images were found, the bound on what was left out, and all of it in words."""
+    return {**asdict(search), "missed": search.missed, "sentence": search.sentence}
 
 
 def _finite(bound: float) -> float | None:
@@ -235,11 +243,19 @@ def _answer(query: Query, told: dict[str, Any]) -> Attribution:
         Evidence(**told["evidence"]) if told.get("evidence") else None,
         tuple(told.get("scores", ())),
         tuple(told.get("step_sizes", ())),
+        _searched(told["search"]) if told.get("search") else None,
     )
 
 
+def _searched(told: dict[str, Any]) -> Searched:
+    return Searched(**{field.name: told[field.name] for field in fields(Searched)})
+
+
 def _settings(told: dict[str, Any]) -> AttributeSettings:
-    nested = {"unlearn": _filled(UnlearnSettings, told["unlearn"]), "race": _filled(RaceSettings, told["race"])}
+    race = told["race"]
+    if "pool" not in race:  # an earlier version let all images take part, and named a race where there was none
+        race = {"pool": 0, **race} if "race" in METHODS[told["method"]].uses and not told["exhaustive"] else {}
+    nested = {"unlearn": _filled(UnlearnSettings, told["unlearn"]), "race": _filled(RaceSettings, race)}
     return _filled(AttributeSettings, {**told, **nested})
 
 

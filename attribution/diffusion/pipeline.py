@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from attribution.diffusion.captions import Captions
 from attribution.diffusion.fits import FITS, check_finite, check_scheduler, check_unet, latent_side
 from attribution.diffusion.networks import load_pipeline
 from attribution.diffusion.plain import make_plain, reading, refuse_other_readers
@@ -64,6 +65,7 @@ class Model:
         for encoder in self.texts.encoders.values():
             encoder.eval().requires_grad_(False)
         check_unet(source, self.unet, self.vae, self.texts.width, len(self.texts.encoders))
+        self.encode_captions = Captions(lambda captions: self.encode_text(captions))  # kept, for training sets
         schedule = DDPMScheduler.from_config(pipe.scheduler.config)
         self.alphas_cumprod: Tensor = schedule.alphas_cumprod.double()
         self.prediction_type: str = schedule.config.prediction_type

@@ -25,7 +25,7 @@ from attribution.scenes.truth import subjects
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """How much is measured: pictures generated and attributed by halving, and the seed of their prompts."""
+    """How much is measured: pictures generated and attributed, and the seed of their prompts."""
 
     queries: int = 10
     seed: int = 3

@@ -151,7 +151,7 @@ def notes(found: Sequence[Steadiness], settings: SteadinessSettings, told: dict[
 
 
 def _scored(told: dict[str, Any]) -> str:
-    how = "all images on all noises" if told["exhaustive"] else "by halving; correlations are of what both end with"
+    how = "all images on all noises" if told["exhaustive"] else "by a search; correlations are of what both end with"
     return f"Index {told['index']}, noise seed {told['noise_seed']}; methods that unlearn score {how}."
 
 

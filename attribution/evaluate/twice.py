@@ -38,7 +38,7 @@ class SteadinessSettings:
         queries: generated pictures with both of their objects; every other one is asked about a box.
         methods: that are asked; none is all that the index can answer.
         noise_seed: of the second answer to each query; the first one has the noises that the page has.
-        exhaustive: methods that unlearn score all images on all noises, rather than by halving as the page does.
+        exhaustive: methods that unlearn score all images on all noises, rather than searching as the page does.
     """
 
     queries: int = 24

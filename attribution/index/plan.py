@@ -29,11 +29,11 @@ from attribution.index.steps import STEPS
 from attribution.index.stored import Block, save_tensors
 from attribution.index.work import BuildSettings, ExtendSettings, Source, Work
 from attribution.unlearning.race import RaceSettings, evaluations, exhaustive, schedule
+from attribution.unlearning.score import TYPICAL, TYPICAL_COLUMNS
 from attribution.unlearning.step import UnlearnSettings
 
 LEAST, LONG = 3.0, 20.0  # s that a step is measured for: three calls at least, if they do not take too long
 IMAGES = 256  # that are decoded to learn how long that takes
-TYPICAL = 32  # training images whose losses every query measures, to compare with
 HEADER = 128  # bytes of an array's file before its numbers
 LATENTS, LOSSES, FISHER, FACTORS = "latents", "base_losses", "fisher", "ekfac-factors"
 SUMMED = (FISHER, FACTORS)  # what other steps read
@@ -190,7 +190,7 @@ def _queries(source: Source, costs: dict[str, Cost]) -> Iterator[Cost]:
     each, step = losses.seconds / losses.count / views / columns, UnlearnSettings().predictions
     unlearning = step * gradients.seconds / gradients.count
     memory = max(losses.memory, gradients.memory), max(losses.device, gradients.device)
-    typical = min(TYPICAL, count) * views * columns
+    typical = min(TYPICAL, count) * views * min(TYPICAL_COLUMNS, columns)
     raced = (schedule(count, columns, RaceSettings(), tuple(range(views))), exhaustive(count, columns, range(views)))
     for name, rounds in zip(QUERIES, raced, strict=True):
         predictions = typical + evaluations(rounds)

@@ -11,7 +11,7 @@ from attribution.diffusion.weights import parameters
 from attribution.errors import InputError
 from attribution.index.features import FEATURES
 from attribution.index.index import Index
-from attribution.methods.accepted import check_values
+from attribution.methods.accepted import check_values, with_search
 from attribution.methods.answer import Answer, AttributeSettings, Attribution, default_top_k
 from attribution.methods.chance import chance
 from attribution.methods.features import feature
@@ -167,7 +167,7 @@ def bytes_read(index: Index, method: str) -> int:
 
 
 def check_settings(model: Model, index: Index, settings: AttributeSettings) -> AttributeSettings:
-    """Settings as they will be used: with K, the method's curvature and step, and as many survivors as K needs.
+    """Settings as they will be used: with K, the method's curvature and step, and how it is searched.
 
     Raises:
         InputError: there is no such method, the index lacks what it needs, a value is not possible, or the method
@@ -192,7 +192,7 @@ def check_settings(model: Model, index: Index, settings: AttributeSettings) -> A
     settings = replace(settings, unlearn=unlearn)
     if "race" not in method.uses or settings.exhaustive:
         return settings
-    return replace(settings, race=replace(settings.race, survivors=max(settings.race.survivors, 2 * settings.k)))
+    return with_search(settings, index)
 
 
 def _named(name: str) -> Method:

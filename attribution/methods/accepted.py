@@ -1,14 +1,19 @@
 """Which values the settings of an answer may have."""
 
 import math
+from dataclasses import replace
 from typing import get_args
 
 from attribution.diffusion.pipeline import check_seed
 from attribution.diffusion.weights import WEIGHT_PATTERNS
 from attribution.errors import InputError
+from attribution.index.index import Index
 from attribution.methods.answer import AttributeSettings
+from attribution.methods.candidates import SOURCE, has_source
 from attribution.unlearning.score import ScoreKind
 
+POOL = 512  # candidates, at least
+POOL_EACH = 8  # for each image that is looked for, where that is more
 MAX_STEPS = 1000  # of unlearning
 
 
@@ -24,6 +29,7 @@ def check_values(settings: AttributeSettings, images: int, timesteps: int) -> No
         InputError: names the first one, and what is accepted.
     """
     unlearn, race = settings.unlearn, settings.race
+    keep, growth, survivors = race.keep, race.growth, race.survivors
     for possible, given, accepted in (
         (1 <= settings.k <= images, f"top_k = {settings.k} is", f"1 to {images}, the training images"),
         (1 <= unlearn.steps <= MAX_STEPS, f"{unlearn.steps} steps are", f"1 to {MAX_STEPS}"),
@@ -37,10 +43,11 @@ def check_values(settings: AttributeSettings, images: int, timesteps: int) -> No
         (unlearn.weights in (None, *WEIGHT_PATTERNS), f"weights {unlearn.weights!r} are", ", ".join(WEIGHT_PATTERNS)),
         (settings.batch >= 1, f"batch = {settings.batch} is", "whole numbers from 1"),
         (unlearn.batch >= 1, f"unlearn_batch = {unlearn.batch} is", "whole numbers from 1"),
-        (0 < race.keep <= 1, f"race_keep = {race.keep:g} is", "shares above 0, up to 1"),
+        (not race.pool or settings.k <= race.pool <= images, f"race_pool = {race.pool} is", _pools(settings.k, images)),
+        (keep is None or 0 < keep <= 1, f"race_keep = {keep or 0:g} is", "shares above 0, up to 1"),
         (race.first_columns >= 1, f"race_first_columns = {race.first_columns} is", "whole numbers from 1"),
-        (0 < race.growth < math.inf, f"race_growth = {race.growth:g} is", "numbers above 0"),
-        (race.survivors >= 1, f"race_survivors = {race.survivors} is", "whole numbers from 1"),
+        (growth is None or 0 < growth < math.inf, f"race_growth = {growth or 0:g} is", "numbers above 0"),
+        (survivors is None or survivors >= 1, f"race_survivors = {survivors} is", "whole numbers from 1"),
     ):
         if not possible:
             raise InputError(f"{given} not possible; accepted are {accepted}")
@@ -48,3 +55,22 @@ def check_values(settings: AttributeSettings, images: int, timesteps: int) -> No
     check_seed(unlearn.seed)
     if settings.noise_seed is not None:
         check_seed(settings.noise_seed)
+
+
+def _pools(top_k: int, images: int) -> str:
+    return f"{top_k}, as many as are looked for, to {images}, the training images; and 0, which is all of them"
+
+
+def with_search(settings: AttributeSettings, index: Index) -> AttributeSettings:
+    """Settings with the pool and the schedule that their race will have, and with as many survivors as K needs.
+
+    Raises:
+        InputError: a pool is named, and the index lacks what gives candidates.
+    """
+    race, wanted = settings.race, min(len(index), max(POOL, POOL_EACH * settings.k))
+    pool = (wanted if has_source(index) else 0) if race.pool is None else race.pool
+    if pool and not has_source(index):
+        index.require(f"gradients/{SOURCE}")
+    keep, growth, survivors = replace(race, pool=pool).pace
+    enough = max(survivors, 2 * settings.k)
+    return replace(settings, race=replace(race, pool=pool, keep=keep, growth=growth, survivors=enough))

@@ -12,6 +12,7 @@ from attribution.diffusion.noise import drawn_anew
 from attribution.diffusion.pipeline import Model
 from attribution.errors import Stopped, WorkFailed
 from attribution.index.index import Index
+from attribution.methods.searched import Searched
 from attribution.query.evidence import Evidence
 from attribution.query.query import Query
 from attribution.unlearning.race import RaceSettings, Standing
@@ -30,10 +31,10 @@ class AttributeSettings:
     Attributes:
         method: a key of METHODS.
         top_k: how many results; None is TOP_K, or all where there are fewer.
-        exhaustive: score every image on all noises, instead of halving.
+        exhaustive: score every image on all noises, instead of searching.
         score: kind of score.
         unlearn: the Newton step.
-        race: the schedule of halving.
+        race: how the best images are searched.
         batch: predictions in one call of the U-Net.
         seed: of the method "random".
         noise_seed: draws anew the noises that the query's gradient and the training images' losses are measured with;
@@ -90,13 +91,23 @@ class Result:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a query is: a stage, how much of all its predictions are made, seconds left, and the ranking so far."""
+    """Where a query is: a stage, how much of all its predictions are made, seconds left, and the ranking so far.
+
+    Attributes:
+        stage: what is being done.
+        evaluations: predictions made.
+        total: predictions that will be made.
+        seconds: since the beginning.
+        results: the first K so far, or fewer.
+        estimated: these are a first estimate by what the index holds: no training loss was measured yet.
+    """
 
     stage: str
     evaluations: int
     total: int
     seconds: float
     results: tuple[Result, ...] = ()
+    estimated: bool = False
 
     @property
     def eta(self) -> float | None:
@@ -118,11 +129,12 @@ class Attribution:
         model_sha256: of the model.
         rows: of the training set, best first: the first MOST_RANKS that have a final score.
         ranked: how many have a final score.
-        typical: the median score of TYPICAL training images, the same ones for every query and however it is searched,
-            on all noises; None where it does not unlearn.
+        typical: the median score of TYPICAL training images on TYPICAL_COLUMNS noises, the same for every query and
+            however it is searched; None where it does not unlearn.
         evidence: what the query itself tells of whether the model made it; None in runs that are older than that.
         scores: of the first MOST_SCORES of `rows`; a run that an earlier version kept has none.
         step_sizes: alpha of each step, where it was found by its effect; otherwise the settings name it.
+        search: how the training images were found; None of methods that score them all, and in runs older than that.
     """
 
     query: Query
@@ -138,6 +150,7 @@ class Attribution:
     evidence: Evidence | None = None
     scores: tuple[float, ...] = ()
     step_sizes: tuple[float, ...] = ()
+    search: Searched | None = None
 
     def multiple(self, result: Result) -> float | None:
         """How many times the typical score a result's is: infinite where the typical one is none; None without one."""

@@ -4,6 +4,7 @@ TRAK (Park et al. 2023, arXiv 2303.14186), JourneyTRAK (Georgiev et al. 2023, ar
 (Zheng et al. 2024, arXiv 2311.00500) share one formula; they differ in what is differentiated, and at which timesteps.
 """
 
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -32,7 +33,7 @@ from attribution.unlearning.projection import (
     first_order,
     mean_gradients,
 )
-from attribution.unlearning.score import Scores
+from attribution.unlearning.score import Floats, Scores
 
 
 def journey_bank(settings: GradientSettings, latent_shape: tuple[int, int, int], train_timesteps: int) -> NoiseBank:
@@ -123,7 +124,30 @@ def trak(
         settings: how.
         stop: set it to stop.
     """
-    clock = Clock()
+    clock, predictions = Clock(), trak_predictions(index, name, journey)
+    total = yield from trak_scores(name, journey, model, index, asked, settings, stop, clock, predictions)
+    yield ranked(model, index, asked.query, settings, Scores.exact(total[:, None]), predictions, clock)
+
+
+def trak_predictions(index: Index, name: str, journey: bool) -> int:
+    """Predictions of the U-Net that such an answer takes."""
+    made, noise = index.gradients(name), index.manifest.settings.noise
+    columns = made.journey_noises if journey else noise.timesteps * noise.noises
+    return len(made.checkpoints) * columns
+
+
+def trak_scores(
+    name: str,
+    journey: bool,
+    model: Model,
+    index: Index,
+    asked: Encoded,
+    settings: AttributeSettings,
+    stop: Event,
+    clock: Clock,
+    predictions: int,
+) -> Generator[Progress, None, Floats]:
+    """Yields Progress, of all `predictions`, and returns the scores of all training images, (N,); see `trak`."""
     phi, kept = projected_gradients(index, name)
     if journey:
         noises = replace(kept, seed=drawn_anew(kept.seed, settings.noise_seed))
@@ -131,10 +155,10 @@ def trak(
     else:
         bank = index.bank(model, settings.noise_seed)
     project, output = Projection(kept.dimension, kept.seed), GRADIENT_OUTPUTS[name]
-    total = np.zeros(len(index))
+    total: Floats = np.zeros(len(index))
     for number, source in enumerate(index.checkpoints(name)):
         check_stop(stop)
-        yield Progress("gradient", number * len(bank), len(phi) * len(bank), clock.total())
+        yield Progress("gradient", number * len(bank), predictions, clock.total())
         with checkpoint(model, source):
             wanted = mean_gradients(
                 model,
@@ -148,7 +172,7 @@ def trak(
                 asked.mask,
             )[0]
         total += _kernel(index, name, number, kept.damping).scores(phi[number, :, 0], wanted) / len(phi)
-    yield ranked(model, index, asked.query, settings, Scores.exact(total[:, None]), len(phi) * len(bank), clock)
+    return total
 
 
 @lru_cache(maxsize=8)

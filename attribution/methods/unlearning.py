@@ -1,6 +1,6 @@
 """The paper's method: unlearn the query, then see which training images' losses rose (Eq. 4 to 6)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Event
@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from attribution.batches import batches
-from attribution.diffusion.noise import NoiseBank
+from attribution.diffusion.noise import NoiseBank, spread
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import pretrained, unlearned
 from attribution.index.index import Index
@@ -22,14 +22,17 @@ from attribution.methods.answer import (
     Attribution,
     Clock,
     Progress,
+    Result,
     check_scores,
     check_stop,
     to_results,
 )
+from attribution.methods.candidates import SAMPLED, SOURCE, beside, best_rows, pool_of, searched
+from attribution.methods.trak import trak_predictions, trak_scores
 from attribution.query.encoded import Encoded
-from attribution.unlearning.race import Measure, Round, evaluations, exhaustive, race, schedule
+from attribution.unlearning.race import Measure, Round, Standing, evaluations, exhaustive, race, schedule
 from attribution.unlearning.rise import step_to, trial_bank
-from attribution.unlearning.score import Floats, losses_by_call, score
+from attribution.unlearning.score import TYPICAL, TYPICAL_COLUMNS, Floats, Scores, losses_by_call, score
 from attribution.unlearning.step import (
     UnlearnSettings,
     add_step,
@@ -39,38 +42,93 @@ from attribution.unlearning.step import (
     query_loss,
 )
 
-TYPICAL = 32  # training images that stand for all in the typical score
+
+@dataclass(frozen=True)
+class Entered:
+    """Who takes part in a race.
+
+    Attributes:
+        rows: of the training set, likely ones first.
+        sampled: the last of them, by chance from outside the pool; none where everyone takes part.
+        first: a first estimate of the results, where the rows were chosen by what the index holds.
+        predictions: that choosing took.
+    """
+
+    rows: list[int]
+    sampled: list[int]
+    first: tuple[Result, ...] = ()
+    predictions: int = 0
 
 
 def unlearning(model: Model, index: Index, asked: Encoded, settings: AttributeSettings, stop: Event) -> Answer:
     """Answer with the loss change of training images after a Newton step that unlearns the query."""
     clock, unlearn, bank = Clock(), settings.newton, index.bank(model, settings.noise_seed)
-    rounds, done, total = _rounds(index, settings), unlearn.predictions, predicted(index, settings)
+    total, each = predicted(index, settings), _measured(settings)
+    entered = yield from _entered(model, index, asked, settings, stop, clock, total)
+    done, first = entered.predictions, entered.first
+
+    def at(stage: str, made: int, results: tuple[Result, ...] = ()) -> Progress:
+        return Progress(stage, made, total, clock.total(), results or first, bool(first) and not results)
+
     with unlearned(model, unlearn.weights or index.weights) as weights:
         for taken in unlearn_query(model, index, asked, unlearn, weights):
             check_stop(stop)
-            yield Progress("unlearning", taken.predictions, total, clock.total())
+            yield at("unlearning", done + taken.predictions)
         clock.lap("unlearning")
 
+        done += unlearn.predictions
         measure, base = _losses(model, index, bank, settings, stop)
-        sample = typical_rows(len(index))
-        after = np.empty_like(base[sample])
-        for which, column, losses in measure(sample, range(len(bank)), index.views):
-            after[which, :, column] = losses
-            done += _measured(settings) * losses.size
-            yield Progress("scoring", done, total, clock.total())
-        typical = float(np.median(score(base[sample], after, settings.score).value))
-        order = likely_first(asked.query.prompt, index.captions)
-        for standing in race(measure, base, rounds, order, settings.score, settings.k):
-            results = to_results(standing, index, settings.k)
-            made = done + _measured(settings) * standing.evaluations
-            yield Progress("scoring", made, total, clock.total(), results)
+        typical, made = yield from _typical(
+            index, settings, measure, base, lambda made: at("scoring", done + each * made)
+        )
+        clock.lap("typical")
+
+        done, begun = done + each * made, not first  # a first estimate stays until all were looked at
+        for standing in race(measure, base, _rounds(index, settings), entered.rows, settings.score, settings.k):
+            begun |= standing.ended
+            results = to_results(standing, index, settings.k) if begun else ()
+            yield at("scoring", done + each * standing.evaluations, results)
     clock.lap("scoring")
     made_with, rows = (index.id, model.sha256), standing.rows
     ranks = (rows[:MOST_RANKS], len(rows))
-    first = tuple(standing.scores.value[:MOST_SCORES].tolist())
+    scores = tuple(standing.scores.value[:MOST_SCORES].tolist())
     found = Attribution(asked.query, settings, results, total, clock.laps, *made_with, *ranks, typical)
-    yield replace(found, scores=first, step_sizes=taken.step_sizes)
+    search = searched(index, settings, entered.sampled, rows)
+    yield replace(found, scores=scores, step_sizes=taken.step_sizes, search=search)
+
+
+def _entered(
+    model: Model, index: Index, asked: Encoded, settings: AttributeSettings, stop: Event, clock: Clock, total: int
+) -> Generator[Progress, None, Entered]:
+    """Who takes part: everyone, or those that SOURCE ranks first, and some by chance."""
+    if not (pool := pool_of(settings)):
+        return Entered(likely_first(asked.query.prompt, index.captions), [])
+    scores = yield from trak_scores(SOURCE, False, model, index, asked, settings, stop, clock, total)
+    rows, predictions = best_rows(scores, pool), trak_predictions(index, SOURCE, False)
+    sampled, first = beside(len(index), rows), estimated(index, scores, rows[: settings.k])
+    clock.lap("candidates")
+    yield Progress("unlearning", predictions, total, clock.total(), first, True)
+    return Entered([*rows, *sampled], sampled, first, predictions)
+
+
+def _typical(
+    index: Index, settings: AttributeSettings, measure: Measure, base: Floats, at: Callable[[int], Progress]
+) -> Generator[Progress, None, tuple[float, int]]:
+    """The typical score, and how many losses that took."""
+    rows, columns, made = typical_rows(len(index)), spread(base.shape[-1])[:TYPICAL_COLUMNS], 0
+    seen = np.ix_(rows, index.views, columns)
+    after = np.empty_like(base[seen])
+    for which, column, losses in measure(rows, columns, index.views):
+        after[which, :, column], made = losses, made + losses.size
+        yield at(made)
+    return float(np.median(score(base[seen], after, settings.score).value)), made
+
+
+def estimated(index: Index, scores: Floats, rows: Sequence[int]) -> tuple[Result, ...]:
+    """A first estimate of the results: rows, best first, with scores (N,) that are not the method's."""
+    return to_results(
+        Standing(tuple(rows), Scores.exact(scores[list(rows), None]), 0, 0, False, False), index, len(rows)
+    )
 
 
 def typical_rows(images: int) -> list[int]:
@@ -169,9 +227,11 @@ def likely_first(prompt: str, captions: Sequence[str]) -> list[int]:
 
 def predicted(index: Index, settings: AttributeSettings) -> int:
     """Predictions that an answer by unlearning takes."""
-    columns: int = index.base_losses.shape[-1]
-    sampled = len(typical_rows(len(index))) * len(index.views) * columns
-    return settings.unlearn.predictions + _measured(settings) * (sampled + evaluations(_rounds(index, settings)))
+    columns: int = min(TYPICAL_COLUMNS, index.base_losses.shape[-1])
+    typical = len(typical_rows(len(index))) * len(index.views) * columns
+    chosen = trak_predictions(index, SOURCE, False) if pool_of(settings) else 0
+    raced = evaluations(_rounds(index, settings))
+    return chosen + settings.unlearn.predictions + _measured(settings) * (typical + raced)
 
 
 def _measured(settings: AttributeSettings) -> int:
@@ -180,7 +240,9 @@ def _measured(settings: AttributeSettings) -> int:
 
 
 def _rounds(index: Index, settings: AttributeSettings) -> list[Round]:
-    columns = index.base_losses.shape[-1]  # of the noise bank
+    images, columns = len(index), index.base_losses.shape[-1]  # of the noise bank
     if settings.exhaustive:
-        return exhaustive(len(index), columns, index.views)
-    return schedule(len(index), columns, settings.race, index.views)
+        return exhaustive(images, columns, index.views)
+    if pool := pool_of(settings):
+        return schedule(pool, columns, settings.race, index.views, min(SAMPLED, images - pool))
+    return schedule(images, columns, settings.race, index.views)

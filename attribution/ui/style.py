@@ -281,6 +281,7 @@ footer .divider:last-child { display: none; }
   .asked { grid-template-columns: 5rem minmax(0, 1fr); }
   .verdict { min-height: 7em; }
   .answer > .main .note { min-height: 5.6em; }
+  .answer > .main .found { min-height: 7em; }
   .drawn { grid-auto-flow: row; grid-template-columns: 1fr 1fr; gap: .75rem; }
   #drawer:has(.opened) { max-height: 55vh; }
   .opened { grid-template-columns: 4rem minmax(0, 1fr); gap: .75rem; font-size: .8125rem; }

@@ -19,6 +19,9 @@ from attribution.files import let_go
 ScoreKind = Literal["difference", "skew"]
 Floats = NDArray[np.floating]
 VIEWS = (0, 1)  # a training image and its mirror
+# Training images that stand for all in the typical score, and the noises that they are seen with: what makes it
+# uncertain is how much images differ, not how few the noises are.
+TYPICAL, TYPICAL_COLUMNS = 32, 4
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class EncodedSet:
     def text(self, model: Model, rows: Sequence[int]) -> Tensor:
         """Captions of rows, encoded: (n, L, D); where any has several, (n, K, L, D), NaN where one has fewer than K."""
         each = [self.several.get(row, (self.captions[row],)) for row in rows]
-        encoded = model.encode_text([caption for some in each for caption in some])
+        encoded = model.encode_captions([caption for some in each for caption in some])
         if len(encoded) == len(each):
             return encoded
         padded = encoded.new_full((len(each), max(map(len, each)), *encoded.shape[1:]), torch.nan)

@@ -96,7 +96,7 @@ def test_attribute_writes_the_contracts_json(capsys, index_folder, model32, tmp_
     common = ("attribute", *PROMPT, "--image", str(picture), "--index", str(index_folder))
     assert main([*common, *box, "--top_k", "3", "--out", str(out)]) == 0
     answer = json.loads(out.read_text(), parse_constant=strict)
-    keys = {"query", "method", "results", "evaluations", "seconds", "settings", "step_sizes", "index"}
+    keys = {"query", "method", "results", "evaluations", "seconds", "settings", "step_sizes", "search", "index"}
     assert set(answer) == keys
     assert answer["step_sizes"] == []  # they are named by the settings
     assert answer["query"] == {

@@ -14,7 +14,7 @@ from attribution.index.manifest import Manifest
 from attribution.index.plan import QUERIES, Cost, plan
 from attribution.index.work import ExtendSettings
 from attribution.methods.answer import AttributeSettings
-from attribution.methods.unlearning import TYPICAL, predicted
+from attribution.methods.unlearning import predicted
 from attribution.unlearning.fisher import FisherSettings, samples_for
 from attribution.unlearning.projection import GradientSettings
 
@@ -85,7 +85,6 @@ def test_a_plan_measures_no_more_calls_than_it_needs(model32, tiny_settings, tmp
 
 
 def test_a_query_is_planned_with_the_predictions_that_it_makes(model32, tiny_settings, index_folder):
-    assert planning.TYPICAL == TYPICAL
     raced, exhaustive = list(plan(index_folder, model32, tiny_settings))[-2:]
     index = Index.open(index_folder)
     assert raced.count == predicted(index, AttributeSettings())

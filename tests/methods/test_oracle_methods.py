@@ -234,7 +234,7 @@ def test_scores_of_methods_that_unlearn_equal_the_oracles(world, method, region,
 def test_who_is_left_after_halving_is_the_oracles_and_has_the_exhaustive_scores(
     world, survivors, top_k, score, schedule
 ):
-    race = RaceSettings(survivors=survivors, **schedule)
+    race = RaceSettings(pool=0, survivors=survivors, **schedule)
     found = answer(world, method="unlearning", top_k=top_k, unlearn=UNLEARN, score=score, race=race)
     before, after, skew = world.truth.before, unlearn(world.truth, "unlearning", "whole", UNLEARN), score == "skew"
     left = oracle.race(before, after, skew, **schedule, survivors=max(survivors, 2 * top_k))

@@ -13,9 +13,11 @@ from PIL import Image
 
 from attribution.answers.calibration import FORMAT_VERSION
 from attribution.answers.networks import detector_behind, network_behind
+from attribution.answers.ranking import ESTIMATE
 from attribution.answers.run import Run
 from attribution.answers.verdict import verdict_of
 from attribution.methods.answer import Progress
+from attribution.methods.searched import Searched
 from attribution.query.evidence import Evidence
 from attribution.query.query import Query
 from attribution.scenes.world import open_world
@@ -45,6 +47,24 @@ def test_a_panel_has_its_places_before_there_is_an_answer(answers, full_index):
     assert html.count("card empty") == 4
     assert "data-run" not in html
     assert "<td>…</td>" in html
+
+
+def test_a_first_estimate_is_called_one_and_shows_no_scores(answers, full_index):
+    results = answers["unlearning"].results
+    for estimated in (True, False):
+        html = panel(
+            *ASKED, {"unlearning": Progress("unlearning", 1, 9, 0.1, results, estimated)}, full_index, 4, False
+        )
+        assert cards(html, "unlearning") == [result.row for result in results]
+        assert (ESTIMATE in html, ", score " in html) == (estimated, not estimated)
+        assert "<p class='note found'></p>" in html  # its place is kept
+
+
+def test_a_panel_tells_how_its_images_were_found(answers, full_index):
+    found = Searched("candidates", 4096, 4, "d-trak", 320, 64, 0)
+    html = panel(*ASKED, {"unlearning": replace(answers["unlearning"], search=found)}, full_index, 4, False)
+    assert f"<p class='note found'>{found.sentence}</p>" in html
+    assert "at most 4.6% of those left out belong there" in html
 
 
 def test_a_panel_shows_what_was_asked(answers, full_index):
