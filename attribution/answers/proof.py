@@ -4,6 +4,7 @@ A folder of PROOF and PNGs, which `evaluate/proof.py` writes; nothing is compute
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +81,7 @@ class Proof:
         index: id of the index that named the images.
         model_sha256: of the model that drew the pictures.
         credits: whose drawings are in the pictures, with their licences.
-        foreseen: sentences on how well unlearning the images, in seconds, foresees training without them.
+        foreseen: how well unlearning images foresees training without them: rank correlations in words, one for each K.
     """
 
     version: int
@@ -100,6 +101,16 @@ class Proof:
         """Names of all its PNGs."""
         drawn = [each for case in self.cases for each in case.retrained]
         return {case.picture for case in self.cases} | {name for each in drawn for name in (each.strip, each.picture)}
+
+
+def foreseen_words(foreseen: Sequence[str]) -> str:
+    """A sentence about `Proof.foreseen`; "" where there is nothing."""
+    if not foreseen:
+        return ""
+    return (
+        f"The rises of loss by unlearning images rank with those by training without them by {' and '.join(foreseen)};"
+        " 1 is the same order, 0 is chance."
+    )
 
 
 def read_proof(folder: Path) -> Proof | None:

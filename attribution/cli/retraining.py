@@ -7,6 +7,7 @@ was found in a file of results.
 from dataclasses import replace
 from pathlib import Path
 
+from attribution.answers.proof import foreseen_words
 from attribution.answers.provenance import art_credits
 from attribution.cli.asked import check_folder, check_results, opened
 from attribution.cli.parsing import Names, flags
@@ -156,7 +157,9 @@ def _show_counterfactual(
     """Print, and draw, what evidence that was computed with some settings says of the first queries."""
     every = [*removed.noise(evidence), *removed.judged(evidence, settings)]
     found = [each.of(queries) for each in every]
-    print(removed.table(found), *(each.told for each in foreseen.foresight(evidence, settings)), sep="\n")
+    print(removed.table(found))
+    if told := [each.told for each in foreseen.foresight(evidence, settings)]:
+        print(foreseen_words(told))
     if plot is not None:
         from attribution.evaluate.plots import left_out  # Matplotlib takes a second
 

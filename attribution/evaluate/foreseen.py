@@ -84,12 +84,10 @@ class Foresight:
 
     @property
     def told(self) -> str:
-        """A sentence."""
+        """In words, as `counterfactual` and the page say it."""
         return (
-            f"With the {self.k} images that {len(self.methods)} methods name, what unlearning them does to the loss of"
-            f" {self.queries} generated pictures ranks with what training without them does by {self.all:.2f} over"
-            f" pictures and methods, by {self.within.mean:.2f} over the methods of one picture (1 is the same order,"
-            " 0 is chance)."
+            f"{self.all:.2f} for {self.k} images a picture ({self.within.mean:.2f} within one picture;"
+            f" {len(self.methods)} methods, {self.queries} pictures)"
         )
 
 

@@ -57,7 +57,7 @@ class Results:
         queries: the pictures.
         scores: (Q, N) by method.
         known: what each trained model does with the queries.
-        foreseen: sentences on how well unlearning foresees that.
+        foreseen: how well unlearning foresees that, in words.
     """
 
     index: Index

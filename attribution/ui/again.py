@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attribution.answers.forget import VISIBLE, Regenerated
+from attribution.answers.proof import foreseen_words
 from attribution.answers.remove import CHANCE, Named
 from attribution.ui.templates import render
 
@@ -19,7 +20,7 @@ REMOVE = (
     " seen, so compare the two: if the named images matter, only theirs changes the picture. It does not show what a"
     " model would draw that was really trained without them."
 )
-TRUST = "How far to trust it, in the small world of the proof below:"
+TRUST = "How far to trust it was tried in the small world of the proof below."
 WEAKEST = f"Find the weakest step that visibly changes the region: by {VISIBLE:.0%} of the intensities' range"
 STRENGTH = "Strength"
 UNIT = "1 is the step that scores are measured with."
@@ -43,7 +44,7 @@ class Pair:
 
 def removing(foreseen: Sequence[str]) -> str:
     """What the removal of training images shows, and how well that is known to foresee training without them."""
-    return " ".join([REMOVE, *([TRUST] if foreseen else []), *foreseen])
+    return f"{REMOVE} {TRUST} {foreseen_words(foreseen)}" if foreseen else REMOVE
 
 
 def forgotten(made: Sequence[Made]) -> str:

@@ -14,7 +14,7 @@ Runs = list[tuple[str, Run]]  # by region
 
 
 def lay_check(foreseen: Sequence[str]) -> dict[str, Any]:
-    """Both ways to draw a generated picture again, with sentences on how well the second foresees training again."""
+    """Both ways to draw a generated picture again, with words on how well the second foresees training again."""
     with gr.Accordion("Check it: generate again without it", open=False, visible=False, elem_id="check") as check:
         return {"check": check, **_lay_forgetting(), **_lay_removing(foreseen)}
 

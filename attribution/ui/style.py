@@ -280,6 +280,7 @@ footer .divider:last-child { display: none; }
   .cards.small { grid-template-columns: repeat(10, minmax(2.75rem, 1fr)); }
   .asked { grid-template-columns: 5rem minmax(0, 1fr); }
   .verdict { min-height: 7em; }
+  .kept { min-height: 3.4rem; }
   .answer > .main .note { min-height: 5.6em; }
   .answer > .main .found { min-height: 7em; }
   .drawn { grid-auto-flow: row; grid-template-columns: 1fr 1fr; gap: .75rem; }

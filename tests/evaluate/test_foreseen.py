@@ -37,7 +37,7 @@ def test_ranks_are_compared_over_all_and_within_each_query(evidence):
     # ranks of training 3 2 1 6 5 4, of unlearning (in halves, ties) 5.5 3.5 1.5 1.5 3.5 5.5: by Pearson of these
     expected = np.corrcoef([3, 2, 1, 6, 5, 4], [5.5, 3.5, 1.5, 1.5, 3.5, 5.5])[0, 1]
     assert found.all == pytest.approx(expected)
-    assert found.told.startswith("With the 1 images that 3 methods name")
+    assert found.told.endswith("for 1 images a picture (0.00 within one picture; 3 methods, 2 pictures)")
 
 
 def test_a_method_that_is_not_unlearned_whole_is_left_out(evidence):
