@@ -29,7 +29,7 @@ from attribution.index.steps import STEPS
 from attribution.index.stored import Block, save_tensors
 from attribution.index.work import BuildSettings, ExtendSettings, Source, Work
 from attribution.unlearning.race import RaceSettings, evaluations, exhaustive, schedule
-from attribution.unlearning.score import TYPICAL, TYPICAL_COLUMNS
+from attribution.unlearning.score import TYPICAL
 from attribution.unlearning.step import UnlearnSettings
 
 LEAST, LONG = 3.0, 20.0  # s that a step is measured for: three calls at least, if they do not take too long
@@ -190,7 +190,7 @@ def _queries(source: Source, costs: dict[str, Cost]) -> Iterator[Cost]:
     each, step = losses.seconds / losses.count / views / columns, UnlearnSettings().predictions
     unlearning = step * gradients.seconds / gradients.count
     memory = max(losses.memory, gradients.memory), max(losses.device, gradients.device)
-    typical = min(TYPICAL, count) * views * min(TYPICAL_COLUMNS, columns)
+    typical = min(TYPICAL, count) * views * columns
     raced = (schedule(count, columns, RaceSettings(), tuple(range(views))), exhaustive(count, columns, range(views)))
     for name, rounds in zip(QUERIES, raced, strict=True):
         predictions = typical + evaluations(rounds)

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from attribution.batches import batches
-from attribution.diffusion.noise import NoiseBank, spread
+from attribution.diffusion.noise import NoiseBank
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import pretrained, unlearned
 from attribution.index.index import Index
@@ -32,7 +32,7 @@ from attribution.methods.trak import trak_predictions, trak_scores
 from attribution.query.encoded import Encoded
 from attribution.unlearning.race import Measure, Round, Standing, evaluations, exhaustive, race, schedule
 from attribution.unlearning.rise import step_to, trial_bank
-from attribution.unlearning.score import TYPICAL, TYPICAL_COLUMNS, Floats, Scores, losses_by_call, score
+from attribution.unlearning.score import TYPICAL, Floats, Scores, losses_by_call, score
 from attribution.unlearning.step import (
     UnlearnSettings,
     add_step,
@@ -115,13 +115,12 @@ def _typical(
     index: Index, settings: AttributeSettings, measure: Measure, base: Floats, at: Callable[[int], Progress]
 ) -> Generator[Progress, None, tuple[float, int]]:
     """The typical score, and how many losses that took."""
-    rows, columns, made = typical_rows(len(index)), spread(base.shape[-1])[:TYPICAL_COLUMNS], 0
-    seen = np.ix_(rows, index.views, columns)
-    after = np.empty_like(base[seen])
-    for which, column, losses in measure(rows, columns, index.views):
+    rows, made = typical_rows(len(index)), 0
+    after = np.empty_like(base[rows])
+    for which, column, losses in measure(rows, range(base.shape[-1]), index.views):
         after[which, :, column], made = losses, made + losses.size
         yield at(made)
-    return float(np.median(score(base[seen], after, settings.score).value)), made
+    return float(np.median(score(base[rows], after, settings.score).value)), made
 
 
 def estimated(index: Index, scores: Floats, rows: Sequence[int]) -> tuple[Result, ...]:
@@ -227,7 +226,7 @@ def likely_first(prompt: str, captions: Sequence[str]) -> list[int]:
 
 def predicted(index: Index, settings: AttributeSettings) -> int:
     """Predictions that an answer by unlearning takes."""
-    columns: int = min(TYPICAL_COLUMNS, index.base_losses.shape[-1])
+    columns: int = index.base_losses.shape[-1]
     typical = len(typical_rows(len(index))) * len(index.views) * columns
     chosen = trak_predictions(index, SOURCE, False) if pool_of(settings) else 0
     raced = evaluations(_rounds(index, settings))

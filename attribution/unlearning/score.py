@@ -19,9 +19,7 @@ from attribution.files import let_go
 ScoreKind = Literal["difference", "skew"]
 Floats = NDArray[np.floating]
 VIEWS = (0, 1)  # a training image and its mirror
-# Training images that stand for all in the typical score, and the noises that they are seen with: what makes it
-# uncertain is how much images differ, not how few the noises are.
-TYPICAL, TYPICAL_COLUMNS = 32, 4
+TYPICAL = 32  # training images that stand for all in the typical score
 
 
 @dataclass(frozen=True)

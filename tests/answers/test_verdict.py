@@ -1,7 +1,6 @@
 """The verdict: grades by calibrated strength, what lowers them, what is not graded, and the same by any search."""
 
 import json
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -123,9 +122,8 @@ def test_a_clear_source_is_above_every_unrelated_question():
         assert known.limit("box", "clear source") == UNRELATED[0]
 
 
-def test_verdict_and_typical_score_are_the_same_by_halving_and_exhaustively(model, index, query, monkeypatch):
-    """The typical score is the median of the same training images on a few noises; here of all eight on all."""
-    monkeypatch.setattr(sys.modules["attribution.methods.unlearning"], "TYPICAL_COLUMNS", 8)
+def test_verdict_and_typical_score_are_the_same_by_halving_and_exhaustively(model, index, query):
+    """The typical score is the median of the same training images on all noises; here of all eight."""
     settings = AttributeSettings(top_k=8, exhaustive=True, unlearn=UnlearnSettings(step_size=0.1, timesteps=5))
     *_, everything = attribute(model, index, query, settings)
     halving = replace(settings, top_k=1, exhaustive=False, race=RaceSettings(first_columns=1, survivors=2))
