@@ -21,13 +21,14 @@ from attribution.evaluate.retrieval import Job, found, jobs_of, left, rankings, 
 from attribution.index.index import Index
 from attribution.methods import METHODS
 from attribution.scenes.customise import CROPS, DRESSED, TOKEN, CustomiseSettings
+from attribution.scenes.looks import LOOKS
 from attribution.scenes.names import UNSEEN
 from attribution.unlearning.score import losses_of
 from attribution.unlearning.step import STEP_SIZES
 
 TRAINING = CustomiseSettings(steps=3, batch=2, remembered=1, learning_rate=0.05)
 SETTINGS = RetrievalSettings(2, 2, 5, ("dino", "unlearning"), k=3, training=TRAINING)
-OBJECT, STYLE = f"object-{UNSEEN[-1]}", "style-beach"
+OBJECT, STYLE = f"object-{UNSEEN[-1]}", f"style-{next(iter(LOOKS))}"
 FLAGS = (
     *("--models", "2", "--pictures", "2", "--scenes", "5", "--k", "3", "--methods", "dino", "unlearning"),
     *("--customise_steps", "3", "--customise_batch", "2", "--customise_remembered", "1"),
