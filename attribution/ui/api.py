@@ -138,7 +138,7 @@ class Endpoints:
                 raise InputError(f"K = {count} is not possible; accepted are 1 to {LARGEST_K}")
             named = method_named(method, self.studio.index)
             settings = AttributeSettings(method=named, top_k=count, exhaustive=exhaustive)
-            check_settings(self.studio.model, self.studio.index, settings)
+            settings = check_settings(self.studio.model, self.studio.index, settings)
             picture = self._picture(image) if image else None
             square = (self.studio.model.resolution,) * 2
             asked = tuple(tuple(float(side) for side in box) for box in boxes or [])

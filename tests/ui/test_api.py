@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 
 import httpx
 import pytest
@@ -14,7 +15,7 @@ from conftest import UNLEARN
 from gradio_client import Client
 
 from attribution.errors import WorkFailed
-from attribution.methods import check_settings
+from attribution.methods import METHODS, check_settings, method_named
 from attribution.methods.answer import AttributeSettings
 from attribution.query.query import Query
 from attribution.ui import api
@@ -94,6 +95,17 @@ def test_a_job_is_ended_at_the_limit_that_is_told(studio, query: Query, monkeypa
     assert studio.waiting == 0
     assert not studio.model.changed
     assert f"in {LIMIT} minutes" in str(Endpoints.attribute.__doc__)
+
+
+@pytest.mark.parametrize("method", ["best", "unlearning"])
+def test_a_program_is_answered_as_the_command_would(studio, method: str) -> None:
+    """By the method's own curvature and step, and among the candidates that the index has."""
+    *_, told = Endpoints(studio).attribute(prompt="a red key", seed=3, method=method, top_k=3)
+    named = method_named(method, studio.index)
+    wanted = check_settings(studio.model, studio.index, AttributeSettings(named, 3))
+    assert wanted.unlearn.curvature == METHODS[named].curvature
+    assert told["settings"] == asdict(wanted)
+    assert told["run"]
 
 
 def test_the_limit_is_in_the_page_of_the_api(address: str) -> None:
