@@ -104,9 +104,7 @@ class Proof:
 
 
 def foreseen_words(foreseen: Sequence[str]) -> str:
-    """A sentence about `Proof.foreseen`; "" where there is nothing."""
-    if not foreseen:
-        return ""
+    """A sentence about `Proof.foreseen`, where there is something."""
     return (
         f"The rises of loss by unlearning images rank with those by training without them by {' and '.join(foreseen)};"
         " 1 is the same order, 0 is chance."

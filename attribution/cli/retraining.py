@@ -4,6 +4,7 @@ Without --folder they print the results that come with this program. With it the
 was found in a file of results.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,8 +30,10 @@ from attribution.evaluate.results import (
 )
 from attribution.evaluate.retrain import measured, trained, unmeasured
 from attribution.index.typed import read_as
+from attribution.query.query import Query
 from attribution.scenes.proof import lessons_of
 from attribution.scenes.world import EMBEDDED
+from attribution.unlearning.score import Floats
 
 
 def retrain(folder: Path, *, settings: halves.LdsSettings) -> None:
@@ -141,14 +144,26 @@ def counterfactual(
     for _ in watch(trained(folder, lessons, settings.training, missing, model.device), lambda each: each.name):
         pass
     known = removed.changes(measured(folder, model, settings.training, wanted, queries))
-    once = [each for each in removed.named_by_methods(scores, queries, settings, 0) if each in known]
-    for _ in watch(foreseen.foresee(folder, model, index, once if unlearn else [], queries), lambda each: each.name):
-        pass
-    unlearned = foreseen.foreseen(folder, once, queries)
-    evidence = removed.Evidence(known, scores, removed.groups(queries, settings.together), unlearned)
+    if unlearn:
+        once = [each for each in removed.named_by_methods(scores, queries, settings, 0) if each in known]
+        for _ in watch(foreseen.foresee(folder, model, index, once, queries), lambda each: each.name):
+            pass
+    evidence = _evidence(folder, known, scores, queries, settings)
     if out is not None:
         write_results(out, made, left.packed(evidence, settings))
     _show_counterfactual(evidence, settings, settings.queries, plot)
+
+
+def _evidence(
+    folder: Path,
+    known: removed.Changes,
+    scores: Mapping[str, Floats],
+    queries: Sequence[Query],
+    settings: removed.LeaveOutSettings,
+) -> removed.Evidence:
+    """What trainings have changed, with what unlearning the same images has changed as far as the folder holds it."""
+    unlearned = foreseen.foreseen(folder, removed.named_by_methods(scores, queries, settings, 0), queries)
+    return removed.Evidence(known, scores, removed.groups(queries, settings.together), unlearned)
 
 
 def _show_counterfactual(
@@ -193,10 +208,7 @@ def proof(folder: Path, out: Path, *, settings: shown.ProofSettings) -> None:
     scores = halves.scored(folder, model, index, queries, settings.leave_out.methods)
     wanted = removed.removals(scores, queries, settings.leave_out)
     known = measured(folder, model, settings.leave_out.training, wanted, queries)
-    once = removed.named_by_methods(scores, queries, settings.leave_out, 0)
-    unlearned = foreseen.foreseen(folder, once, queries)
-    sharing = removed.groups(queries, settings.leave_out.together)
-    evidence = removed.Evidence(removed.changes(known), scores, sharing, unlearned)
+    evidence = _evidence(folder, removed.changes(known), scores, queries, settings.leave_out)
     told = tuple(each.told for each in foreseen.foresight(evidence, settings.leave_out))
     pictures = shown.Results(index, queries, scores, known, told)
     command = "python -m attribution evaluate counterfactual"

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
+from attribution.answers.forget import move
 from attribution.answers.remove import removal_settings, unlearn_rows
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import unlearned
@@ -48,8 +49,7 @@ def foresee(
             start = {key: weight.clone() for key, weight in weights.items()}
             for _ in unlearn_rows(model, index, by_name[name].rows, settings, weights):
                 queue.touch(name)
-            for key, weight in weights.items():
-                weight.copy_(start[key] + STRENGTH * (weight - start[key]))
+            move(weights, start, {key: weight - start[key] for key, weight in weights.items()}, STRENGTH)
             queue.keep(name, {"change": losses_of(model, asked) - before})
         yield by_name[name]
 

@@ -27,7 +27,6 @@ UNIT = "1 is the step that scores are measured with."
 SLIGHT, CLEAR = 0.02, 0.05  # changes of a control, of the intensities' range: seen when looked for, seen at a glance
 TELLING = 2.0  # times as much change as the other images do: from there on it is called more
 
-
 Made = tuple[Regenerated, str, str]  # with the addresses of the pictures before and after
 
 
