@@ -5,7 +5,7 @@ from pathlib import Path
 from attribution.cli.asked import check_file, opened
 from attribution.cli.judging import retrieval, steadiness
 from attribution.cli.progress import watch
-from attribution.cli.retraining import counterfactual, lds, proof, retrain
+from attribution.cli.retraining import ablations, counterfactual, lds, proof, retrain
 from attribution.evaluate import locality as boxes
 from attribution.evaluate import tuning as grid
 from attribution.evaluate import verdict as grades
@@ -60,6 +60,7 @@ def verdict(out: Path, *, settings: grades.VerdictSettings, index: Path | None =
 evaluate = {
     "retrain": retrain,
     "lds": lds,
+    "ablations": ablations,
     "counterfactual": counterfactual,
     "steadiness": steadiness,
     "retrieval": retrieval,

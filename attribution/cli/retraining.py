@@ -14,10 +14,12 @@ from attribution.cli.asked import check_folder, check_results, opened
 from attribution.cli.parsing import Names, flags
 from attribution.cli.progress import watch
 from attribution.errors import InputError
+from attribution.evaluate import ablations as variants
 from attribution.evaluate import counterfactual as removed
 from attribution.evaluate import foreseen, left
 from attribution.evaluate import lds as halves
 from attribution.evaluate import proof as shown
+from attribution.evaluate.controls import controls
 from attribution.evaluate.results import (
     Results,
     check_replaced,
@@ -29,6 +31,7 @@ from attribution.evaluate.results import (
     write_results,
 )
 from attribution.evaluate.retrain import measured, trained, unmeasured
+from attribution.evaluate.scored import scored
 from attribution.index.typed import read_as
 from attribution.query.query import Query
 from attribution.scenes.proof import lessons_of
@@ -80,6 +83,12 @@ def lds(
     if out is not None:
         write_results(out, made, halves.packed(evidence))
     _show_lds(evidence, plot)
+    _print_controls(evidence, [query.prompt for query in queries])
+
+
+def _print_controls(evidence: halves.Evidence, prompts: Sequence[str]) -> None:
+    if told := controls(evidence, prompts):
+        print(told)
 
 
 def _show_lds(evidence: halves.Evidence, plot: Path | None) -> None:
@@ -99,8 +108,54 @@ def _print_lds(path: Path, settings: halves.LdsSettings, plot: Path | None) -> N
     methods = held_methods(list(asked), every.scores)
     evidence = every.of(methods, settings)
     _show_lds(evidence, plot)
+    _print_controls(evidence, [prompt for prompt, *_ in held.made.fixed["queries"]])
     lacking = [method for method in asked if method not in methods]
     print(provenance(held.made, path, [*lacking, *evidence.lacks(settings)]))
+
+
+def ablations(
+    *,
+    settings: variants.AblationSettings,
+    folder: Path | None = None,
+    out: Path | None = None,
+    results: Path | None = None,
+) -> None:
+    """Linear datamodelling scores of variants of unlearning: finished ones, or computed with --folder.
+
+    Args:
+        settings: which variants, and by how many pictures.
+        folder: of the world for proofs, with its index and what `retrain` has trained; several processes share it.
+        out: a file that the results of the folder are written to.
+        results: a file of results to print; the one that comes with this program by default.
+    """
+    check_results(folder, out, results)
+    asked = settings.named
+    if folder is None:
+        _print_ablations(results or committed("ablations"), settings)
+        return
+    model, index = opened(folder / "index")
+    queries = halves.queries_of(model, max(settings.queries, halves.LdsSettings().queries))
+    first = queries[: settings.queries]
+    made = variants.made_of(index, model, first, settings)
+    check_replaced(out, made)
+    for _ in watch(variants.compute(folder, model, index, first, settings), str):
+        pass
+    evidence = variants.gathered(folder, model, index, queries, settings)
+    if out is not None:
+        write_results(out, made, halves.packed(evidence))
+    _show_lds(evidence, None)
+    if missing := [name for name in asked if name not in evidence.scores]:
+        print(f"Another process is still at work on: {', '.join(missing)}.")
+
+
+def _print_ablations(path: Path, settings: variants.AblationSettings) -> None:
+    held = read_results(path, "ablations")
+    refuse_ignored(settings, ("models", "seeds", "queries", "variants"))
+    every = halves.unpacked(held)
+    evidence = every.of([name for name in settings.named if name in every.scores], settings.judged)
+    _show_lds(evidence, None)
+    lacking = [name for name in settings.named if name not in every.scores]
+    print(provenance(held.made, path, [*lacking, *evidence.lacks(settings.judged)]))
 
 
 @flags({removed.LeaveOutSettings: Names(renamed={"ks": "k"})})
@@ -137,7 +192,7 @@ def counterfactual(
     queries = halves.queries_of(model, settings.queries)
     made = left.made_of(index, model, queries, settings)
     check_replaced(out, made)
-    scores = halves.scored(folder, model, index, queries, settings.methods)
+    scores = scored(folder, model, index, queries, settings.methods)
     wanted = removed.removals(scores, queries, settings)
     lessons = lessons_of(model, settings.training.scenes)
     missing = unmeasured(folder, wanted, queries)
@@ -205,7 +260,7 @@ def proof(folder: Path, out: Path, *, settings: shown.ProofSettings) -> None:
     check_folder("--out", out)
     model, index = opened(folder / "index")
     queries = halves.queries_of(model, settings.leave_out.queries)
-    scores = halves.scored(folder, model, index, queries, settings.leave_out.methods)
+    scores = scored(folder, model, index, queries, settings.leave_out.methods)
     wanted = removed.removals(scores, queries, settings.leave_out)
     known = measured(folder, model, settings.leave_out.training, wanted, queries)
     evidence = _evidence(folder, removed.changes(known), scores, queries, settings.leave_out)

@@ -6,9 +6,8 @@ python -m attribution evaluate lds --folder DIR --out FILE.npz
 python -m attribution evaluate lds                   # prints the results that come with this program
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,11 @@ from numpy.typing import NDArray
 from attribution.diffusion.pipeline import Model
 from attribution.errors import InputError
 from attribution.evaluate.agreement import Estimate, ceiling, estimate, lds, paired_p
-from attribution.evaluate.queue import open_queue
 from attribution.evaluate.results import Made, Results, by_method, rounded
 from attribution.evaluate.retrain import MEASURED, Removal, halves, measured
+from attribution.evaluate.scored import exhaustively, held, is_held, score_shuffled, scored
 from attribution.index.index import Index
-from attribution.methods import attribute
-from attribution.methods.answer import AttributeSettings, Attribution
-from attribution.query.query import Query, image_sha256
+from attribution.query.query import Query
 from attribution.scenes.compose import WorldSettings
 from attribution.scenes.proof import PROOF
 from attribution.scenes.retraining import RetrainSettings
@@ -37,6 +34,10 @@ PATIENCE = 50  # prompts, after which a model that drew none of their objects is
 JUDGED = ("unlearning", "unlearning+", "influence", "d-trak", "trak", "dino", "clip", "clip-text", "pixel", "random")
 
 
+CONTROLLED = "unlearning+"  # the method that the controls are of
+SHUFFLED = "shuffled"
+
+
 @dataclass(frozen=True)
 class LdsSettings:
     """What is judged.
@@ -46,6 +47,7 @@ class LdsSettings:
         seeds: trainings of each half.
         queries: generated pictures with both of their objects; every other one is asked about a box.
         methods: that are judged.
+        shuffled: the first queries, that are also asked of the model with shuffled weights, as a control.
         training: how each model is trained.
     """
 
@@ -53,6 +55,7 @@ class LdsSettings:
     seeds: int = 2
     queries: int = 64
     methods: tuple[str, ...] = JUDGED
+    shuffled: int = 16
     training: RetrainSettings = field(default_factory=RetrainSettings)
 
 
@@ -85,33 +88,6 @@ def _queries(model: Model, seed: int, world: WorldSettings) -> Iterator[Query]:
             made += 1
 
 
-def scored(
-    folder: Path, model: Model, index: Index, queries: Sequence[Query], methods: Sequence[str]
-) -> dict[str, Floats]:
-    """Every method's scores of every training image: (Q, N); each query and method is a job, kept in the folder."""
-    queue, keys = open_queue(folder / f"scores-{index.id[:12]}", {}), [_key(query) for query in queries]
-    names = {f"{method}-{key}": (method, query) for method in methods for key, query in zip(keys, queries, strict=True)}
-    for name in queue.claimed(list(names)):
-        queue.keep(name, {"scores": _scores(model, index, *names[name])})
-    return {method: np.stack([queue.result(f"{method}-{key}")["scores"] for key in keys]) for method in methods}
-
-
-def _key(query: Query) -> str:
-    """Of a query's jobs: the same, however many others are asked."""
-    told = [query.prompt, query.seed, query.boxes, query.word, image_sha256(query.image)]
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:12]
-
-
-def _scores(model: Model, index: Index, method: str, query: Query) -> Floats:
-    """Scores (N,), all on all noises."""
-    exhaustive = method.startswith("unlearning")
-    *_, last = attribute(model, index, query, AttributeSettings(method, len(index), exhaustive))
-    assert isinstance(last, Attribution)
-    scores = np.zeros(len(index))
-    scores[[result.row for result in last.results]] = [result.score for result in last.results]
-    return scores
-
-
 @dataclass(frozen=True)
 class Evidence:
     """What the methods are judged by.
@@ -121,19 +97,22 @@ class Evidence:
         kept: (M, N) the images of each.
         losses: (S, M, Q) of the queries, by seed; NaN where that model is not trained.
         scores: (Q, N) by method.
+        shuffled: (C, N) by CONTROLLED with shuffled weights, of the first C queries; none where it was not asked.
     """
 
     numbers: NDArray[np.integer]
     kept: NDArray[np.bool_]
     losses: Floats
     scores: Mapping[str, Floats]
+    shuffled: Floats | None = None
 
     def of(self, methods: Sequence[str], settings: LdsSettings) -> "Evidence":
         """The part of it that is asked for."""
         rows, queries = self.numbers < settings.models, settings.queries
         losses, scores = self.losses[: settings.seeds, rows, :queries], {each: self.scores[each] for each in methods}
         parts = {method: each[:queries] for method, each in scores.items()}
-        return Evidence(self.numbers[rows], self.kept[rows], losses, parts)
+        shuffled = None if self.shuffled is None else self.shuffled[:queries]
+        return Evidence(self.numbers[rows], self.kept[rows], losses, parts, shuffled)
 
     def lacks(self, settings: LdsSettings) -> list[str]:
         """What is asked for and not there, in words."""
@@ -154,6 +133,18 @@ def gathered(folder: Path, model: Model, index: Index, queries: Sequence[Query],
     Raises:
         InputError: fewer than two halves are trained.
     """
+    trained = trained_evidence(folder, model, index, queries, settings)
+    few, asked = queries[: settings.shuffled], exhaustively(index, CONTROLLED)
+    for _ in score_shuffled(folder, model, index, few, SHUFFLED, asked):
+        pass
+    shuffled = held(folder, index, few, SHUFFLED) if few and is_held(folder, index, few, SHUFFLED) else None
+    return replace(trained, scores=scored(folder, model, index, queries, settings.methods), shuffled=shuffled)
+
+
+def trained_evidence(
+    folder: Path, model: Model, index: Index, queries: Sequence[Query], settings: LdsSettings
+) -> Evidence:
+    """What is trained so far, measured, and no scores; raises what `gathered` does."""
     wanted = removals(index, settings)
     known = measured(folder, model, settings.training, wanted, queries)
     by_seed = [[each for each in wanted if each.seed == seed] for seed in range(settings.seeds)]
@@ -169,7 +160,7 @@ def gathered(folder: Path, model: Model, index: Index, queries: Sequence[Query],
         for seed, halves_of in enumerate(by_seed):
             if halves_of[place] in known:
                 losses[seed, row] = known[halves_of[place]]["losses"]
-    return Evidence(np.array(numbers), kept, losses, scored(folder, model, index, queries, settings.methods))
+    return Evidence(np.array(numbers), kept, losses, {})
 
 
 @dataclass(frozen=True)
@@ -255,7 +246,8 @@ def packed(evidence: Evidence) -> dict[str, NDArray[Any]]:
     """Evidence as the arrays of a file."""
     scores = {f"scores/{method}": rounded(each) for method, each in evidence.scores.items()}
     kept, losses = np.packbits(evidence.kept, axis=1), evidence.losses.astype(np.float32)
-    return {"numbers": evidence.numbers.astype(np.int32), "kept": kept, "losses": losses, **scores}
+    shuffled = {} if evidence.shuffled is None else {"shuffled": rounded(evidence.shuffled)}
+    return {"numbers": evidence.numbers.astype(np.int32), "kept": kept, "losses": losses, **scores, **shuffled}
 
 
 def unpacked(results: Results) -> Evidence:
@@ -263,4 +255,5 @@ def unpacked(results: Results) -> Evidence:
     arrays = results.arrays
     kept = np.unpackbits(arrays["kept"], axis=1, count=results.made.images).astype(bool)
     losses = arrays["losses"].astype(np.float64)
-    return Evidence(arrays["numbers"], kept, losses, by_method(arrays, "scores"))
+    shuffled = arrays["shuffled"].astype(np.float64) if "shuffled" in arrays else None
+    return Evidence(arrays["numbers"], kept, losses, by_method(arrays, "scores"), shuffled)

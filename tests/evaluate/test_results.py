@@ -19,12 +19,14 @@ from attribution.evaluate.results import Made, check_replaced, read_results, wri
 from attribution.evaluate.retrain import without
 from attribution.evaluate.retrieval import found, jobs_of, table
 from attribution.evaluate.retrieval import left as still_to_do
+from attribution.evaluate.scored import scored
 from attribution.evaluate.twice import Line, SteadinessSettings
 from attribution.query.query import Query
 
 IMAGES = 40
 QUERIES = [Query(f"an owl and a bus {number}", random_picture(number), number) for number in range(4)]
 RNG = np.random.default_rng(0)
+FIXED = {"training": {"steps": 3}, "queries": [[query.prompt, query.seed, []] for query in QUERIES]}
 SCORES = {method: RNG.normal(size=(4, IMAGES)) for method in ("d-trak", "dino")}
 
 
@@ -48,7 +50,7 @@ def halves():
 @pytest.fixture
 def halves_file(halves, tmp_path):
     path = tmp_path / "lds.npz"
-    write_results(path, made("lds", {}), lds.packed(halves))
+    write_results(path, made("lds", {}, FIXED), lds.packed(halves))
     return path
 
 
@@ -131,16 +133,19 @@ def test_scores_of_some_queries_serve_when_more_are_asked(tmp_path, monkeypatch)
     """Leave-K-out asks the first of LDS's queries, in the same folder."""
     asked = []
 
-    def scores(_model, _index, method, query):
-        asked.append((method, query.prompt))
+    def scores(_model, _index, query, settings):
+        asked.append((settings.method, query.prompt))
         return np.full(IMAGES, len(query.prompt))
 
     class Index:
         id = "abc123"
 
-    monkeypatch.setattr(lds, "_scores", scores)
-    few = lds.scored(tmp_path, None, Index(), QUERIES[:2], ["dino"])
-    every = lds.scored(tmp_path, None, Index(), QUERIES, ["dino"])
+        def __len__(self):
+            return IMAGES
+
+    monkeypatch.setattr("attribution.evaluate.scored._scores", scores)
+    few = scored(tmp_path, None, Index(), QUERIES[:2], ["dino"])
+    every = scored(tmp_path, None, Index(), QUERIES, ["dino"])
     assert len(asked) == len(set(asked)) == 4
     np.testing.assert_array_equal(every["dino"][:2], few["dino"])
 
@@ -150,11 +155,14 @@ def test_scores_of_some_queries_serve_when_more_are_asked(tmp_path, monkeypatch)
 
 def test_results_are_not_written_over_others(halves, halves_file, tmp_path):
     before = halves_file.read_bytes()
-    plain = made("lds", {})
+    plain = made("lds", {}, FIXED)
     for other, words in (
         (replace(plain, index="other"), "holds results of index abc123, not of other; name another file"),
         (replace(plain, kind="counterfactual"), "holds results of `evaluate lds` in format 1; accepted are those of"),
-        (replace(plain, fixed={"training": {"steps": 4}}), 'with training = {"steps": 3}, now it is {"steps": 4}'),
+        (
+            replace(plain, fixed={**FIXED, "training": {"steps": 4}}),
+            'with training = {"steps": 3}, now it is {"steps": 4}',
+        ),
     ):
         with pytest.raises(InputError, match=words.replace("{", r"\{")):
             write_results(halves_file, other, lds.packed(halves))
