@@ -32,6 +32,7 @@ class Card:
         letter: of an image that several methods have among their first; "" otherwise.
         alike: how many nearly equal images are folded into this one.
         others: the other methods that have it among their first.
+        came: a first estimate did not name it.
         told: all of it as one line, with the score as it is.
     """
 
@@ -43,6 +44,7 @@ class Card:
     letter: str
     alike: int
     others: str
+    came: bool
     told: str
 
 
@@ -210,14 +212,35 @@ def _ranking(
         took = f"{answer.evaluations:,} evaluations in {sum(answer.seconds.values()):.1f} s{_steps_words(answer)}"
     line = f"{entry.line} ({entry.source})"
     empty = max(0, top_k - len(answer.results))
-    found_by = answer.search.sentence if isinstance(answer, Attribution) and answer.search else ""
-    return Ranking(method, line, network_behind(index, method), cards, empty, took, _unit(answer), found_by)
+    return Ranking(method, line, network_behind(index, method), cards, empty, took, _unit(answer), _found(answer))
 
 
 def _unit(answer: Attribution | Progress) -> str:
     if isinstance(answer, Progress):
-        return ESTIMATE if answer.estimated else ""
+        return ESTIMATE if answer.estimated else _kept_words(answer)
     return UNIT if typical_of(answer) else ""
+
+
+def _found(answer: Attribution | Progress) -> str:
+    if isinstance(answer, Progress) or answer.search is None:
+        return ""
+    return f"{answer.search.sentence} {_kept_words(answer)}".strip()
+
+
+def _kept_words(answer: Attribution | Progress) -> str:
+    """How many of the first estimate's images are among the results; "" where there was no estimate."""
+    estimate, shown = _estimate(answer), len(answer.results)
+    if not estimate or not shown:
+        return ""
+    kept = sum(result.row in estimate for result in answer.results)
+    return f"Of these {shown}, the first estimate had named {kept}; the others are marked as new."
+
+
+def _estimate(answer: Attribution | Progress) -> tuple[int, ...]:
+    """Rows of the first estimate; none where there was none."""
+    if isinstance(answer, Progress):
+        return answer.estimate
+    return answer.search.estimate if answer.search else ()
 
 
 def _steps_words(answer: Attribution) -> str:
@@ -233,14 +256,17 @@ def _others(found: Mapping[int, list[str]], result: Result, method: str) -> str:
 def _card(answer: Attribution | Progress, result: Result, place: str, letter: str, alike: int, others: str) -> Card:
     score, interval = score_words(answer, result), interval_words(answer, result)
     times = f" ({score} the typical image's)" if typical_of(answer) else ""
+    estimate = _estimate(answer)
+    came = bool(estimate) and result.row not in estimate
     measured = "" if isinstance(answer, Progress) and answer.estimated else f", score {result.score:+.4f}{times}"
     told = [
         f"rank {place.replace('=', 'equal ')}{measured}",
         "mirrored" if result.flip else "",
         f"{alike} more nearly equal to it" if alike else "",
+        "not in the first estimate" if came else "",
     ]
     words = f"{', '.join(filter(None, told))}: {result.caption}"
-    return Card(result, place, score, interval, result.score <= 0, letter, alike, others, words)
+    return Card(result, place, score, interval, result.score <= 0, letter, alike, others, came, words)
 
 
 def _agreement(main: Attribution | Progress, other: Attribution | Progress, name: str) -> Agreement:

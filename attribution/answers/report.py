@@ -248,7 +248,8 @@ def _answer(query: Query, told: dict[str, Any]) -> Attribution:
 
 
 def _searched(told: dict[str, Any]) -> Searched:
-    return Searched(**{field.name: told[field.name] for field in fields(Searched)})
+    found = {field.name: told[field.name] for field in fields(Searched) if field.name in told}
+    return Searched(**{**found, "estimate": tuple(found.get("estimate", ()))})
 
 
 def _settings(told: dict[str, Any]) -> AttributeSettings:

@@ -100,6 +100,7 @@ class Progress:
         seconds: since the beginning.
         results: the first K so far, or fewer.
         estimated: these are a first estimate by what the index holds: no training loss was measured yet.
+        estimate: rows of the first estimate, once there is one, best first.
     """
 
     stage: str
@@ -108,6 +109,7 @@ class Progress:
     seconds: float
     results: tuple[Result, ...] = ()
     estimated: bool = False
+    estimate: tuple[int, ...] = ()
 
     @property
     def eta(self) -> float | None:

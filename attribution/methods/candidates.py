@@ -37,7 +37,9 @@ def beside(images: int, pool: Sequence[int]) -> list[int]:
     return list(islice((int(row) for row in shuffled if row not in inside), SAMPLED))
 
 
-def searched(index: Index, settings: AttributeSettings, sampled: Sequence[int], rows: Sequence[int]) -> Searched:
+def searched(
+    index: Index, settings: AttributeSettings, sampled: Sequence[int], rows: Sequence[int], estimate: Sequence[int]
+) -> Searched:
     """What an answer says of how it was found.
 
     Args:
@@ -45,6 +47,7 @@ def searched(index: Index, settings: AttributeSettings, sampled: Sequence[int], 
         settings: of the answer.
         sampled: training images by chance outside of the pool, that took part.
         rows: of the training set, best first.
+        estimate: the rows that were shown first.
     """
     images, top_k = len(index), settings.k
     if settings.exhaustive:
@@ -52,4 +55,5 @@ def searched(index: Index, settings: AttributeSettings, sampled: Sequence[int], 
     if not settings.race.pool:
         return Searched("halving", images, top_k, lacking=not has_source(index))
     entered = len(set(sampled) & set(rows[:top_k]))
-    return Searched("candidates", images, top_k, SOURCE, settings.race.pool, len(sampled), entered)
+    counts = (settings.race.pool, len(sampled), entered)
+    return Searched("candidates", images, top_k, SOURCE, *counts, estimate=tuple(estimate))

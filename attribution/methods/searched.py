@@ -21,6 +21,8 @@ class Searched:
         sampled: images by chance from outside of these, that took part too.
         entered: how many of them are among the first K.
         lacking: the index holds no projected gradients to choose candidates with.
+        estimate: rows of the training set that a first estimate named, best first, before any training loss was
+            measured; none where there was no such estimate, and in runs older than that.
     """
 
     how: Literal["exhaustive", "halving", "candidates"]
@@ -31,6 +33,7 @@ class Searched:
     sampled: int = 0
     entered: int = 0
     lacking: bool = False
+    estimate: tuple[int, ...] = ()
 
     @property
     def outside(self) -> int:

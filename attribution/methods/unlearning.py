@@ -66,9 +66,10 @@ def unlearning(model: Model, index: Index, asked: Encoded, settings: AttributeSe
     total, each = predicted(index, settings), _measured(settings)
     entered = yield from _entered(model, index, asked, settings, stop, clock, total)
     done, first = entered.predictions, entered.first
+    estimate = tuple(each.row for each in first)
 
     def at(stage: str, made: int, results: tuple[Result, ...] = ()) -> Progress:
-        return Progress(stage, made, total, clock.total(), results or first, bool(first) and not results)
+        return Progress(stage, made, total, clock.total(), results or first, bool(first) and not results, estimate)
 
     with unlearned(model, unlearn.weights or index.weights) as weights:
         for taken in unlearn_query(model, index, asked, unlearn, weights):
@@ -93,7 +94,7 @@ def unlearning(model: Model, index: Index, asked: Encoded, settings: AttributeSe
     ranks = (rows[:MOST_RANKS], len(rows))
     scores = tuple(standing.scores.value[:MOST_SCORES].tolist())
     found = Attribution(asked.query, settings, results, total, clock.laps, *made_with, *ranks, typical)
-    search = searched(index, settings, entered.sampled, rows)
+    search = searched(index, settings, entered.sampled, rows, estimate)
     yield replace(found, scores=scores, step_sizes=taken.step_sizes, search=search)
 
 
@@ -107,7 +108,7 @@ def _entered(
     rows, predictions = best_rows(scores, pool), trak_predictions(index, SOURCE, False)
     sampled, first = beside(len(index), rows), estimated(index, scores, rows[: settings.k])
     clock.lap("candidates")
-    yield Progress("unlearning", predictions, total, clock.total(), first, True)
+    yield Progress("unlearning", predictions, total, clock.total(), first, True, tuple(each.row for each in first))
     return Entered([*rows, *sampled], sampled, first, predictions)
 
 

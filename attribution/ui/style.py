@@ -187,9 +187,10 @@ CSS = """
   background: ACCENT; color: white; text-align: center; font-weight: 600; font-size: .6875rem; line-height: 1.1rem; }
 .small .card .badge { top: 1px; right: 1px; min-width: .9rem; padding: 0 .1rem; font-size: .625rem;
   line-height: .9rem; }
-.card .alike, .card .mirrored { position: absolute; bottom: 3px; left: 3px; width: fit-content; padding: 0 .25rem;
-  border-radius: .6rem; background: #1c1917; color: white; font-size: .625rem; line-height: 1rem; }
+.card .alike, .card .mirrored, .card .came { position: absolute; bottom: 3px; left: 3px; width: fit-content;
+  padding: 0 .25rem; border-radius: .6rem; background: #1c1917; color: white; font-size: .625rem; line-height: 1rem; }
 .card .mirrored { left: auto; right: 3px; opacity: .85; }
+.card .came { bottom: auto; top: 3px; }
 .agreement { font-size: .8125rem; border-collapse: collapse; width: 100%; }
 .agreement caption { text-align: left; color: var(--body-text-color-subdued); padding-bottom: .25rem; }
 .agreement td { white-space: nowrap; }

@@ -84,6 +84,8 @@ def test_a_first_estimate_is_there_before_any_loss_is_measured_and_stays_until_a
     measured = [step for step in progress if step.results and not step.estimated]
     assert progress[-len(measured) :] == measured
     assert measured[-1].results == last.results
+    assert {step.estimate for step in progress if step.estimated or step.results} == {d_trak.rows[:2]}
+    assert last.search.estimate == d_trak.rows[:2]
 
 
 def test_a_stop_in_the_midst_leaves_the_model_as_it_was(model32, full_index, query):

@@ -60,6 +60,21 @@ def test_a_first_estimate_is_called_one_and_shows_no_scores(answers, full_index)
         assert "<p class='note found'></p>" in html  # its place is kept
 
 
+def test_images_that_a_first_estimate_did_not_name_are_marked(answers, full_index):
+    """While it settles and when it has: the first two were named, and one that is not shown any more."""
+    answer = answers["unlearning"]
+    rows = [result.row for result in answer.results]
+    estimate = (*rows[:2], 99)
+    settling = Progress("scoring", 5, 9, 0.1, answer.results, False, estimate)
+    found = Searched("candidates", 4096, 4, "d-trak", 320, 64, 0, estimate=estimate)
+    for state in (settling, replace(answer, search=found)):
+        html = panel(*ASKED, {"unlearning": state}, full_index, 4, False)
+        marked = re.findall(r"data-row='(\d+)'(?:(?!</li>).)*class='came'", html, re.DOTALL)
+        assert [int(row) for row in marked] == rows[2:]
+        assert f"Of these {len(rows)}, the first estimate had named 2; the others are marked as new." in html
+    assert "class='came'" not in panel(*ASKED, {"unlearning": answer}, full_index, 4, False)
+
+
 def test_a_panel_tells_how_its_images_were_found(answers, full_index):
     found = Searched("candidates", 4096, 4, "d-trak", 320, 64, 0)
     html = panel(*ASKED, {"unlearning": replace(answers["unlearning"], search=found)}, full_index, 4, False)
