@@ -157,6 +157,7 @@ CSS = """
 .ranking { min-width: 0; }
 .ranking .note::first-letter { text-transform: uppercase; }
 .answer > .main .note { min-height: 2.8em; }
+.answer > .main .found { min-height: 4.2em; }
 .cards { list-style: none; display: grid; gap: .6rem; margin: .4rem 0 1rem; padding: 0; }
 .cards.large { grid-template-columns: repeat(5, minmax(0, 1fr)); }
 .cards.small { grid-template-columns: repeat(10, minmax(2.2rem, 1fr)); gap: .25rem; overflow-x: auto; padding: 2px; }
@@ -283,7 +284,7 @@ footer .divider:last-child { display: none; }
   .verdict { min-height: 7em; }
   .kept { min-height: 3.4rem; }
   .answer > .main .note { min-height: 5.6em; }
-  .answer > .main .found { min-height: 7em; }
+  .answer > .main .found { min-height: 8.4em; }
   .drawn { grid-auto-flow: row; grid-template-columns: 1fr 1fr; gap: .75rem; }
   #drawer:has(.opened) { max-height: 55vh; }
   .opened { grid-template-columns: 4rem minmax(0, 1fr); gap: .75rem; font-size: .8125rem; }
