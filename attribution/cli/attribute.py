@@ -15,7 +15,7 @@ from attribution.diffusion.pictures import open_upload
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.tokens import check_prompt
 from attribution.errors import InputError
-from attribution.evaluate.bench import Cost, costs
+from attribution.evaluate.costs import Cost, costs
 from attribution.index.index import Index
 from attribution.methods import BEST, METHODS, check_settings, fitting, method_named
 from attribution.methods import attribute as answer

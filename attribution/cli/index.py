@@ -14,7 +14,7 @@ from attribution.cli.stages import stages
 from attribution.diffusion.overlaid import open_model
 from attribution.diffusion.source import ModelFiles
 from attribution.errors import IndexMismatch, InputError
-from attribution.evaluate.bench import peak_memory
+from attribution.evaluate.machine import peak_memory
 from attribution.index.build import build
 from attribution.index.plan import plan
 from attribution.index.rows import listed
