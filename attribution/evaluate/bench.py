@@ -179,7 +179,6 @@ class Bench:
         settings = AttributeSettings(self.found.default, exhaustive=True)
         _, whole = yield from self._answer(number, settings)
         self.found.keep(number, EXHAUSTIVE, whole)
-        self.found.peak = peak_memory()
 
     def recipe(self, number: int) -> Iterator[str]:
         """Run a part of the published recipe."""

@@ -28,7 +28,7 @@ class Findings:
         lds: of methods, from the results that come with this program.
         queries: the pictures that all ways were asked about.
         memory: resident in MB after each of these.
-        peak: the most that was resident, in MB.
+        peak: the most that was resident in MB until all methods had answered; the recipe takes larger batches.
         takes: what each took each way.
         again: likewise, with other noises.
         growth: of a search with the training set; None where that was not measured.
@@ -61,7 +61,7 @@ class Findings:
         """What the lines do not say."""
         told = [self.fraction.sentence] if RECIPE in self.takes else []
         told += notes(self.lines, self.default, self.clock)
-        told.append(f"At most {self.peak:,.0f} MB were resident.")
+        told.append(f"At most {self.peak:,.0f} MB were resident while methods answered.")
         return told + ([] if self.growth is None else self.growth.sentences)
 
     @property
