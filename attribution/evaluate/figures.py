@@ -181,8 +181,8 @@ def notes(lines: Sequence[Line], default: str, clock: Clock = "seconds") -> list
     if any(line.way == EXHAUSTIVE for line in lines):
         sentences.append(
             f"Overlaps and rank correlations are with {default} on all images and all noises, of the queries that were"
-            f" asked so; correlations of {' and '.join(raced) or 'a search'} are of the images that were left in the end,"
-            " those of the published recipe of the images that it scored."
+            f" asked so; correlations of {' and '.join(raced) or 'a search'} are of the images that were left in the"
+            " end, those of the published recipe of the images that it scored."
         )
     sentences.append(
         "Steadiness is the share of the first ten that stays with other noises. LDS is of the world for proofs, with"
