@@ -17,6 +17,7 @@ from attribution.methods.candidates import SOURCE
 GENERATE, ENCODE, RECIPE = "generating the picture", "encoding the query", "published recipe"
 EXHAUSTIVE, ESTIMATE = "all images, all noises", "first estimate"
 TOPS = (10, 50)
+FEWEST = 20  # images, of which a rank correlation says something
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,8 @@ def _overlap(held: Mapping[int, Taken], truth: Mapping[int, Taken], k: int) -> f
 
 
 def _correlation(held: Mapping[int, Taken], truth: Mapping[int, Taken]) -> float | None:
-    found = [agreement(held[number].rows, truth[number].rows, 1).correlation for number in held.keys() & truth.keys()]
-    known = [each for each in found if each is not None]
+    found = [agreement(held[number].rows, truth[number].rows, 1) for number in held.keys() & truth.keys()]
+    known = [each.correlation for each in found if each.correlation is not None and each.common >= FEWEST]
     return fmean(known) if known else None
 
 

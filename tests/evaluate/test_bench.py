@@ -107,7 +107,7 @@ def test_a_line_holds_medians_ratios_and_means():
     assert (settled.fewer, settled.faster, settled.pictures) == (100, 100, 2.5)
     assert (settled.overlap, settled.correlation, settled.steadiness) == ({10: 1.0, 50: 1.0}, pytest.approx(1), 0.8)
     assert (settled.lds, first.lds, lines[EXHAUSTIVE].lds, lines[RECIPE].lds) == (0.3, 0.2, 0.3, None)
-    assert (first.overlap, first.steadiness) == ({10: 0.5}, None)
+    assert (first.overlap, first.correlation, first.steadiness) == ({10: 0.5}, None, None)  # ten are too few
     assert (lines[RECIPE].correlation, lines[RECIPE].overlap) == (pytest.approx(-1), {})  # it ranks a few images
     assert table([first]).splitlines()[-1].startswith(f"| {ESTIMATE} | 1 | 10 | 1 | 2 | 4,000 | 500 | 0.5 | 0.50 |  |")
 
