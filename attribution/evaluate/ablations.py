@@ -1,8 +1,9 @@
 """What matters in the method (Appendix C of the paper): its variants, judged by the models that random halves trained.
 
 Most variants are other settings of unlearning, named by the flags of `python -m attribution attribute`. Others are the
-default's with training losses at other timesteps, or with the mean of an image and its mirror: these are computed from
-the losses at LONG timesteps, which are measured once.
+default's with training losses at other timesteps, with the mean of an image and its mirror, or with the changes at each
+timestep divided by their spread over all images: these are computed from the losses at LONG timesteps, which are measured
+once.
 
 python -m attribution evaluate ablations                # prints the results that come with this program
 python -m attribution evaluate ablations --folder DIR   # scores what is missing; several processes share the work
@@ -54,8 +55,9 @@ BY_FLAGS: dict[str, tuple[str, UnlearnSettings]] = {
 }
 LONG = 50
 MEAN_OF_MIRRORS = f"{DEFAULT}, mean of image and mirror"
+ALIKE = f"{DEFAULT}, timesteps of equal weight"
 BY_LOSSES = {f"{DEFAULT}, {count} timesteps": count for count in (2, 5, 10, 20, LONG)}
-VARIANTS = (*BY_FLAGS, *BY_LOSSES, MEAN_OF_MIRRORS)
+VARIANTS = (*BY_FLAGS, *BY_LOSSES, MEAN_OF_MIRRORS, ALIKE)
 
 
 @dataclass(frozen=True)
@@ -146,10 +148,11 @@ def strided(count: int) -> list[int]:
 
 def by_losses(variant: str, before: Floats, after: Floats) -> Floats:
     """A variant's scores (N,) of losses (N, views, LONG) before and after unlearning."""
-    if variant == MEAN_OF_MIRRORS:
-        columns = strided(BY_LOSSES[f"{DEFAULT}, 10 timesteps"])
-        mean: Floats = (after - before)[..., columns].mean((1, 2))
-        return mean
+    if variant in (MEAN_OF_MIRRORS, ALIKE):
+        changes = (after - before)[..., strided(BY_LOSSES[f"{DEFAULT}, 10 timesteps"])]
+        if variant == ALIKE:
+            return np.asarray((changes / changes.std((0, 1))).mean(2).max(1))
+        return np.asarray(changes.mean((1, 2)))
     columns = strided(BY_LOSSES[variant])
     return score(before[..., columns], after[..., columns]).value
 

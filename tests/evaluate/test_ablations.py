@@ -9,6 +9,7 @@ from attribution.cli import main
 from attribution.errors import InputError
 from attribution.evaluate import ablations, controls, scored
 from attribution.evaluate.ablations import (
+    ALIKE,
     BY_FLAGS,
     DEFAULT,
     LONG,
@@ -56,6 +57,17 @@ def test_noises_at_many_timesteps_are_like_the_indexs(model32, full_index):
     bank, own = ablations.long_bank(model32, full_index), full_index.bank(model32)
     assert len(bank) == LONG == len(set(bank.t.tolist()))
     assert bank.eps.shape[1:] == own.eps.shape[1:]
+
+
+def test_timesteps_of_equal_weight_count_alike():
+    """Changes a hundred times as large at one of the timesteps rank no image before the others."""
+    rng = np.random.default_rng(0)
+    after = rng.normal(size=(6, 2, LONG))
+    larger = after.copy()
+    larger[..., 22] *= 100.0
+    plain, scaled = (by_losses(ALIKE, np.zeros_like(each), each) for each in (after, larger))
+    np.testing.assert_allclose(plain, scaled)
+    np.testing.assert_allclose(plain, (after[..., 2::5] / after[..., 2::5].std((0, 1))).mean(2).max(1))
 
 
 @pytest.fixture
