@@ -1,9 +1,9 @@
 """What matters in the method (Appendix C of the paper): its variants, judged by the models that random halves trained.
 
 Most variants are other settings of unlearning, named by the flags of `python -m attribution attribute`. Others are the
-default's with training losses at other timesteps, with the mean of an image and its mirror, or with the changes at each
-timestep divided by their spread over all images: these are computed from the losses at LONG timesteps, which are measured
-once.
+default's with training losses at other timesteps, with the mean of an image and its mirror, or with the changes at
+each timestep divided by their spread over all images: these are computed from the losses at LONG timesteps, which are
+measured once.
 
 python -m attribution evaluate ablations                # prints the results that come with this program
 python -m attribution evaluate ablations --folder DIR   # scores what is missing; several processes share the work
