@@ -73,7 +73,8 @@ def plan(out: Path, model: Model, settings: BuildSettings, more: ExtendSettings 
     """
     begun = (out / MANIFEST).exists()
     source = source_of(out, model, settings, inspect=begun)
-    builder = Builder(source, manifest_of(source, looked_at=begun))
+    manifest = manifest_of(source, looked_at=begun)
+    builder = Builder(replace(source, folder=manifest.folder), manifest, out)
     wanted = wanted_of(builder, more or ExtendSettings())
     builder.manifest = moved(builder.manifest, source, wanted)
     for name, record in wanted.items():
@@ -104,7 +105,7 @@ def _looking(source: Source) -> Cost:
 
 def _trial(builder: Builder, folder: Path) -> Source:
     """The same source for a folder that has what steps read of other steps; the index's, where it has that already."""
-    source, held = replace(builder.source, out=folder), builder.source.out
+    source, held = replace(builder.source, folder=str(folder)), builder.source.files
     for name in SUMMED:
         if builder.manifest.finished(name):
             shutil.copyfile(held / f"{name}.safetensors", folder / f"{name}.safetensors")
@@ -122,7 +123,7 @@ def _measure(trial: Source, name: str, record: Record | None) -> Cost:
         work = STEPS[name].work(trial, record)
         each, rows, block = _sample(work)
         began = time.monotonic()
-        kept, passing = _bytes(trial.out / name, work, rows, block)
+        kept, passing = _bytes(trial.files / name, work, rows, block)
         seconds = each * work.count + time.monotonic() - began
     return Cost(name, work.count, seconds, kept, passing, *peak)
 
