@@ -1,6 +1,6 @@
 """An index: what was computed once about a training set and a model, in one folder, opened memory-mapped.
 
-manifest.json         format version, model, data, every setting, what is finished
+manifest.json         format version, model, data, every setting, what is finished, and where, since an update
 captions.arrow        id, caption; where images have several, captions: all of them, over which losses are averaged
 thumbnails.bin        PNGs one after another; where each row's ends is in thumbnails.npy, (N,) int64
 latents.npy           (N, views, C, h, w) float16: image, and mirror where those were trained on
