@@ -195,14 +195,13 @@ def test_everything_else_is_of_the_changed_folder(calls, fresh):
     assert index.picture(4).tobytes() == random_picture(5).tobytes()
 
 
-def test_an_index_that_is_open_says_that_it_was_updated(full_folder, model32, now):
-    out = copied(full_folder, "open")
-    index = Index.open(out)
-    run(update(out, model32, now))
-    for read in (lambda: index.array("features/dino"), lambda: index.fisher):
+def test_an_index_that_is_open_says_that_it_was_updated(index_folder, model32, now, plain_copy):
+    index = Index.open(plain_copy)
+    run(update(plain_copy, model32, now))
+    for read in (lambda: index.encoded, lambda: index.fisher):
         with pytest.raises(IndexMismatch, match="was updated since it was opened; open it again"):
             read()
-    np.testing.assert_array_equal(index.latents, np.load(full_folder / "latents.npy"))  # what was open stays
+    np.testing.assert_array_equal(index.latents, np.load(index_folder / "latents.npy"))  # what was open stays
 
 
 def test_an_updated_index_is_updated_again_and_back(model32, now, tiny_settings, index_folder, plain_copy):
@@ -260,9 +259,10 @@ def test_estimates_are_made_anew_when_more_than_a_twentieth_changed(model32, tin
     assert Manifest.read(plain_copy).kept == {}
 
 
-def test_the_scale_of_gradients_stays(full_folder, model32, now, tiny_settings, tmp_path):
-    """The first image sets it, which is another one now."""
-    out = copied(full_folder, "scale")
+def test_the_scale_of_gradients_stays(plain_copy, model32, now, extend_all):
+    """Those of the first image set it, when the index was built."""
+    extend_all(plain_copy, model32, gradients=("loss",))
+    plain, out = copied(plain_copy, f"{plain_copy.name}-plain"), plain_copy
     manifest = Manifest.read(out)
     step = manifest.step("gradients/loss")
     manifest.having("gradients/loss", replace(step, made=replace(step.made, scale=step.made.scale * 4))).write(out)
@@ -270,7 +270,7 @@ def test_the_scale_of_gradients_stays(full_folder, model32, now, tiny_settings, 
     made = Manifest.read(out).made("gradients/loss", GradientRecord)
     assert (made.scale, made.shape) == (step.made.scale * 4, (1, 9, 1, 64))
     new = Index.open(out).array("gradients/loss")[0, 1]
-    run(update(plain := copied(full_folder, "plain-scale"), model32, now, estimates="kept"))
+    run(update(plain, model32, now, estimates="kept"))
     np.testing.assert_allclose(new, 4 * Index.open(plain).array("gradients/loss")[0, 1], rtol=1e-3)
 
 
