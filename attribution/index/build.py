@@ -114,7 +114,7 @@ def make_all(builder: Builder, more: ExtendSettings, tell: Watch) -> Iterator[Bu
         builder.save(builder.manifest)
     for name, record in wanted.items():
         if not builder.manifest.finished(name):
-            yield from make(builder, name, record, tell)
+            yield from make_step(builder, name, record, tell)
         tidy(builder, name)
 
 
@@ -188,7 +188,7 @@ def _check_names(kind: str, names: tuple[str, ...], known: tuple[str, ...]) -> N
             raise InputError(f"there {verb} {kind} {name!r}; accepted are {', '.join(known)}")
 
 
-def make(builder: Builder, name: str, record: Record | None, tell: Watch) -> Iterator[BuildProgress]:
+def make_step(builder: Builder, name: str, record: Record | None, tell: Watch) -> Iterator[BuildProgress]:
     """Make a step, or the rest of it: the one loop of every build."""
     tell(BuildProgress(name, builder.manifest.step(name).done, 0))
     work = STEPS[name].work(builder.source, record)

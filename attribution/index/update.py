@@ -17,7 +17,7 @@ import numpy as np
 from attribution.diffusion.pipeline import Model
 from attribution.errors import IndexMismatch
 from attribution.files import writing
-from attribution.index.build import LOOKED_AT, Builder, BuildProgress, Watch, make, make_all, source_of, tidy
+from attribution.index.build import LOOKED_AT, Builder, BuildProgress, Watch, make_all, make_step, source_of, tidy
 from attribution.index.checksums import checksums_of, damage_of, written
 from attribution.index.found import manifest_to_begin, sweep
 from attribution.index.manifest import MANIFEST, DataRecord, FeatureRecord, GradientRecord, Manifest, StepRecord
@@ -106,13 +106,13 @@ def _make_added(renewal: Renewal, tell: Watch) -> Iterator[BuildProgress]:
         if isinstance(record, FeatureRecord | GradientRecord):
             made = STEPS[name].work(source, record).made
             refuse_differing(f"{out} holds {name} with", record, made, "put the networks back that it was made with")
-        yield from make(builder, name, None if name == LATENTS else record, tell)
+        yield from make_step(builder, name, None if name == LATENTS else record, tell)
 
 
 def _renew_step(builder: Builder, renewal: Renewal, name: str, tell: Watch) -> Iterator[BuildProgress]:
     """Keep a step of the index, or make it anew; one that it has not is left for later."""
     if name in renewal.anew:
-        yield from make(builder, name, renewal.anew[name], tell)
+        yield from make_step(builder, name, renewal.anew[name], tell)
         tidy(builder, name)
     elif name in renewal.merged:
         yield from _merge(builder, renewal, name)
