@@ -17,7 +17,10 @@ from attribution.errors import IndexMismatch, InputError
 from attribution.evaluate.machine import peak_memory
 from attribution.index.build import build
 from attribution.index.plan import plan
+from attribution.index.plan_update import plan_update
+from attribution.index.renewal import Estimates
 from attribution.index.rows import listed
+from attribution.index.update import update as renew
 from attribution.index.verify import verify as check
 from attribution.index.work import BuildSettings, ExtendSettings
 from attribution.methods.presets import PRESETS, Preset, filled
@@ -62,6 +65,8 @@ def index(
     resolution: int | None = None,
     preset: Preset | None = None,
     dry_run: bool = False,
+    update: bool = False,
+    estimates: Estimates | None = None,
     *,
     model_files: ModelFiles,
     settings: BuildSettings,
@@ -76,10 +81,16 @@ def index(
         resolution: px; the model's own by default, and another value is refused.
         preset: the settings of an experiment of the paper, for what is left at its default.
         dry_run: build nothing; measure a few batches of every step, and print what it will take.
+        update: go on with the index of a training set that was changed since: what was made of images that stayed is
+            kept, new ones are added, and those that are gone are left out.
+        estimates: with --update: whether what was estimated from all images (Fisher information, EK-FAC) is kept or
+            made anew; by default it is kept while at most 5 % of these images changed.
         model_files: the model that it is of.
         settings: what it is made from.
         additions: what is added to it.
     """
+    if estimates is not None and not update:
+        raise InputError(f"--estimates {estimates} is of no use without --update; leave it out, or name both")
     if not dry_run:
         check_folder("--out", out)
     if preset is not None:
@@ -91,11 +102,14 @@ def index(
             " the default"
         )
     if dry_run:
-        costs = list(watch(plan(out, model, settings, additions), lambda cost: f"measured: {cost.name}", every=1))
+        given = (out, model, settings, additions)
+        measured = plan_update(*given, estimates) if update else plan(*given)
+        costs = list(watch(measured, lambda cost: f"measured: {cost.name}", every=1))
         print("\n".join(table(costs, out, settings.fisher.samples)))
         return
     with stages() as show:
-        for progress in build(out, model, settings, additions, show):
+        given = (out, model, settings, additions)
+        for progress in renew(*given, estimates, show) if update else build(*given, show):
             show(progress)
     print(f"{peak_memory():.0f} MB of memory at most", file=sys.stderr)
     print(out)

@@ -67,9 +67,9 @@ def make_candidates(
     with prepare(folder / "index", model, settings) as builder:
         for part in FISHER:
             if index.manifest.finished(part) and not builder.manifest.finished(part):
-                held = (index.path / f"{part}.safetensors").read_bytes()
+                held = index.file(f"{part}.safetensors").read_bytes()
                 write_whole(folder / "index" / f"{part}.safetensors", held)
-                builder.save(builder.manifest.having(part, index.manifest.step(part)))
+                builder.save(builder.manifest.having(part, replace(index.manifest.step(part), since=None)))
     yield from build(folder / "index", model, settings, _more(index))
 
 

@@ -55,7 +55,7 @@ def stretch(index: Index, folder: Path, rows: int) -> Iterator[str]:
         yield name
     for name in COPIED:
         if index.manifest.finished(name):
-            shutil.copyfile(index.path / f"{name}.safetensors", folder / f"{name}.safetensors")
+            shutil.copyfile(index.file(f"{name}.safetensors"), folder / f"{name}.safetensors")
     write_whole(folder / CAPTIONS, _texts(index, rows))
     np.save(folder / "thumbnails.npy", np.arange(1, rows + 1, dtype=np.int64))
     (folder / "thumbnails.bin").touch()
@@ -93,4 +93,4 @@ def _write_manifest(index: Index, folder: Path, rows: int) -> None:
     steps |= {name: replace(own.step(name), stored=None) for name in COPIED if own.finished(name)}
     steps[GRADIENTS] = StepRecord(True, made=replace(gradients, shape=shape, checkpoints=checkpoints))
     model, data = replace(own.model, source=index.model_files), replace(own.data, count=rows)
-    replace(own, model=model, data=data, steps=steps).write(folder)
+    replace(own, model=model, data=data, steps=steps, folder="").write(folder)

@@ -13,22 +13,13 @@ from attribution.diffusion.noise import NoiseBank, NoiseSettings
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import parameters
 from attribution.errors import InputError
-from attribution.files import PARTIAL, write_whole, writing
+from attribution.files import write_whole, writing
 from attribution.index.checksums import checksums_of
 from attribution.index.data import BAD_ROWS, bad_rows, open_training_set
 from attribution.index.features import FEATURES
-from attribution.index.found import moved, placed, without_lost
-from attribution.index.manifest import (
-    MANIFEST,
-    DataRecord,
-    IndexSettings,
-    Manifest,
-    ModelRecord,
-    Record,
-    StepRecord,
-)
+from attribution.index.found import manifest_to_begin, moved, placed, refuse_others, sweep, without_lost
+from attribution.index.manifest import MANIFEST, DataRecord, Manifest, Record, StepRecord
 from attribution.index.packed import ENDING, PackedFile
-from attribution.index.places import portable_data, portable_model
 from attribution.index.rows import Tell, silent
 from attribution.index.steps import REQUIRED, STEPS
 from attribution.index.stored import ArrayFile, Block, Files, SumFile, first_not_finite, save_tensors
@@ -53,19 +44,26 @@ Watch = Callable[[BuildProgress], None]
 
 @dataclass
 class Builder:
-    """One build: what it is made from, and the manifest, which is on disk what it is here."""
+    """One build: what it is made from, and the manifest, which is on disk what it is here.
+
+    Attributes:
+        source: what it is made from.
+        manifest: of the index, or of what is to become one.
+        home: the folder that the manifest is in.
+    """
 
     source: Source
     manifest: Manifest
+    home: Path
 
     def save(self, manifest: Manifest) -> None:
         """Take and write another state of the manifest."""
         self.manifest = manifest
-        manifest.write(self.source.out)
+        manifest.write(self.home)
 
     def partial(self, step: str) -> Path:
         """Where the sums of a step are kept until it is done."""
-        return self.source.out / f"{step}.partial.safetensors"
+        return self.source.files / f"{step}.partial.safetensors"
 
 
 def build(
@@ -91,16 +89,7 @@ def build(
         WeightsUnavailable: a feature's network cannot be had; what was added before stays.
     """
     with prepare(out, model, settings, lambda *done: tell(BuildProgress(LOOKED_AT, *done))) as builder:
-        wanted = wanted_of(builder, more or ExtendSettings())
-        builder.manifest = moved(builder.manifest, builder.source, wanted)
-        for name, record in wanted.items():
-            builder.manifest.refuse_other_step(name, record, out)
-        if not builder.manifest.is_in(out):  # a finished index may be read-only
-            builder.save(builder.manifest)
-        for name, record in wanted.items():
-            if not builder.manifest.finished(name):
-                yield from _make(builder, name, record, tell)
-            _tidy(builder, name)
+        yield from make_all(builder, more or ExtendSettings(), tell)
 
 
 @contextmanager
@@ -108,12 +97,25 @@ def prepare(out: Path, model: Model, settings: BuildSettings, tell: Tell = silen
     """A build, begun or to go on with, whose folder nobody else writes into; see `build`."""
     source = source_of(out, model, settings, tell=tell)
     with writing(out):
-        for stray in out.glob(f".*{PARTIAL}"):  # of a build that was ended while it wrote
-            stray.unlink(missing_ok=True)
-        builder = Builder(source, manifest_of(source))
-        if source.training.left_out:
-            write_whole(out / BAD_ROWS, bad_rows(source.training.left_out))
-        yield builder
+        manifest = manifest_of(source)
+        yield Builder(replace(source, folder=manifest.folder), manifest, out)
+
+
+def make_all(builder: Builder, more: ExtendSettings, tell: Watch) -> Iterator[BuildProgress]:
+    """Make all that an index lacks of what every index holds, and of what is added; see `build`."""
+    out, wanted = builder.home, wanted_of(builder, more)
+    builder.manifest = moved(builder.manifest, builder.source, wanted)
+    for name, record in wanted.items():
+        builder.manifest.refuse_other_step(name, record, out)
+    sweep(out, builder.manifest)
+    if left_out := builder.source.training.left_out:
+        write_whole(out / BAD_ROWS, bad_rows(left_out))
+    if not builder.manifest.is_in(out):  # a finished index may be read-only
+        builder.save(builder.manifest)
+    for name, record in wanted.items():
+        if not builder.manifest.finished(name):
+            yield from make_step(builder, name, record, tell)
+        tidy(builder, name)
 
 
 def source_of(out: Path, model: Model, settings: BuildSettings, inspect: bool = True, tell: Tell = silent) -> Source:
@@ -156,26 +158,11 @@ def manifest_of(source: Source, looked_at: bool = True) -> Manifest:
     """
     held = Manifest.read(source.out) if (source.out / MANIFEST).exists() else None
     data = DataRecord(len(source.training), source.training.sha256() if looked_at else "")
-    wanted = _manifest(source, data)
+    wanted = manifest_to_begin(source, data)
     if held is None:
         return wanted
-    held.refuse_other(wanted, source.out)
+    refuse_others(held, wanted, source)
     return without_lost(placed(held, wanted), source.out)
-
-
-def _manifest(source: Source, data: DataRecord) -> Manifest:
-    model, settings = source.model, source.settings
-    return Manifest.begin(
-        ModelRecord(
-            portable_model(model.files, source.out),
-            model.sha256,
-            model.latent_shape,
-            model.train_timesteps,
-            model.prediction_type,
-        ),
-        data,
-        IndexSettings(portable_data(settings.data, source.out), settings.noise, settings.fisher),
-    )
 
 
 def wanted_of(builder: Builder, more: ExtendSettings) -> dict[str, Record | None]:
@@ -201,7 +188,7 @@ def _check_names(kind: str, names: tuple[str, ...], known: tuple[str, ...]) -> N
             raise InputError(f"there {verb} {kind} {name!r}; accepted are {', '.join(known)}")
 
 
-def _make(builder: Builder, name: str, record: Record | None, tell: Watch) -> Iterator[BuildProgress]:
+def make_step(builder: Builder, name: str, record: Record | None, tell: Watch) -> Iterator[BuildProgress]:
     """Make a step, or the rest of it: the one loop of every build."""
     tell(BuildProgress(name, builder.manifest.step(name).done, 0))
     work = STEPS[name].work(builder.source, record)
@@ -220,9 +207,9 @@ def _make(builder: Builder, name: str, record: Record | None, tell: Watch) -> It
                 builder.save(builder.manifest.having(name, held))
             yield BuildProgress(name, held.done, work.count)
     if work.total and isinstance(store, SumFile):
-        save_tensors(builder.source.out / f"{name}.safetensors", work.total(store.sums))
+        save_tensors(builder.source.files / f"{name}.safetensors", work.total(store.sums))
     scaffold = STEPS[name].scaffold
-    finished = builder.manifest.having(name, StepRecord(True, (), work.made, checksums_of(builder.source.out, name)))
+    finished = builder.manifest.having(name, StepRecord(True, (), work.made, checksums_of(builder.source.files, name)))
     builder.save(finished.lacking(scaffold) if scaffold else finished)
 
 
@@ -230,7 +217,7 @@ def _begin(builder: Builder, name: str, work: Work) -> StepRecord:
     """How far a step is; from nothing, where what there is is of other settings, or gone."""
     held = builder.manifest.step(name)
     endings = (".npy", ENDING) if work.packed else (".npy",) if work.shape else ()
-    gone = not all((builder.source.out / f"{name}{ending}").is_file() for ending in endings)
+    gone = not all((builder.source.files / f"{name}{ending}").is_file() for ending in endings)
     if held.made != work.made or gone:
         builder.partial(name).unlink(missing_ok=True)
         held = StepRecord()
@@ -240,7 +227,7 @@ def _begin(builder: Builder, name: str, work: Work) -> StepRecord:
 
 
 def _open_store(builder: Builder, name: str, work: Work, done: int) -> ArrayFile | SumFile | PackedFile | Files:
-    out = builder.source.out
+    out = builder.source.files
     if work.total:
         return SumFile.open(builder.partial(name))
     if work.packed:
@@ -288,9 +275,9 @@ def _whole(parts: Iterator[Part]) -> Block:
     return block
 
 
-def _tidy(builder: Builder, name: str) -> None:
+def tidy(builder: Builder, name: str) -> None:
     """Delete what a finished step no longer needs."""
     builder.partial(name).unlink(missing_ok=True)
     if scaffold := STEPS[name].scaffold:
         builder.partial(scaffold).unlink(missing_ok=True)
-        (builder.source.out / f"{scaffold}.safetensors").unlink(missing_ok=True)
+        (builder.source.files / f"{scaffold}.safetensors").unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Training data: where images and captions come from, and how a picture becomes the model's input."""
 
+import copy
 import csv
 import hashlib
 import io
@@ -7,7 +8,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,14 @@ class DataSettings:
     captions_file: Path | None = field(default=None, metadata=ADDED)
     instance_prompt: str | None = field(default=None, metadata=ADDED)
 
+    def anywhere(self) -> "DataSettings":
+        """The same without the place of the data, which their hash tells apart better."""
+        return replace(self, dataset_name=None, train_data_dir=None, captions_file=None, cache_dir=None)
+
+    def of_pictures(self) -> "DataSettings":
+        """How each picture is read, and nothing of which rows there are, which their hash tells, too."""
+        return DataSettings(center_crop=self.center_crop, random_flip=self.random_flip)
+
 
 class TrainingSet:
     """Ids, captions and images of N training pairs, images loaded one at a time.
@@ -114,6 +123,23 @@ class TrainingSet:
             raise InputError(
                 f"the training image {self.ids[row]} cannot be used ({reason(error)}); mend it or leave it out"
             ) from error
+
+    def chosen(self, rows: Sequence[int]) -> "TrainingSet":
+        """Some of the rows, by the same ids."""
+        some = copy.copy(self)
+        some.ids, some.captions = [self.ids[row] for row in rows], [self.captions[row] for row in rows]
+        some.several = {new: self.several[old] for new, old in enumerate(rows) if old in self.several}
+        some._images = Chosen(self._images, rows)
+        some._hashes = [self._hashes[row] for row in rows if self._hashes]
+        return some
+
+    def digests(self) -> list[bytes]:
+        """A hash of the picture and captions of each row, 32 bytes; zeros where the images were not looked at."""
+        if not self._hashes:
+            return [bytes(32)] * len(self)
+        each = enumerate(zip(self._hashes, self.captions, strict=True))
+        told = ([found, *self.several.get(row, (caption,))] for row, (found, caption) in each)
+        return [hashlib.sha256(json.dumps(row).encode()).digest() for row in told]
 
     def stored(self, rows: Sequence[int]) -> Sequence[Any]:
         """Some images as they are stored: `{"bytes": ..., "path": ...}` of each, one of them given."""

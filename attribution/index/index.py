@@ -1,6 +1,6 @@
 """An index: what was computed once about a training set and a model, in one folder, opened memory-mapped.
 
-manifest.json         format version, model, data, every setting, what is finished
+manifest.json         format version, model, data, every setting, what is finished, and where, since an update
 captions.arrow        id, caption; where images have several, captions: all of them, over which losses are averaged
 thumbnails.bin        PNGs one after another; where each row's ends is in thumbnails.npy, (N,) int64
 latents.npy           (N, views, C, h, w) float16: image, and mirror where those were trained on
@@ -32,6 +32,7 @@ from attribution.diffusion.source import ModelFiles
 from attribution.diffusion.weights import WeightSubset, parameters
 from attribution.errors import IndexMismatch, InputError, WeightsUnavailable
 from attribution.index.features import Encoder
+from attribution.index.found import file_of
 from attribution.index.manifest import FeatureRecord, GradientRecord, Manifest, Record
 from attribution.index.pictures import TrainingPictures, open_thumbnails
 from attribution.index.places import located, located_data, located_model
@@ -84,16 +85,15 @@ class Index:
         needed = [step for step in REQUIRED if step != "thumbnails" or thumbnails is None]
         if unfinished := [step for step in needed if not manifest.finished(step)]:
             raise IndexMismatch(f"{path} is unfinished ({', '.join(unfinished)}); run the same index command again")
-        count, noise = manifest.data.count, manifest.settings.noise
-        ids, captions = open_texts(path, count)
+        count, noise, files = manifest.data.count, manifest.settings.noise, path / manifest.folder
+        ids, captions = open_texts(files, count)
         views = 2 if manifest.settings.data.random_flip else 1
-        latents = open_views(path / "latents.npy", count, views, *manifest.model.latent_shape)
-        losses = open_views(path / "base_losses.npy", count, views, noise.timesteps * noise.noises)
-        tensor_shapes(path / "fisher.safetensors")  # refuses now what is damaged
+        latents = open_views(files / "latents.npy", count, views, *manifest.model.latent_shape)
+        losses = open_views(files / "base_losses.npy", count, views, noise.timesteps * noise.noises)
+        tensor_shapes(files / "fisher.safetensors")  # refuses now what is damaged
         data = located_data(manifest.settings.data, path)
-        if pictures:
-            data = replace(data, dataset_name=None, train_data_dir=pictures)
-        shown = TrainingPictures(open_thumbnails(thumbnails or path / "thumbnails", count), data, ids)
+        data = replace(data, dataset_name=None, train_data_dir=pictures) if pictures else data
+        shown = TrainingPictures(open_thumbnails(thumbnails or files / "thumbnails", count), data, ids)
         return cls(path, manifest, ids, captions, latents, losses, shown)
 
     def __len__(self) -> int:
@@ -103,6 +103,10 @@ class Index:
     def id(self) -> str:
         """A short name of what the index was made of and with."""
         return self.manifest.id
+
+    def file(self, name: str) -> Path:
+        """Where a file of its steps lies; raises IndexMismatch where the index was updated since it was opened."""
+        return file_of(self.path, self.manifest, name)
 
     @property
     def model_files(self) -> ModelFiles:
@@ -127,12 +131,12 @@ class Index:
     @cached_property
     def fisher(self) -> dict[str, Tensor]:
         """The Fisher information's diagonal, by parameter name."""
-        return load_tensors(self.path / "fisher.safetensors")
+        return load_tensors(self.file("fisher.safetensors"))
 
     @cached_property
     def encoded(self) -> EncodedSet:
         """What scoring reads."""
-        return EncodedSet(self.latents, self.captions, open_several(self.path))
+        return EncodedSet(self.latents, self.captions, open_several(self.file("")))
 
     @property
     def artifacts(self) -> dict[str, Record]:
@@ -172,19 +176,16 @@ class Index:
         """The parameters that a file of tensors is about."""
         if not self.manifest.finished(step):
             return set()
-        keys = tensor_shapes(self.path / f"{step}.safetensors").keys()
+        keys = tensor_shapes(self.file(f"{step}.safetensors")).keys()
         return {key.rpartition(".")[0] for key in keys} if step == "ekfac" else set(keys)
 
     @cached_property
     def _wide(self) -> dict[str, Tensor]:
-        return load_tensors(self.path / "fisher-all.safetensors")
+        return load_tensors(self.file("fisher-all.safetensors"))
 
     @cached_property
     def _eigenbases(self) -> dict[str, Eigenbasis]:
-        tensors = load_tensors(self.path / "ekfac.safetensors")
-        names = {key.rpartition(".")[0] for key in tensors}
-        parts = ("inputs", "outputs", "information")
-        return {name: Eigenbasis(*(tensors[f"{name}.{part}"].float() for part in parts)) for name in sorted(names)}
+        return Eigenbasis.all_of(load_tensors(self.file("ekfac.safetensors")))
 
     def require(self, artifact: str) -> None:
         """Refuse to go on without something that may be added to an index, such as "features/dino".
@@ -211,14 +212,14 @@ class Index:
         self.require(artifact)
         made = self.artifacts[artifact]
         if isinstance(made, FeatureRecord | GradientRecord) and made.shape:
-            return open_array(self.path / f"{artifact}.npy", made.shape)
+            return open_array(self.file(f"{artifact}.npy"), made.shape)
         raise IndexMismatch(f"the index's manifest does not say what shape {artifact} has; build the index anew")
 
     def bytes_of(self, part: str) -> int:
         """Size on disk of a part of the index, such as "latents" or "features/dino"; 0 where there is none."""
         if part == "thumbnails":
             return self.pictures.thumbnails.bytes
-        return sum(path.stat().st_size for path in self.path.glob(f"{part}.*"))
+        return sum(path.stat().st_size for path in self.file("").glob(f"{part}.*"))
 
     def feature_weights(self, name: str) -> str:
         """The folder, file or hub id of a feature's network; a relative path is looked for beside the index first."""
@@ -266,7 +267,7 @@ class Index:
                 " build an index for this model, or name the model of the index"
             )
         shapes = {name: tuple(parameter.shape) for name, parameter in parameters(model, self.weights).items()}
-        if shapes != tensor_shapes(self.path / "fisher.safetensors"):
+        if shapes != tensor_shapes(self.file("fisher.safetensors")):
             raise IndexMismatch(
                 f"the Fisher information in {self.path} is not of {model.source}'s {self.weights} weights;"
                 " build the index anew"

@@ -6,10 +6,10 @@ unknown, or a value of another kind, makes it the manifest of another program.
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from attribution.diffusion.noise import NoiseSettings
 from attribution.diffusion.source import ModelFiles
@@ -18,8 +18,9 @@ from attribution.errors import IndexMismatch
 from attribution.files import write_whole
 from attribution.index.checksums import Checksums
 from attribution.index.data import DataSettings
+from attribution.index.earlier import EarlierRecord
 from attribution.index.places import located
-from attribution.index.typed import ADDED, read_as, told_of
+from attribution.index.typed import ADDED, read_as, refuse_differing, told_of
 from attribution.unlearning.fisher import FisherSettings
 from attribution.unlearning.projection import GradientSettings
 
@@ -138,12 +139,14 @@ class StepRecord:
         blocks: rows that are done of a step that is not, as first and one past the last.
         made: its own settings; None where the index's are all there are.
         stored: checksums of what it wrote, once it is whole; None where earlier versions made it, or it wrote nothing.
+        since: the training set that it was made of, where the index's was changed since and it was kept.
     """
 
     finished: bool = False
     blocks: tuple[tuple[int, int], ...] = ()
     made: Record | None = None
     stored: Checksums | None = field(default=None, metadata=ADDED)
+    since: EarlierRecord | None = field(default=None, metadata=ADDED)
 
     @property
     def done(self) -> int:
@@ -176,11 +179,13 @@ class Manifest:
 
     Attributes:
         format_version: of the folder.
-        id: twelve hexadecimal digits, given when the build begins: the same for the same model, data and settings.
+        id: twelve hexadecimal digits, given when the build begins: the same for the same model, data and settings,
+            and for the same `kept`.
         model: that it is of.
         data: that it is of.
         settings: that what every index holds depends on.
         steps: by the name of a step, which is its file's without the ending.
+        folder: in the index's, that the files of steps lie in since it was updated; "" where they lie in its own.
     """
 
     format_version: int
@@ -189,12 +194,20 @@ class Manifest:
     data: DataRecord
     settings: IndexSettings
     steps: dict[str, StepRecord] = field(default_factory=dict)
+    folder: str = field(default="", metadata=ADDED)
 
     @classmethod
-    def begin(cls, model: ModelRecord, data: DataRecord, settings: IndexSettings) -> "Manifest":
-        """Of an index that nothing is finished of."""
-        made_of = [told_of(part) for part in (model, data, replace(settings, data=_anywhere(settings.data)))]
+    def begin(
+        cls,
+        model: ModelRecord,
+        data: DataRecord,
+        settings: IndexSettings,
+        kept: Mapping[str, EarlierRecord] | None = None,
+    ) -> "Manifest":
+        """Of an index that nothing is finished of; `kept` are the steps that will be of earlier training sets."""
+        made_of = [told_of(part) for part in (model, data, replace(settings, data=settings.data.anywhere()))]
         made_of[0].pop("source")
+        made_of += [told_of(dict(kept))] if kept else []
         name = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:12]
         return cls(FORMAT_VERSION, name, model, data, settings)
 
@@ -238,6 +251,11 @@ class Manifest:
         """Where the training set was read from."""
         return str(self.settings.data.dataset_name or self.settings.data.train_data_dir)
 
+    @property
+    def kept(self) -> dict[str, EarlierRecord]:
+        """By step, the earlier training sets that some are of."""
+        return {name: step.since for name, step in self.steps.items() if step.since}
+
     def finished(self, step: str) -> bool:
         """Whether a step is done."""
         return self.step(step).finished
@@ -268,33 +286,14 @@ class Manifest:
     def refuse_other(self, wanted: "Manifest", folder: Path) -> None:
         """Refuse to go on with an index of another model, other data or other settings; names both values."""
         end = "name another --out folder, or the same settings to go on with this one"
-        data, now = _anywhere(self.settings.data), _anywhere(wanted.settings.data)
-        held, asked = replace(self.settings, data=data), replace(wanted.settings, data=now)
-        for part, was, new in (
-            ("model", self.model, wanted.model),
-            ("data", self.data, wanted.data),
-            ("settings", held, asked),
-        ):
-            _refuse(f"{folder} was built with {part}", was, new, end)
+        held, now = (replace(each, data=each.data.of_pictures()) for each in (self.settings, wanted.settings))
+        parts = ("model", self.model, wanted.model), ("data", self.data, wanted.data), ("settings", held, now)
+        for part, was, new in parts:
+            refuse_differing(f"{folder} was built with {part}", was, new, end)
 
     def refuse_other_step(self, name: str, wanted: Record | None, folder: Path) -> None:
         """Refuse to make a step with other settings than the finished one was made with; names both values."""
         held = self.step(name)
         if held.finished and wanted is not None:
-            _refuse(f"{folder} holds {name} with", held.made, wanted, "use the same settings, or another index")
-
-
-def _anywhere(data: DataSettings) -> DataSettings:
-    """Settings without the place of the data, which their hash tells apart better."""
-    return replace(data, dataset_name=None, train_data_dir=None, captions_file=None, cache_dir=None)
-
-
-def _refuse(begin: str, held: Any, wanted: Any, end: str) -> None:
-    if type(held) is not type(wanted):
-        raise IndexMismatch(f"{begin} {held!r}, now it is {wanted!r}; {end}")
-    for each in fields(wanted):
-        was, now = (getattr(record, each.name) for record in (held, wanted))
-        known = not (each.metadata.get("added") and each.default in (was, now))
-        if known and each.compare and was != now:
-            was, now = (asdict(value) if is_dataclass(value) else value for value in (was, now))  # type: ignore[arg-type]
-            raise IndexMismatch(f"{begin} {each.name} = {was!r}, now it is {now!r}; {end}")
+            end = "use the same settings, or another index"
+            refuse_differing(f"{folder} holds {name} with", held.made, wanted, end)

@@ -73,27 +73,28 @@ def plan(out: Path, model: Model, settings: BuildSettings, more: ExtendSettings 
     """
     begun = (out / MANIFEST).exists()
     source = source_of(out, model, settings, inspect=begun)
-    builder = Builder(source, manifest_of(source, looked_at=begun))
+    manifest = manifest_of(source, looked_at=begun)
+    builder = Builder(replace(source, folder=manifest.folder), manifest, out)
     wanted = wanted_of(builder, more or ExtendSettings())
     builder.manifest = moved(builder.manifest, source, wanted)
     for name, record in wanted.items():
         builder.manifest.refuse_other_step(name, record, out)
-    yield _looking(source)
+    yield looking(source)
     with tempfile.TemporaryDirectory() as folder:
-        trial = _trial(builder, Path(folder))
+        trial = trial_source(builder, Path(folder))
         costs: dict[str, Cost] = {}
         for name in STEPS:
             new = name in wanted and not builder.manifest.finished(name)
             if new or name in (LOSSES, FISHER):  # a query is made of such
                 record = STEPS[name].record(trial, more or ExtendSettings())
-                costs[name] = _measure(trial, name, record)
+                costs[name] = measure(trial, name, record)
             if new:
                 left = costs[name].count - builder.manifest.step(name).done
                 yield replace(costs[name], count=left, seconds=costs[name].seconds * left / costs[name].count)
-        yield from _queries(source, costs)
+        yield from queries(source, costs)
 
 
-def _looking(source: Source) -> Cost:
+def looking(source: Source) -> Cost:
     """What it takes to look at every image, which a build begins with where they are not known from before."""
     images = source.training.stored(range(min(IMAGES, len(source.training))))
     began = time.monotonic()
@@ -102,9 +103,9 @@ def _looking(source: Source) -> Cost:
     return Cost(LOOKED_AT, len(source.training), seconds, memory=psutil.Process().memory_info().rss)
 
 
-def _trial(builder: Builder, folder: Path) -> Source:
+def trial_source(builder: Builder, folder: Path) -> Source:
     """The same source for a folder that has what steps read of other steps; the index's, where it has that already."""
-    source, held = replace(builder.source, out=folder), builder.source.out
+    source, held = replace(builder.source, folder=str(folder)), builder.source.files
     for name in SUMMED:
         if builder.manifest.finished(name):
             shutil.copyfile(held / f"{name}.safetensors", folder / f"{name}.safetensors")
@@ -116,13 +117,13 @@ def _trial(builder: Builder, folder: Path) -> Source:
     return source
 
 
-def _measure(trial: Source, name: str, record: Record | None) -> Cost:
+def measure(trial: Source, name: str, record: Record | None) -> Cost:
     """What a whole step takes, from its first calls; what other steps read of it is left in the trial's folder."""
     with _peak(trial.model.device) as peak:
         work = STEPS[name].work(trial, record)
         each, rows, block = _sample(work)
         began = time.monotonic()
-        kept, passing = _bytes(trial.out / name, work, rows, block)
+        kept, passing = _bytes(trial.files / name, work, rows, block)
         seconds = each * work.count + time.monotonic() - began
     return Cost(name, work.count, seconds, kept, passing, *peak)
 
@@ -183,7 +184,7 @@ def _peak(device: torch.device) -> Iterator[list[int]]:
         found += [*seen, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0]
 
 
-def _queries(source: Source, costs: dict[str, Cost]) -> Iterator[Cost]:
+def queries(source: Source, costs: dict[str, Cost]) -> Iterator[Cost]:
     """What a query by unlearning takes with the default settings: its gradient, and losses of training images."""
     losses, gradients = costs[LOSSES], costs[FISHER]
     count, views, columns = len(source.training), source.views, len(source.bank(source.settings.noise))

@@ -52,12 +52,12 @@ def _nothing(_source: Source, _more: ExtendSettings) -> None:
 
 
 def _captions(source: Source, _record: None) -> Work:
-    training = source.training
+    held = source.training
 
     def table(_rows: range) -> dict[str, bytes]:
-        return {CAPTIONS: packed_texts(training.ids, training.captions, training.several)}
+        return {CAPTIONS: packed_texts(held.ids, held.captions, held.several, held.digests())}
 
-    return Work(len(training), len(training), in_one(table))
+    return Work(len(held), len(held), in_one(table))
 
 
 def _thumbnails(source: Source, _record: None) -> Work:
@@ -168,7 +168,7 @@ def _factors(source: Source, record: FisherRecord) -> Work:
 
 def _ekfac(source: Source, record: FisherRecord) -> Work:
     """The Fisher information's diagonal in the factors' eigenbasis."""
-    parts = load_tensors(source.out / "ekfac-factors.safetensors")
+    parts = load_tensors(source.files / "ekfac-factors.safetensors")
     names = sorted({key.rpartition(".")[0] for key in parts})
     bases = {
         name: [parts[f"{name}.{side}"].to(source.model.device) for side in ("inputs", "outputs")] for name in names
@@ -230,7 +230,7 @@ def _gradient(name: str, source: Source, record: GradientRecord) -> Work:
     bank, count = source.bank(source.settings.noise), len(encoded)
     influence = name == "influence"  # tells an image from its mirror; TRAK takes their mean
     kept = len(views) if influence else 1
-    scales = whitening(load_tensors(source.out / "fisher.safetensors"), record.whitening) if influence else None
+    scales = whitening(load_tensors(source.files / "fisher.safetensors"), record.whitening) if influence else None
     project, output = Projection(record.dimension, record.seed, scales), GRADIENT_OUTPUTS[name]
 
     def projected(rows: Sequence[int]) -> Iterator[tuple[float, Tensor]]:
@@ -244,8 +244,7 @@ def _gradient(name: str, source: Source, record: GradientRecord) -> Work:
         for share, found in projected([row % count for row in rows]):
             yield share if share < 1 else as_array(found * scale, np.float16)
 
-    *_, (_, first) = projected([0])
-    scale = _scale(first)
+    scale = record.scale if record.shape else _scale(projected([0]))  # one for all rows, also for those that came later
     shape = (len(record.checkpoints), count, kept, record.dimension)
     return Work(
         len(record.checkpoints) * count,
@@ -274,8 +273,9 @@ def _sha256_of_checkpoint(model: Model, source: str) -> str:
         return sha256_of(model.unet.state_dict())
 
 
-def _scale(first: Tensor) -> float:
+def _scale(projected: Iterator[tuple[float, Tensor]]) -> float:
     """The power of two that brings gradients like the first ones to about one: float16 holds 6e-5 to 65504."""
+    *_, (_, first) = projected
     size = float(first.square().mean().sqrt())
     return 2.0 ** -round(math.log2(max(size, 1e-30))) if math.isfinite(size) else 1.0
 

@@ -27,7 +27,7 @@ def open_array(path: Path, *shapes: tuple[int, ...]) -> NDArray[np.floating]:
 
     Args:
         path: of the file.
-        shapes: of which it may have any.
+        shapes: of which it may have any; where none is named, any at all.
 
     Raises:
         IndexMismatch: it is missing, truncated, pickled or of another shape.
@@ -36,7 +36,7 @@ def open_array(path: Path, *shapes: tuple[int, ...]) -> NDArray[np.floating]:
         array: NDArray[np.floating] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise IndexMismatch(f"{path} is missing or truncated; build the index anew") from error
-    if array.shape not in shapes:
+    if shapes and array.shape not in shapes:
         raise IndexMismatch(f"{path} has shape {array.shape}, the manifest says {shapes[0]}; build the index anew")
     return array
 

@@ -15,6 +15,7 @@ from attribution.errors import IndexMismatch
 CAPTIONS, EARLIER = "captions.arrow", "captions.parquet"  # what is written, and what earlier versions wrote
 COLUMNS = ("id", "caption")
 ALL_CAPTIONS = "captions"  # a column, where any image has several; "caption" is the first
+DIGEST = "sha256"  # a column: of each row's picture and captions; earlier versions wrote none
 BATCH = 1 << 16  # rows of a batch of the table
 LOOKED_AT = 1 << 16  # captions, at most, that are read where any would do, however many there are
 
@@ -94,15 +95,24 @@ class Several(_Column, Mapping[int, tuple[str, ...]]):
         return int(self._starts[-1]) - missing
 
 
-def packed_texts(ids: Sequence[str], captions: Sequence[str], several: Mapping[int, tuple[str, ...]]) -> bytes:
-    """What the file holds of ids, captions, and all captions of the images that have several, by row."""
+def packed_texts(
+    ids: Sequence[str],
+    captions: Sequence[str],
+    several: Mapping[int, tuple[str, ...]],
+    digests: Sequence[bytes] = (),
+) -> bytes:
+    """What the file holds of ids, captions, all captions of the images that have several, by row, and hashes."""
     fields, packed = [(name, pyarrow.string()) for name in COLUMNS], io.BytesIO()
-    schema = pyarrow.schema([*fields, (ALL_CAPTIONS, pyarrow.list_(pyarrow.string()))] if several else fields)
+    fields += [(ALL_CAPTIONS, pyarrow.list_(pyarrow.string()))] if several else []
+    fields += [(DIGEST, pyarrow.binary(32))] if digests else []
+    schema = pyarrow.schema(fields)
     with pyarrow.ipc.new_file(packed, schema) as file:
         for rows in batches(len(ids), BATCH):
             parts: list[list[Any]] = [list(texts[rows.start : rows.stop]) for texts in (ids, captions)]
             if several:
                 parts.append([several.get(row) for row in rows])
+            if digests:
+                parts.append(list(digests[rows.start : rows.stop]))
             file.write_batch(pyarrow.record_batch([*map(pyarrow.array, parts, schema.types)], schema))
     return packed.getvalue()
 
@@ -128,6 +138,23 @@ def open_several(folder: Path) -> Mapping[int, tuple[str, ...]]:
     """
     path, table = _open(folder)
     return Several(path, table[ALL_CAPTIONS]) if ALL_CAPTIONS in table.column_names else {}
+
+
+def read_digests(folder: Path) -> list[bytes] | None:
+    """The hashes of all rows' pictures and captions; None where an earlier version wrote none.
+
+    Raises:
+        IndexMismatch: they are missing or damaged.
+    """
+    _, table = _open(folder)
+    digests: list[bytes] | None = table[DIGEST].to_pylist() if DIGEST in table.column_names else None
+    return digests
+
+
+def read_ids(folder: Path) -> list[str]:
+    """All ids; raises what `read_digests` does."""
+    ids: list[str] = _open(folder)[1]["id"].to_pylist()
+    return ids
 
 
 def _open(folder: Path) -> tuple[Path, pyarrow.Table]:

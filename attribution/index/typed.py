@@ -4,10 +4,12 @@ Only a field that is marked as ADDED, as it came later than the form of the file
 then. It is written only where it has another value, so that what does without it stays as it was.
 """
 
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from attribution.errors import IndexMismatch
 
 ADDED = {"added": True}  # a field's metadata
 
@@ -73,3 +75,19 @@ def _read_one_of(kinds: tuple[Any, ...], told: Any, where: str) -> Any:
         except ValueError:
             continue
     raise ValueError(f"its {where} is {str(told)[:40]!r}")
+
+
+def refuse_differing(begin: str, held: Any, wanted: Any, end: str) -> None:
+    """Refuse a record other than the one that is held; what an earlier version did not ask is no difference.
+
+    Raises:
+        IndexMismatch: a field that is compared differs; names both values between `begin` and `end`.
+    """
+    if type(held) is not type(wanted):
+        raise IndexMismatch(f"{begin} {held!r}, now it is {wanted!r}; {end}")
+    for each in fields(wanted):
+        was, now = (getattr(record, each.name) for record in (held, wanted))
+        known = not (each.metadata.get("added") and each.default in (was, now))
+        if known and each.compare and was != now:
+            was, now = (asdict(value) if is_dataclass(value) else value for value in (was, now))  # type: ignore[arg-type]
+            raise IndexMismatch(f"{begin} {each.name} = {was!r}, now it is {now!r}; {end}")

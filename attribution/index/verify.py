@@ -33,13 +33,14 @@ def verify(folder: Path) -> Iterator[Verified]:
         IndexMismatch: the folder has no manifest that can be read.
     """
     manifest = Manifest.read(folder)
-    same = Manifest.begin(manifest.model, manifest.data, manifest.settings).id == manifest.id
+    made_of, files = (manifest.model, manifest.data, manifest.settings, manifest.kept), folder / manifest.folder
+    same = Manifest.begin(*made_of).id == manifest.id
     damage = () if same else (f"{MANIFEST} names settings that are not those of the index's id {manifest.id}",)
     yield Verified(MANIFEST, (folder / MANIFEST).stat().st_size, damage)
     for name, step in manifest.steps.items():
         if not step.finished:
             yield Verified(name, state="unfinished")
         elif step.stored:
-            yield Verified(name, step.stored.bytes, tuple(damage_of(folder, name, step.stored)))
-        elif written(folder, name):
+            yield Verified(name, step.stored.bytes, tuple(damage_of(files, name, step.stored)))
+        elif written(files, name):
             yield Verified(name, state="unknown")

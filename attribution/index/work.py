@@ -68,12 +68,26 @@ class ExtendSettings:
 
 @dataclass(frozen=True)
 class Source:
-    """What steps are made from: the index's folder, its model and training set, and the settings."""
+    """What steps are made from.
+
+    Attributes:
+        out: the index's folder.
+        model: the index's.
+        training: the images that rows are about.
+        settings: of the build.
+        folder: in the index's, that files of steps lie in; "" where they lie in the index's own.
+    """
 
     out: Path
     model: Model
     training: TrainingSet
     settings: BuildSettings
+    folder: str = ""
+
+    @property
+    def files(self) -> Path:
+        """Where the files of steps lie."""
+        return self.out / self.folder
 
     @property
     def views(self) -> int:
@@ -94,7 +108,7 @@ class Source:
     def encoded(self) -> EncodedSet:
         """The latents, once they are there, with their captions."""
         shape = (len(self.training), self.views, *self.model.latent_shape)
-        return EncodedSet(open_views(self.out / "latents.npy", *shape), self.training.captions, self.training.several)
+        return EncodedSet(open_views(self.files / "latents.npy", *shape), self.training.captions, self.training.several)
 
 
 Part = float | Block  # the share of a block that is done, after each call of a network; at last the block itself

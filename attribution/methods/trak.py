@@ -182,5 +182,5 @@ def _cached_kernel(path: Path, changed: float, checkpoint: int, damping: float) 
 
 def _kernel(index: Index, name: str, checkpoint: int, damping: float) -> Kernel:
     """TRAK's kernel of an index's gradients, whose views are averaged already; made once."""
-    path = index.path / "gradients" / f"{name}.npy"
+    path = index.file(f"gradients/{name}.npy")
     return _cached_kernel(path, path.stat().st_mtime, checkpoint, damping)

@@ -25,6 +25,12 @@ class Eigenbasis:
     outputs: Tensor
     information: Tensor
 
+    @classmethod
+    def all_of(cls, tensors: dict[str, Tensor]) -> dict[str, "Eigenbasis"]:
+        """By parameter name, float32, what tensors are named <parameter>.inputs, .outputs and .information."""
+        names, parts = {key.rpartition(".")[0] for key in tensors}, ("inputs", "outputs", "information")
+        return {name: cls(*(tensors[f"{name}.{part}"].float() for part in parts)) for name in sorted(names)}
+
     def like(self, tensor: Tensor) -> "Eigenbasis":
         """The same on a tensor's device, of its dtype."""
         return Eigenbasis(self.inputs.to(tensor), self.outputs.to(tensor), self.information.to(tensor))
