@@ -15,7 +15,9 @@ from attribution.diffusion.overlaid import open_model
 from attribution.diffusion.source import ModelFiles
 from attribution.errors import IndexMismatch, InputError
 from attribution.evaluate.bench import peak_memory
+from attribution.index.blocks import made_here
 from attribution.index.build import build
+from attribution.index.cluster import ClusterSettings, connected, hired
 from attribution.index.plan import plan
 from attribution.index.rows import listed
 from attribution.index.verify import verify as check
@@ -66,6 +68,7 @@ def index(
     model_files: ModelFiles,
     settings: BuildSettings,
     additions: ExtendSettings,
+    machines: ClusterSettings,
 ) -> None:
     """Build, or go on building, the index of a training set and a model; with the same settings, add to it.
 
@@ -79,23 +82,27 @@ def index(
         model_files: the model that it is of.
         settings: what it is made from.
         additions: what is added to it.
+        machines: that make it.
     """
     if not dry_run:
         check_folder("--out", out)
+    elif machines != ClusterSettings():
+        raise InputError("--dry_run measures this process alone; leave --cluster and --workers out")
     if preset is not None:
         settings = filled(settings, PRESETS[preset].build)
-    model = open_model(replace(model_files, lora_apart=settings.fisher.weights == "lora"))
-    if resolution not in (None, model.resolution):
-        raise InputError(
-            f"--resolution {resolution} is not possible; {model.source} was made for {model.resolution} px, which is"
-            " the default"
-        )
-    if dry_run:
-        costs = list(watch(plan(out, model, settings, additions), lambda cost: f"measured: {cost.name}", every=1))
-        print("\n".join(table(costs, out, settings.fisher.samples)))
-        return
-    with stages() as show:
-        for progress in build(out, model, settings, additions, show):
-            show(progress)
+    with connected(machines):
+        model = open_model(replace(model_files, lora_apart=settings.fisher.weights == "lora"))
+        if resolution not in (None, model.resolution):
+            raise InputError(
+                f"--resolution {resolution} is not possible; {model.source} was made for {model.resolution} px, which"
+                " is the default"
+            )
+        if dry_run:
+            costs = list(watch(plan(out, model, settings, additions), lambda cost: f"measured: {cost.name}", every=1))
+            print("\n".join(table(costs, out, settings.fisher.samples)))
+            return
+        with hired(model, machines) as cluster, stages() as show:
+            for progress in build(out, model, settings, additions, show, cluster.made if cluster else made_here):
+                show(progress)
     print(f"{peak_memory():.0f} MB of memory at most", file=sys.stderr)
     print(out)

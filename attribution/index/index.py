@@ -40,7 +40,7 @@ from attribution.index.stored import load_tensors, open_array, open_views, tenso
 from attribution.index.texts import open_several, open_texts
 from attribution.unlearning.ekfac import Eigenbasis
 from attribution.unlearning.fisher import Information, decompress
-from attribution.unlearning.score import EncodedSet, Floats
+from attribution.unlearning.score import EncodedSet, Floats, Losses, losses_by_call
 from attribution.unlearning.step import Curvature
 
 FLOOR = "floor.json"
@@ -58,6 +58,7 @@ class Index:
         latents: (N, views, C, h, w): of each image, and of its mirror where mirrors were trained on.
         base_losses: (N, views, S).
         pictures: the training pictures, and their thumbnails.
+        losses_by: measures losses of the training images: this process, or others, see `index.cluster`.
     """
 
     path: Path
@@ -67,6 +68,7 @@ class Index:
     latents: NDArray[np.floating]
     base_losses: Floats
     pictures: TrainingPictures
+    losses_by: Losses = losses_by_call
 
     @classmethod
     def open(cls, path: Path, thumbnails: Path | None = None, pictures: Path | None = None) -> "Index":
@@ -292,8 +294,7 @@ def open_index(path: Path) -> tuple[Model, Index]:
     try:
         model = open_model(index.model_files)
     except WeightsUnavailable as error:
-        raise WeightsUnavailable(
-            f"{error}; if the index's model was moved, run the index command again with its new place"
-        ) from error
+        told = "if the index's model was moved, run the index command again with its new place"
+        raise WeightsUnavailable(f"{error}; {told}") from error
     index.check(model)
     return model, index
