@@ -9,7 +9,7 @@ from attribution.errors import InputError, WorkFailed, reason
 BEGINS = 600.0  # s within which a worker has to begin where none is at work
 TRIES = 3  # workers, one after another, that may be lost with the same work
 EACH = 2  # calls that a worker is given at a time: it need not wait until the first one's result is fetched
-AHEAD = 4  # results of each worker that may wait for an earlier one
+AHEAD = 3  # results of each worker that may wait for an earlier one
 
 Call = Callable[[Any], Any]  # of a worker: where its result will be
 
