@@ -11,6 +11,8 @@ import math
 import os
 import re
 import socket
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +34,13 @@ from attribution.index.worker import AskedLosses, AskedStep, Held, Worker, on
 from attribution.unlearning.score import EncodedSet, Floats, Losses
 
 AUTO = "auto"
-ANSWERS = 5.0  # s within which the machine of an address has to answer
+ANSWERS, JOINED = 5.0, 15.0  # s within which the machine of an address has to answer, and Ray there
+TRIAL = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False)"
+QUIET = {  # nothing is sent to Ray's makers; no tip is printed, nor that its dashboard is not installed
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
 ACCEPTED = f"accepted are {AUTO}, for this machine, and the HOST:PORT that `ray start --head` prints"
 
 
@@ -72,10 +80,10 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
 
 
 def _join(address: str) -> None:
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     if address != AUTO:
         _require_answer(address)
-    for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")):
-        os.environ.setdefault(name, value)  # nothing is sent to its makers; and what later versions do, without a word
     where: dict[str, Any] = {"address": address}
     if address == AUTO:
         where = {"address": "local", "include_dashboard": False}
@@ -86,13 +94,24 @@ def _join(address: str) -> None:
 
 
 def _require_answer(address: str) -> None:
-    named = re.fullmatch(r"(?:ray://)?(\S+):(\d{1,5})", address)
+    named = re.fullmatch(r"(\S+):(\d{1,5})", address)
     if named is None:
         raise InputError(f"--cluster {address} is not possible; {ACCEPTED}")
     try:
         socket.create_connection((named[1], int(named[2])), ANSWERS).close()
+        subprocess.run([sys.executable, "-c", TRIAL, address], timeout=JOINED, check=True, capture_output=True)
+    except subprocess.SubprocessError as error:  # another process tries, as Ray does for minutes, and writes of it
+        raise InputError(f"what answers at {address} is no Ray cluster{_why(error)}; {ACCEPTED}") from error
     except (OSError, OverflowError) as error:
         raise InputError(f"no Ray cluster answers at {address} ({reason(error)}); {ACCEPTED}") from error
+
+
+def _why(error: subprocess.SubprocessError) -> str:
+    """The last line of a process that names an error, in brackets."""
+    if not isinstance(error, subprocess.CalledProcessError):
+        return f", or one that could not be joined within {JOINED:.0f} s"
+    told = re.findall(r"^[\w.]+(?:Error|Exception): (.+)$", error.stderr.decode(errors="replace"), re.MULTILINE)
+    return f" that could be joined ({told[-1]})" if told else " that could be joined"
 
 
 @contextmanager

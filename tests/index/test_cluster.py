@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -288,6 +289,16 @@ def test_a_cluster_that_does_not_answer_is_refused_in_one_line(alone, refused, t
     assert told in refused("index", *asked, *given, index=None)
     assert time.monotonic() - began < 8
     assert not (tmp_path / "index").exists()
+
+
+def test_another_program_that_answers_is_told_from_ray(alone, refused, tmp_path, monkeypatch):
+    """Ray itself would ask it for minutes, and write a line each time."""
+    monkeypatch.setattr("attribution.index.cluster.JOINED", 0.2)
+    asked = ("--pretrained_model_name_or_path", "none", "--train_data_dir", "none", "--out", str(tmp_path / "index"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        told = refused("index", *asked, "--cluster", address, index=None)
+    assert f"what answers at {address} is no Ray cluster, or one that could not be joined within 0 s" in told
 
 
 def test_ray_that_is_not_installed_is_told_with_what_installs_it(alone, refused, tmp_path, monkeypatch):
