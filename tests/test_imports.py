@@ -26,9 +26,9 @@ ROOMS = (
     *("index.rows", "index.known", "index.folder", "index.captions", "index.table", "index.typed", "index.earlier"),
     *("index.data", "index.checksums", "index.features", "index.places", "index.manifest"),
     *("index.stored", "index.packed", "index.texts", "index.pictures", "index.work", "index.imported"),
-    *("index.changes", "index.merged"),
-    *("index.steps", "index.found", "index.build", "index.renewal", "index.update", "index.plan"),
-    *("index.plan_update", "index.verify", "index.index"),
+    *("index.changes", "index.merged", "index.steps", "index.found", "index.blocks", "index.build"),
+    *("index.renewal", "index.update", "index.plan", "index.plan_update", "index.verify", "index.index"),
+    *("index.crew", "index.worker", "index.cluster"),
     *("query.query", "query.regions", "query.evidence", "query.encoded"),
     *("query.labels", "query.grounding", "query.detect"),
     *("methods.searched", "methods.answer", "methods.trak", "methods.influence", "methods.candidates"),
@@ -77,6 +77,7 @@ ONLY_IN = {
     "transformers": ("diffusion.networks", "diffusion.pipeline", "index.features", "query.grounding", "scenes."),
     "groundingdino": ("query.grounding",),
     "gradio": ("app", "ui."),
+    "ray": ("index.crew",),
     "matplotlib": ("evaluate.plots",),
 }
 

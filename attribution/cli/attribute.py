@@ -16,6 +16,7 @@ from attribution.diffusion.pipeline import Model
 from attribution.diffusion.tokens import check_prompt
 from attribution.errors import InputError
 from attribution.evaluate.costs import Cost, costs
+from attribution.index.cluster import ClusterSettings, connected, hired
 from attribution.index.index import Index
 from attribution.methods import BEST, METHODS, check_settings, fitting, method_named
 from attribution.methods import attribute as answer
@@ -51,6 +52,7 @@ def attribute(
     preset: Preset | None = None,
     out: Path | None = None,
     report: Path | None = None,
+    machines: ClusterSettings,
 ) -> None:
     """Find the training images that a picture is made of.
 
@@ -67,6 +69,7 @@ def attribute(
         preset: the settings of an experiment of the paper, for what is left at its default.
         out: a JSON file.
         report: a ZIP with the picture, results, thumbnails and an HTML page, which `replay` answers again.
+        machines: that measure losses of training images.
     """
     if method == "list":
         return _list_methods(index)
@@ -80,17 +83,28 @@ def attribute(
     if image is not None and seed is not None:
         raise InputError("name either --image or --seed: a picture that exists is not generated")
     upload = None if image is None else open_upload(image)
-    model, searched = opened(index)
-    blank = Image.new("RGB", (model.resolution, model.resolution))
-    asked = Query(prompt, upload or blank, None if upload else seed or 0, box, word)
-    check_query(asked, model, searched.center_crop)  # refused now, rather than after generating
-    settings = check_settings(model, searched, replace(settings, method=method_named(method, searched)))
-    _tell_what_is_read(model, prompt)
-    query = asked if upload else Query(prompt, model.generate(prompt, seed or 0), seed or 0, box, word)
-    for step in watch(answer(model, searched, query, settings), _told):
-        if isinstance(step, Attribution):
-            _give(step, model, searched, out, report)
+    with connected(machines):
+        model, searched = opened(index)
+        blank = Image.new("RGB", (model.resolution, model.resolution))
+        asked = Query(prompt, upload or blank, None if upload else seed or 0, box, word)
+        check_query(asked, model, searched.center_crop)  # refused now, rather than after generating
+        settings = check_settings(model, searched, replace(settings, method=method_named(method, searched)))
+        _check_use(machines, settings.method)
+        _tell_what_is_read(model, prompt)
+        query = asked if upload else Query(prompt, model.generate(prompt, seed or 0), seed or 0, box, word)
+        with hired(model, machines) as cluster:
+            searched = searched if cluster is None else replace(searched, losses_by=cluster.losses(searched.path))
+            for step in watch(answer(model, searched, query, settings), _told):
+                if isinstance(step, Attribution):
+                    _give(step, model, searched, out, report)
     return None
+
+
+def _check_use(machines: ClusterSettings, method: str) -> None:
+    """Refuse a cluster for a method that measures no losses of training images."""
+    if machines.cluster is not None and "race" not in METHODS[method].uses:
+        using = [name for name, each in METHODS.items() if "race" in each.uses]
+        raise InputError(f"{method} does not use --cluster (given: {machines.cluster}); it is for {', '.join(using)}")
 
 
 def _check_files(out: Path | None, report: Path | None) -> None:

@@ -15,7 +15,9 @@ from attribution.diffusion.overlaid import open_model
 from attribution.diffusion.source import ModelFiles
 from attribution.errors import IndexMismatch, InputError
 from attribution.evaluate.machine import peak_memory
+from attribution.index.blocks import made_here
 from attribution.index.build import build
+from attribution.index.cluster import ClusterSettings, connected, hired
 from attribution.index.plan import plan
 from attribution.index.plan_update import plan_update
 from attribution.index.renewal import Estimates
@@ -71,6 +73,7 @@ def index(
     model_files: ModelFiles,
     settings: BuildSettings,
     additions: ExtendSettings,
+    machines: ClusterSettings,
 ) -> None:
     """Build, or go on building, the index of a training set and a model; with the same settings, add to it.
 
@@ -88,28 +91,38 @@ def index(
         model_files: the model that it is of.
         settings: what it is made from.
         additions: what is added to it.
+        machines: that make it.
     """
-    if estimates is not None and not update:
-        raise InputError(f"--estimates {estimates} is of no use without --update; leave it out, or name both")
+    _check_flags(dry_run, update, estimates, machines)
     if not dry_run:
         check_folder("--out", out)
     if preset is not None:
         settings = filled(settings, PRESETS[preset].build)
-    model = open_model(replace(model_files, lora_apart=settings.fisher.weights == "lora"))
-    if resolution not in (None, model.resolution):
-        raise InputError(
-            f"--resolution {resolution} is not possible; {model.source} was made for {model.resolution} px, which is"
-            " the default"
-        )
-    if dry_run:
+    with connected(machines):
+        model = open_model(replace(model_files, lora_apart=settings.fisher.weights == "lora"))
+        if resolution not in (None, model.resolution):
+            raise InputError(
+                f"--resolution {resolution} is not possible; {model.source} was made for {model.resolution} px, which"
+                " is the default"
+            )
         given = (out, model, settings, additions)
-        measured = plan_update(*given, estimates) if update else plan(*given)
-        costs = list(watch(measured, lambda cost: f"measured: {cost.name}", every=1))
-        print("\n".join(table(costs, out, settings.fisher.samples)))
-        return
-    with stages() as show:
-        given = (out, model, settings, additions)
-        for progress in renew(*given, estimates, show) if update else build(*given, show):
-            show(progress)
+        if dry_run:
+            measured = plan_update(*given, estimates) if update else plan(*given)
+            costs = list(watch(measured, lambda cost: f"measured: {cost.name}", every=1))
+            print("\n".join(table(costs, out, settings.fisher.samples)))
+            return
+        with hired(model, machines) as cluster, stages() as show:
+            make = cluster.made if cluster else made_here
+            for progress in renew(*given, estimates, show) if update else build(*given, show, make):
+                show(progress)
     print(f"{peak_memory():.0f} MB of memory at most", file=sys.stderr)
     print(out)
+
+
+def _check_flags(dry_run: bool, update: bool, estimates: Estimates | None, machines: ClusterSettings) -> None:
+    """Refuse flags that do not go together."""
+    if estimates is not None and not update:
+        raise InputError(f"--estimates {estimates} is of no use without --update; leave it out, or name both")
+    for flag, given in (("--dry_run", dry_run), ("--update", update)):
+        if given and machines != ClusterSettings():
+            raise InputError(f"{flag} is for this process alone; leave --cluster and --workers out")

@@ -1,7 +1,7 @@
 """Which weights of the U-Net are differentiated, changed and put back."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
@@ -95,11 +95,24 @@ def pretrained(model: Model) -> Iterator[None]:
             _put(kept, weights)
 
 
+@contextmanager
+def holding(model: Model, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """A context in which parameters of the U-Net, by name, have other values; they are restored bit for bit."""
+    named = dict(model.unet.named_parameters())
+    weights = {name: named[name].data for name in values}
+    before = _copies(weights)
+    try:
+        _put(values, weights)
+        yield
+    finally:
+        _put(before, weights)
+
+
 def _copies(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: weight.clone() for name, weight in weights.items()}
 
 
-def _put(values: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+def _put(values: Mapping[str, Tensor], weights: dict[str, Tensor]) -> None:
     for name, weight in weights.items():
         weight.copy_(values[name])
 

@@ -1,19 +1,16 @@
 """Build an index: one loop over the table of steps, which goes on where it was interrupted."""
 
-import math
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from attribution.batches import in_parts
 from attribution.diffusion.noise import NoiseBank, NoiseSettings
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import parameters
 from attribution.errors import InputError
 from attribution.files import write_whole, writing
+from attribution.index.blocks import Maker, Task, made_here, require_finite
 from attribution.index.checksums import checksums_of
 from attribution.index.data import BAD_ROWS, bad_rows, open_training_set
 from attribution.index.features import FEATURES
@@ -22,8 +19,8 @@ from attribution.index.manifest import MANIFEST, DataRecord, Manifest, Record, S
 from attribution.index.packed import ENDING, PackedFile
 from attribution.index.rows import Tell, silent
 from attribution.index.steps import REQUIRED, STEPS
-from attribution.index.stored import ArrayFile, Block, Files, SumFile, first_not_finite, save_tensors
-from attribution.index.work import BuildSettings, ExtendSettings, Part, Source, Work
+from attribution.index.stored import ArrayFile, Files, SumFile, save_tensors
+from attribution.index.work import BuildSettings, ExtendSettings, Source, Work
 from attribution.unlearning.fisher import samples_for
 from attribution.unlearning.projection import GRADIENT_OUTPUTS
 
@@ -72,6 +69,7 @@ def build(
     settings: BuildSettings,
     more: ExtendSettings | None = None,
     tell: Watch = lambda _: None,
+    make: Maker = made_here,
 ) -> Iterator[BuildProgress]:
     """Build or go on building an index.
 
@@ -81,6 +79,7 @@ def build(
         settings: what every index holds, and from what.
         more: what is added.
         tell: of what is not yielded: images that are looked at, a step that begins, the share of a block that is done.
+        make: makes the blocks: this process, or others, see `index.cluster`.
 
     Raises:
         InputError: the training data cannot be read, or are empty, or hold a picture of which something is not finite;
@@ -89,7 +88,7 @@ def build(
         WeightsUnavailable: a feature's network cannot be had; what was added before stays.
     """
     with prepare(out, model, settings, lambda *done: tell(BuildProgress(LOOKED_AT, *done))) as builder:
-        yield from make_all(builder, more or ExtendSettings(), tell)
+        yield from make_all(builder, more or ExtendSettings(), tell, make)
 
 
 @contextmanager
@@ -101,7 +100,7 @@ def prepare(out: Path, model: Model, settings: BuildSettings, tell: Tell = silen
         yield Builder(replace(source, folder=manifest.folder), manifest, out)
 
 
-def make_all(builder: Builder, more: ExtendSettings, tell: Watch) -> Iterator[BuildProgress]:
+def make_all(builder: Builder, more: ExtendSettings, tell: Watch, make: Maker = made_here) -> Iterator[BuildProgress]:
     """Make all that an index lacks of what every index holds, and of what is added; see `build`."""
     out, wanted = builder.home, wanted_of(builder, more)
     builder.manifest = moved(builder.manifest, builder.source, wanted)
@@ -114,7 +113,7 @@ def make_all(builder: Builder, more: ExtendSettings, tell: Watch) -> Iterator[Bu
         builder.save(builder.manifest)
     for name, record in wanted.items():
         if not builder.manifest.finished(name):
-            yield from make_step(builder, name, record, tell)
+            yield from make_step(builder, name, record, tell, make)
         tidy(builder, name)
 
 
@@ -188,19 +187,21 @@ def _check_names(kind: str, names: tuple[str, ...], known: tuple[str, ...]) -> N
             raise InputError(f"there {verb} {kind} {name!r}; accepted are {', '.join(known)}")
 
 
-def make_step(builder: Builder, name: str, record: Record | None, tell: Watch) -> Iterator[BuildProgress]:
+def make_step(
+    builder: Builder, name: str, record: Record | None, tell: Watch, make: Maker = made_here
+) -> Iterator[BuildProgress]:
     """Make a step, or the rest of it: the one loop of every build."""
     tell(BuildProgress(name, builder.manifest.step(name).done, 0))
-    work = STEPS[name].work(builder.source, record)
+    task = Task(name, builder.source, record, work := STEPS[name].work(builder.source, record))
     held = _begin(builder, name, work)
     store = _open_store(builder, name, work, held.done)
     held = held if store.done is None else held.with_block(range(store.done))
-    with closing(_blocks(work, held)) as blocks, closing(store):
+    with closing(make(task, held)) as blocks, closing(store):
         for rows, block in blocks:
             if isinstance(block, float):
                 tell(BuildProgress(name, held.done + block * len(rows), work.count))
                 continue
-            _require_finite(builder.source, name, work, rows, block)
+            require_finite(task, rows, block)
             store.put(rows, block)
             held = held.with_block(rows)
             if store.done is None and work.batch < work.count:  # sums say it themselves, one block need not
@@ -235,44 +236,6 @@ def _open_store(builder: Builder, name: str, work: Work, done: int) -> ArrayFile
     if work.shape is None:
         return Files(out)
     return ArrayFile.open(out / f"{name}.npy", work.shape, work.count, work.dtype, done > 0)
-
-
-def _blocks(work: Work, held: StepRecord) -> Generator[tuple[range, Part], None, None]:
-    """The blocks that are not done, with their rows, in order; before each, how far it is."""
-    size = work.count // work.parts
-    for part in range(work.parts):
-        gaps = list(held.gaps(range(part * size, (part + 1) * size)))
-        with work.during(part) if gaps else nullcontext():
-            for gap in gaps:
-                yield from _fill(work, gap)
-
-
-def _fill(work: Work, gap: range) -> Iterator[tuple[range, Part]]:
-    end = gap.start + math.ceil(len(gap) / work.batch) * work.batch if work.even else gap.stop
-    for rows, part in in_parts(end, work.batch, work.block, gap.start):
-        kept = range(rows.start, min(rows.stop, gap.stop))
-        if kept:
-            yield kept, part[: len(kept)] if isinstance(part, np.ndarray) else part
-
-
-def _require_finite(source: Source, name: str, work: Work, rows: range, block: Block) -> None:
-    """Refuse a block with numbers that are not finite, and name the first training image that they come from."""
-    place = first_not_finite(block)
-    if place is None:
-        return
-    if work.total:  # a sum does not tell which sample it was
-        alone = (first_not_finite(_whole(work.block(range(sample, sample + 1)))) is not None for sample in rows)
-        place = next((place for place, bad in enumerate(alone) if bad), 0)
-    image = source.training.ids[work.row(rows[place])]
-    raise InputError(
-        f"{name} of training image {image} is not finite; check the model's weights, mend the image or leave it out"
-    )
-
-
-def _whole(parts: Iterator[Part]) -> Block:
-    *_, block = parts
-    assert not isinstance(block, float)
-    return block
 
 
 def tidy(builder: Builder, name: str) -> None:

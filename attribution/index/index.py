@@ -41,7 +41,7 @@ from attribution.index.stored import load_tensors, open_array, open_views, tenso
 from attribution.index.texts import open_several, open_texts
 from attribution.unlearning.ekfac import Eigenbasis
 from attribution.unlearning.fisher import Information, decompress
-from attribution.unlearning.score import EncodedSet, Floats
+from attribution.unlearning.score import EncodedSet, Floats, Losses, losses_by_call
 from attribution.unlearning.step import Curvature
 
 FLOOR = "floor.json"
@@ -59,6 +59,7 @@ class Index:
         latents: (N, views, C, h, w): of each image, and of its mirror where mirrors were trained on.
         base_losses: (N, views, S).
         pictures: the training pictures, and their thumbnails.
+        losses_by: measures losses of the training images: here, or elsewhere, see `index.cluster`.
     """
 
     path: Path
@@ -68,6 +69,7 @@ class Index:
     latents: NDArray[np.floating]
     base_losses: Floats
     pictures: TrainingPictures
+    losses_by: Losses = losses_by_call
 
     @classmethod
     def open(cls, path: Path, thumbnails: Path | None = None, pictures: Path | None = None) -> "Index":
@@ -269,8 +271,7 @@ class Index:
         shapes = {name: tuple(parameter.shape) for name, parameter in parameters(model, self.weights).items()}
         if shapes != tensor_shapes(self.file("fisher.safetensors")):
             raise IndexMismatch(
-                f"the Fisher information in {self.path} is not of {model.source}'s {self.weights} weights;"
-                " build the index anew"
+                f"the Fisher information in {self.path} is not of {model.source}'s {self.weights} weights; build it anew"
             )
 
     def thumbnail(self, row: int) -> bytes:
@@ -293,8 +294,7 @@ def open_index(path: Path) -> tuple[Model, Index]:
     try:
         model = open_model(index.model_files)
     except WeightsUnavailable as error:
-        raise WeightsUnavailable(
-            f"{error}; if the index's model was moved, run the index command again with its new place"
-        ) from error
+        told = "if the index's model was moved, run the index command again with its new place"
+        raise WeightsUnavailable(f"{error}; {told}") from error
     index.check(model)
     return model, index

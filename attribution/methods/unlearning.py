@@ -32,7 +32,7 @@ from attribution.methods.trak import trak_predictions, trak_scores
 from attribution.query.encoded import Encoded
 from attribution.unlearning.race import Measure, Round, Standing, evaluations, exhaustive, race, schedule
 from attribution.unlearning.rise import step_to, trial_bank
-from attribution.unlearning.score import TYPICAL, Floats, Scores, losses_by_call, score
+from attribution.unlearning.score import TYPICAL, Floats, Scores, score
 from attribution.unlearning.step import (
     UnlearnSettings,
     add_step,
@@ -153,7 +153,7 @@ def _measure(model: Model, index: Index, bank: NoiseBank, batch: int, stop: Even
     def measure(
         rows: Sequence[int], columns: Sequence[int], views: Sequence[int]
     ) -> Iterator[tuple[slice, int, Floats]]:
-        for which, column, losses in losses_by_call(model, index.encoded, bank, rows, columns, views, batch):
+        for which, column, losses in index.losses_by(model, index.encoded, bank, rows, columns, views, batch):
             check_stop(stop)
             check_scores(losses, rows[which], index)
             yield which, column, losses

@@ -1,7 +1,7 @@
 """Scores: how much the loss of each training image rose when the query was unlearned (Eq. 6)."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,6 +19,11 @@ from attribution.files import let_go
 ScoreKind = Literal["difference", "skew"]
 Floats = NDArray[np.floating]
 VIEWS = (0, 1)  # a training image and its mirror
+# (model, training set, bank, rows, columns, views, batch): `losses_by_call`, or what does the same elsewhere
+Losses = Callable[
+    [Model, "EncodedSet", NoiseBank, Sequence[int], Sequence[int], Sequence[int], int],
+    Iterator[tuple[slice, int, Floats]],
+]
 TYPICAL = 32  # training images that stand for all in the typical score
 
 
