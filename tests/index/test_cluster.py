@@ -301,10 +301,11 @@ def test_more_workers_than_cores_are_refused(address, model32):
 
 
 def test_a_lost_worker_costs_its_block(cluster, model32, many_samples, index_folder, uninterrupted):
-    out, before = index_folder.parent / "lost", list(cluster.crew.workers)
+    out, crew, lost = index_folder.parent / "lost", cluster.crew, None
     for progress in build(out, model32, many_samples, make=cluster.made):
         if (progress.step, progress.done) == ("fisher", 60):
-            ray.kill(before[0])
+            lost = next(worker for worker in crew.workers if worker not in crew._beginning.values())
+            ray.kill(lost)
     assert files_of(out) == uninterrupted
-    assert before[0] not in cluster.crew.workers
-    assert len(cluster.crew.workers) == 2
+    assert lost not in crew.workers
+    assert len(crew.workers) == 2
