@@ -271,7 +271,7 @@ class Index:
         shapes = {name: tuple(parameter.shape) for name, parameter in parameters(model, self.weights).items()}
         if shapes != tensor_shapes(self.file("fisher.safetensors")):
             raise IndexMismatch(
-                f"the Fisher information in {self.path} is not of {model.source}'s {self.weights} weights; build it anew"
+                f"the Fisher information in {self.path} is not of {model.source}'s {self.weights} weights; build anew"
             )
 
     def thumbnail(self, row: int) -> bytes:
