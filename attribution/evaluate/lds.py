@@ -47,7 +47,7 @@ class LdsSettings:
         seeds: trainings of each half.
         queries: generated pictures with both of their objects; every other one is asked about a box.
         methods: that are judged.
-        shuffled: the first queries, that are also asked of the model with shuffled weights, as a control.
+        shuffled: the first queries, which the model with shuffled weights is asked about too, to control CONTROLLED.
         training: how each model is trained.
     """
 
@@ -134,11 +134,14 @@ def gathered(folder: Path, model: Model, index: Index, queries: Sequence[Query],
         InputError: fewer than two halves are trained.
     """
     trained = trained_evidence(folder, model, index, queries, settings)
-    few, asked = queries[: settings.shuffled], exhaustively(index, CONTROLLED)
-    for _ in score_shuffled(folder, model, index, few, SHUFFLED, asked):
+    found = replace(trained, scores=scored(folder, model, index, queries, settings.methods))
+    few = queries[: settings.shuffled]
+    if not few or CONTROLLED not in settings.methods:
+        return found
+    for _ in score_shuffled(folder, model, index, few, SHUFFLED, exhaustively(index, CONTROLLED)):
         pass
-    shuffled = held(folder, index, few, SHUFFLED) if few and is_held(folder, index, few, SHUFFLED) else None
-    return replace(trained, scores=scored(folder, model, index, queries, settings.methods), shuffled=shuffled)
+    whole = is_held(folder, index, few, SHUFFLED)  # or another process is still at it
+    return replace(found, shuffled=held(folder, index, few, SHUFFLED)) if whole else found
 
 
 def trained_evidence(
