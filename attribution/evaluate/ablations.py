@@ -54,6 +54,7 @@ BY_FLAGS: dict[str, tuple[str, UnlearnSettings]] = {
     "unlearning-sgd --rise 0.1 --steps 10": ("unlearning-sgd", UnlearnSettings(rise=0.1, steps=10)),
 }
 LONG = 50
+LONG_JOB = f"{DEFAULT} at {LONG}"  # the name of its losses among jobs
 MEAN_OF_MIRRORS = f"{DEFAULT}, mean of image and mirror"
 ALIKE = f"{DEFAULT}, timesteps of equal weight"
 BY_LOSSES = {f"{DEFAULT}, {count} timesteps": count for count in (2, 5, 10, 20, LONG)}
@@ -121,7 +122,7 @@ def compute(
 def _measure_long(folder: Path, model: Model, index: Index, queries: Sequence[Query]) -> Iterator[str]:
     """How losses change at LONG timesteps when the default unlearns each query: (N, views, LONG), a job each."""
     queue, bank, before = jobs(folder, index), long_bank(model, index), None
-    names = {job_name(_long_name(), query): query for query in queries}
+    names = {job_name(LONG_JOB, query): query for query in queries}
     for name in queue.claimed(list(names)):
         before = losses_now(model, index, bank) if before is None else before
         queue.touch(name)
@@ -135,10 +136,6 @@ def long_bank(model: Model, index: Index) -> NoiseBank:
     """Noises like the index's at LONG timesteps."""
     noise = replace(index.manifest.settings.noise, timesteps=LONG, noises=1)
     return NoiseBank.draw(noise, model.latent_shape, model.train_timesteps)
-
-
-def _long_name() -> str:
-    return f"{DEFAULT} at {LONG}"
 
 
 def strided(count: int) -> list[int]:
@@ -160,8 +157,8 @@ def by_losses(variant: str, before: Floats, after: Floats) -> Floats:
 def known(folder: Path, index: Index, queries: Sequence[Query], settings: AblationSettings) -> dict[str, Floats]:
     """Scores (Q, N) of the variants that are done for all queries."""
     found = {}
-    queue, long = jobs(folder, index), is_held(folder, index, queries, _long_name())
-    losses = [queue.result(job_name(_long_name(), query)) for query in queries] if long else []
+    queue, long = jobs(folder, index), is_held(folder, index, queries, LONG_JOB)
+    losses = [queue.result(job_name(LONG_JOB, query)) for query in queries] if long else []
     for name in settings.named:
         if name in BY_FLAGS and is_held(folder, index, queries, name):
             found[name] = held(folder, index, queries, name)

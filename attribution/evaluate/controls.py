@@ -6,7 +6,7 @@ import numpy as np
 
 from attribution.evaluate.agreement import Floats, estimate, lds
 from attribution.evaluate.lds import CONTROLLED, Evidence, aligned
-from attribution.scenes.names import OBJECTS
+from attribution.scenes.names import named_in
 
 
 def controls(evidence: Evidence, prompts: Sequence[str]) -> str:
@@ -31,7 +31,7 @@ def controls(evidence: Evidence, prompts: Sequence[str]) -> str:
 
 def unrelated(prompts: Sequence[str]) -> dict[int, int]:
     """For each query, by number, the next one that names none of its objects; without those that have none."""
-    named, count = [{name for name in OBJECTS if name in prompt} for prompt in prompts], len(prompts)
+    named, count = list(map(named_in, prompts)), len(prompts)
     found = {}
     for number in range(count):
         after = ((number + further) % count for further in range(1, count))

@@ -16,7 +16,7 @@ from attribution.evaluate.agreement import Estimate, equivalent_random, estimate
 from attribution.evaluate.lds import JUDGED
 from attribution.evaluate.retrain import Removal, without
 from attribution.query.query import Query
-from attribution.scenes.names import OBJECTS
+from attribution.scenes.names import named_in
 from attribution.scenes.retraining import RetrainSettings
 from attribution.unlearning.score import Floats
 
@@ -58,13 +58,10 @@ def groups(queries: Sequence[Query], together: int) -> list[tuple[int, ...]]:
     found: list[list[int]] = [[] for _ in range(count)]
     for number, query in enumerate(queries):
         room = [group for group in found if len(group) < together]
-        apart = [group for group in room if not any(_objects(query) & _objects(queries[one]) for one in group)]
+        named = named_in(query.prompt)
+        apart = [group for group in room if not any(named & named_in(queries[one].prompt) for one in group)]
         (apart or sorted(room, key=len))[0].append(number)
     return [tuple(group) for group in found if group]
-
-
-def _objects(query: Query) -> set[str]:
-    return {name for name in OBJECTS if name in query.prompt}
 
 
 def top(scores: Floats, k: int) -> NDArray[np.intp]:

@@ -59,14 +59,18 @@ class Entered:
     first: tuple[Result, ...] = ()
     predictions: int = 0
 
+    @property
+    def estimate(self) -> tuple[int, ...]:
+        """Rows of the first estimate, best first."""
+        return tuple(result.row for result in self.first)
+
 
 def unlearning(model: Model, index: Index, asked: Encoded, settings: AttributeSettings, stop: Event) -> Answer:
     """Answer with the loss change of training images after a Newton step that unlearns the query."""
     clock, unlearn, bank = Clock(), settings.newton, index.bank(model, settings.noise_seed)
     total, each = predicted(index, settings), _measured(settings)
     entered = yield from _entered(model, index, asked, settings, stop, clock, total)
-    done, first = entered.predictions, entered.first
-    estimate = tuple(each.row for each in first)
+    done, first, estimate = entered.predictions, entered.first, entered.estimate
 
     def at(stage: str, made: int, results: tuple[Result, ...] = ()) -> Progress:
         return Progress(stage, made, total, clock.total(), results or first, bool(first) and not results, estimate)
@@ -108,8 +112,9 @@ def _entered(
     rows, predictions = best_rows(scores, pool), trak_predictions(index, SOURCE, False)
     sampled, first = beside(len(index), rows), estimated(index, scores, rows[: settings.k])
     clock.lap("candidates")
-    yield Progress("unlearning", predictions, total, clock.total(), first, True, tuple(each.row for each in first))
-    return Entered([*rows, *sampled], sampled, first, predictions)
+    entered = Entered([*rows, *sampled], sampled, first, predictions)
+    yield Progress("unlearning", predictions, total, clock.total(), first, True, entered.estimate)
+    return entered
 
 
 def _typical(

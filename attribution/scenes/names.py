@@ -30,3 +30,8 @@ def object_name(emoji_name: str) -> str:
 OBJECTS: dict[str, str] = {object_name(name): name for name in EMOJI}
 NEW_OBJECTS: dict[str, str] = {object_name(name): name for name in UNSEEN}
 EVERY_OBJECT = OBJECTS | NEW_OBJECTS
+
+
+def named_in(prompt: str) -> set[str]:
+    """The world's objects that a prompt names."""
+    return {name for name in OBJECTS if name in prompt}
