@@ -24,10 +24,11 @@ ROOMS = (
     *("unlearning.removal",),
     *("unlearning.projection", "unlearning.score", "unlearning.race"),
     *("index.rows", "index.known", "index.folder", "index.captions", "index.table", "index.typed", "index.earlier"),
-    *("index.data", "index.checksums", "index.features", "index.places", "index.manifest"),
+    *("index.data", "index.checksums", "index.features", "index.places", "index.lists", "index.manifest"),
     *("index.stored", "index.packed", "index.texts", "index.pictures", "index.work", "index.imported"),
-    *("index.changes", "index.merged", "index.steps", "index.found", "index.blocks", "index.build"),
+    *("index.listed", "index.changes", "index.merged", "index.steps", "index.found", "index.blocks", "index.build"),
     *("index.renewal", "index.update", "index.plan", "index.plan_update", "index.verify", "index.index"),
+    *("index.nearest",),
     *("index.crew", "index.worker", "index.cluster"),
     *("query.query", "query.regions", "query.evidence", "query.encoded"),
     *("query.labels", "query.grounding", "query.detect"),
@@ -78,6 +79,7 @@ ONLY_IN = {
     "groundingdino": ("query.grounding",),
     "gradio": ("app", "ui."),
     "ray": ("index.crew",),
+    "faiss": ("index.lists",),
     "matplotlib": ("evaluate.plots",),
 }
 
