@@ -61,12 +61,12 @@ class ListSettings:
         if images < FEWEST:
             raise InputError(f"{images} training images are too few to put into lists; at least {FEWEST} are needed")
         most = images - _held_out(images)
-        if not 1 <= (self.lists or 1) <= most:
+        if self.lists is not None and not 1 <= self.lists <= most:
             raise InputError(
                 f"--approximate_lists {self.lists} is not possible; accepted are whole numbers from 1 to {most:,}, the"
                 " training images that are not held out"
             )
-        if not 1 <= (self.probes or 1) <= self.count(images):
+        if self.probes is not None and not 1 <= self.probes <= self.count(images):
             raise InputError(
                 f"--approximate_probes {self.probes} is not possible; accepted are whole numbers from 1 to"
                 f" {self.count(images):,}, the lists"
