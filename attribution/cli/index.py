@@ -118,9 +118,9 @@ def index(
             make = cluster.made if cluster else made_here
             for progress in renew(*given, estimates, show) if update else build(*given, show, make):
                 show(progress)
-    for name in additions.approximate:
-        made = Manifest.read(out).made(f"listed/{name}", ListRecord)
-        print(f"approximate search of {name}: {made.told}", file=sys.stderr)
+    for name, step in Manifest.read(out).steps.items():
+        if name.startswith("listed/") and isinstance(step.made, ListRecord):
+            print(f"approximate search of {name.partition('/')[2]}: {step.made.told}", file=sys.stderr)
     print(f"{peak_memory():.0f} MB of memory at most", file=sys.stderr)
     print(out)
 

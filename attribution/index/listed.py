@@ -44,19 +44,17 @@ def lists_work(name: str, source: Source, record: ListRecord) -> Work:
     drawn, asked = record.drawn(count)
 
     def block(_rows: range) -> Iterator[Part]:
-        centres, trial, inside = (
-            np.zeros((0, 0), np.float32),
-            Trial(asked, vectors[asked], count),
-            np.empty(count, np.int64),
-        )
+        trial, inside = Trial(asked, vectors[asked], count), np.empty(count, np.int64)
         learning, each = len(drawn) * lists, lists + len(asked) * vectors.shape[1]  # products, of all and of an image
-        whole, some = ROUNDS * learning + count * each, points(vectors[drawn])
+        whole = ROUNDS * learning + count * each
+        some = np.concatenate([points(vectors[drawn[at.start : at.stop]]) for at in batches(len(drawn), BLOCK)])
         let_go(vectors)
-        for number, so_far in enumerate(learned(some, lists, record.seed), 1):
-            centres = so_far
+        rounds = learned(some, lists, record.seed)
+        for number in range(1, ROUNDS + 1):
+            centres = next(rounds)
             yield number * learning / whole
         for rows in batches(count, BLOCK):
-            part = np.asarray(vectors[rows.start : rows.stop])
+            part = np.array(vectors[rows.start : rows.stop])
             let_go(vectors)
             inside[rows.start : rows.stop] = nearest(points(part), centres)
             trial.look(rows, part)

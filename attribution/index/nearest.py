@@ -48,7 +48,9 @@ class Lists:
             places = range(int(self.ends[number - 1]) if number else 0, int(self.ends[number]))
             rows = read_rows(self.file, places)
             if len(rows) != len(places) or not ((rows >= 0) & (rows < len(self.vectors))).all():
-                raise IndexMismatch(f"{self.file} is damaged; run the index command with --approximate again")
+                raise IndexMismatch(
+                    f"{self.file} is damaged; delete it and run the index command with --approximate again"
+                )
             if len(rows):
                 yield rows, np.array(self.vectors[places.start : places.stop])
                 let_go(self.vectors)
@@ -65,8 +67,8 @@ def lists_of(index: Index, name: str) -> Lists | None:
         return None
     if stale(index.manifest, step):
         LOG.warning(
-            "%s: the lists of %s are of other vectors than the index holds now, so all images are compared; delete them"
-            " and run the index command with --approximate %s again",
+            "%s: the lists of %s are of other vectors than the index holds now, so all images are compared; run the"
+            " index command with --approximate %s again",
             index.path,
             name,
             name,
