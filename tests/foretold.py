@@ -103,6 +103,7 @@ def main(
         return
     with default_device():
         loaded = Model.load(model, default_device()) if model else Model(random_pipeline(False), "random")
+    _ = loaded.sha256  # of all weights, which takes seconds of no step
     data = scenes_of(within / "data", loaded.resolution, images)
     settings = BuildSettings(DataSettings(train_data_dir=data), NoiseSettings(timesteps))
     settings = replace(settings, fisher=FisherSettings(samples=samples))
