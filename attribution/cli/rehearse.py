@@ -7,7 +7,7 @@ from attribution.cli.parsing import Names, flags
 from attribution.cli.progress import watch
 from attribution.evaluate.rehearsal import RehearsalSettings
 from attribution.evaluate.rehearsal import rehearse as measure
-from attribution.methods.paced import Paced
+from attribution.methods.rehearsed import Rehearsed
 
 
 @flags({RehearsalSettings: Names(hidden=("top_k",))})
@@ -22,21 +22,21 @@ def rehearse(*, settings: RehearsalSettings, index: Path | None = None) -> None:
         index: an index folder; the embedded one by default.
     """
     for step in watch(measure(*opened(index), settings), _told):
-        if isinstance(step, Paced):
+        if isinstance(step, Rehearsed):
             print(_summary(step))
 
 
-def _told(step: str | Paced) -> str:
+def _told(step: str | Rehearsed) -> str:
     return step if isinstance(step, str) else "done"
 
 
-def _summary(paced: Paced) -> str:
+def _summary(rehearsed: Rehearsed) -> str:
     race, share = (
-        paced.race,
-        f"{paced.mean:.0%} of the first {paced.top_k} images ({paced.worst:.0%} in the worst case)",
+        rehearsed.race,
+        f"{rehearsed.mean:.0%} of the first {rehearsed.top_k} images ({rehearsed.worst:.0%} in the worst case)",
     )
     return (
-        f"Searches take {paced.evaluations:,} predictions among {race.pool:,} candidates, and found {share} of the"
-        f" {paced.candidates:,} on all noises, for {paced.pictures} pictures. Columns in the order"
+        f"Searches take {rehearsed.evaluations:,} predictions among {race.pool:,} candidates, and found {share} of the"
+        f" {rehearsed.candidates:,} on all noises, for {rehearsed.pictures} pictures. Columns in the order"
         f" {' '.join(map(str, race.columns))}; keep {race.keep:g}, growth {race.growth:g}, survivors {race.survivors}."
     )

@@ -1,7 +1,7 @@
 """Rehearsing searches: some pictures' candidates are measured on all noises, and schedules are tried on what is known.
 
 Pictures are generated from captions of the training set; every other one is asked about a box. The schedule that is
-chosen, and the order of the noise bank's columns, are kept in the index's folder, see `methods.paced`.
+chosen, and the order of the noise bank's columns, are kept in the index's folder, see `methods.rehearsed`.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -20,12 +20,12 @@ from attribution.index.index import SEARCH, Index
 from attribution.methods import best_method, check_settings
 from attribution.methods.answer import AttributeSettings, Clock, Progress
 from attribution.methods.candidates import SOURCE, best_rows, has_source
-from attribution.methods.paced import FORMAT_VERSION, Paced
+from attribution.methods.rehearsed import FORMAT_VERSION, Rehearsed
 from attribution.methods.trak import trak_predictions, trak_scores
 from attribution.methods.unlearning import unlearn_query
 from attribution.query.encoded import encode
 from attribution.query.query import Box, Query
-from attribution.unlearning.pace import Tried, cheapest, try_schedules
+from attribution.unlearning.schedules import Tried, cheapest, try_schedules
 from attribution.unlearning.score import Floats
 
 FEWEST = 2
@@ -74,7 +74,7 @@ def check(index: Index, settings: RehearsalSettings) -> None:
         index.require(f"gradients/{SOURCE}")
 
 
-def rehearse(model: Model, index: Index, settings: RehearsalSettings) -> Iterator[str | Paced]:
+def rehearse(model: Model, index: Index, settings: RehearsalSettings) -> Iterator[str | Rehearsed]:
     """Yields what is being done, and at last how searches go, which is then in the index's folder.
 
     Interrupted, it goes on where it was when it is called again with the same settings; several processes share it.
@@ -100,16 +100,16 @@ def rehearse(model: Model, index: Index, settings: RehearsalSettings) -> Iterato
                 queue.keep(name, {"changes": step})
     if missing := [name for name in names if not queue.done(name)]:
         raise InputError(f"another process is still at work on {len(missing)} pictures; run this again when it is done")
-    paced = _chosen(model, asked.method, [queue.result(name)["changes"] for name in names], settings)
+    rehearsed = _chosen(model, asked.method, [queue.result(name)["changes"] for name in names], settings)
     with writing(index.path):
-        write_whole(index.path / SEARCH, paced.json)
-    yield paced
+        write_whole(index.path / SEARCH, rehearsed.json)
+    yield rehearsed
 
 
-def _chosen(model: Model, method: str, pictures: Sequence[Floats], settings: RehearsalSettings) -> Paced:
+def _chosen(model: Model, method: str, pictures: Sequence[Floats], settings: RehearsalSettings) -> Rehearsed:
     best: Tried = cheapest(list(try_schedules(pictures, settings.top_k)), settings.mean, settings.worst)
     told = (now()[:10], settings.pictures, settings.seed, settings.candidates, settings.top_k, best.evaluations)
-    return Paced(FORMAT_VERSION, model.sha256, method, *told, round(best.mean, 4), round(best.worst, 4), best.race)
+    return Rehearsed(FORMAT_VERSION, model.sha256, method, *told, round(best.mean, 4), round(best.worst, 4), best.race)
 
 
 def query_of(model: Model, index: Index, seed: int, number: int) -> Query:

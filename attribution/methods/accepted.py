@@ -10,7 +10,7 @@ from attribution.errors import InputError
 from attribution.index.index import Index
 from attribution.methods.answer import AttributeSettings
 from attribution.methods.candidates import SOURCE, has_source
-from attribution.methods.paced import read_paced
+from attribution.methods.rehearsed import read_rehearsed
 from attribution.unlearning.race import RaceSettings
 from attribution.unlearning.score import ScoreKind
 
@@ -84,8 +84,8 @@ def with_search(settings: AttributeSettings, index: Index) -> AttributeSettings:
 
 def _suiting(race: RaceSettings, index: Index, top_k: int) -> RaceSettings:
     """A race among candidates, with what it leaves open as it was found to suit the index."""
-    paced = read_paced(index)
-    suits = paced.race if paced else RaceSettings(POOL)
+    rehearsed = read_rehearsed(index)
+    suits = rehearsed.race if rehearsed else RaceSettings(POOL)
     wanted = min(len(index), max(suits.pool or POOL, POOL_EACH * top_k))
     return RaceSettings(
         wanted if race.pool is None else race.pool,

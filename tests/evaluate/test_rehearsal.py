@@ -13,7 +13,7 @@ from attribution.evaluate.rehearsal import MEASURED, RehearsalSettings, query_of
 from attribution.index.index import SEARCH, Index
 from attribution.methods import attribute, check_settings
 from attribution.methods.answer import AttributeSettings
-from attribution.methods.paced import Paced, read_paced
+from attribution.methods.rehearsed import Rehearsed, read_rehearsed
 from attribution.unlearning.race import RaceSettings
 from attribution.unlearning.step import UnlearnSettings
 
@@ -31,17 +31,17 @@ def own(full_folder, tmp_path):
 
 def test_what_is_found_is_kept_and_searches_go_by_it(model32, own, query):
     before = check_settings(model32, own, AttributeSettings(top_k=2, unlearn=QUICK))
-    *told, paced = rehearse(model32, own, SETTINGS)
-    assert isinstance(paced, Paced)
+    *told, rehearsed = rehearse(model32, own, SETTINGS)
+    assert isinstance(rehearsed, Rehearsed)
     assert any("picture 2 of 2" in line for line in told)
-    assert read_paced(own) == paced
-    assert (paced.pictures, paced.candidates, paced.top_k, paced.race.pool) == (2, 6, 2, 6)
-    assert 0 <= paced.worst <= paced.mean <= 1
+    assert read_rehearsed(own) == rehearsed
+    assert (rehearsed.pictures, rehearsed.candidates, rehearsed.top_k, rehearsed.race.pool) == (2, 6, 2, 6)
+    assert 0 <= rehearsed.worst <= rehearsed.mean <= 1
     used = check_settings(model32, own, AttributeSettings(top_k=1, unlearn=QUICK)).race
-    assert used == replace(paced.race, pool=8)  # at least POOL_EACH for each that is looked for
+    assert used == replace(rehearsed.race, pool=8)  # at least POOL_EACH for each that is looked for
     assert before.race.columns == ()
     *_, last = attribute(model32, own, query, AttributeSettings(top_k=2, unlearn=QUICK))
-    assert last.settings.race.columns == paced.race.columns
+    assert last.settings.race.columns == rehearsed.race.columns
     assert Model.sha256.func(model32) == model32.sha256
 
 
@@ -118,10 +118,10 @@ def test_a_damaged_file_is_named(model32, own, text, told):
 
 
 def test_what_is_of_another_model_or_bank_is_refused(model32, own):
-    *_, paced = rehearse(model32, own, SETTINGS)
-    (own.path / SEARCH).write_bytes(replace(paced, model="0" * 64).json)
+    *_, rehearsed = rehearse(model32, own, SETTINGS)
+    (own.path / SEARCH).write_bytes(replace(rehearsed, model="0" * 64).json)
     with pytest.raises(IndexMismatch, match="is of model 000000000000, the index of"):
-        read_paced(own)
-    (own.path / SEARCH).write_bytes(replace(paced, race=replace(paced.race, columns=(0,))).json)
+        read_rehearsed(own)
+    (own.path / SEARCH).write_bytes(replace(rehearsed, race=replace(rehearsed.race, columns=(0,))).json)
     with pytest.raises(IndexMismatch, match="another noise bank"):
-        read_paced(own)
+        read_rehearsed(own)

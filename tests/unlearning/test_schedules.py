@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from attribution.unlearning.pace import Tried, cheapest, first_rows, found, schedules, telling_order, try_schedules
 from attribution.unlearning.race import RaceSettings, evaluations, schedule
+from attribution.unlearning.schedules import Tried, cheapest, first_rows, found, schedules, telling_order, try_schedules
 
 
 def pictures(count=3, candidates=40, noisy=(0, 1), seed=0):

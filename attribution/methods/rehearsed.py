@@ -13,7 +13,7 @@ ANEW = "make it anew: python -m attribution rehearse"
 
 
 @dataclass(frozen=True)
-class Paced:
+class Rehearsed:
     """The schedule that suits an index, and what it was chosen by.
 
     Attributes:
@@ -50,7 +50,7 @@ class Paced:
         return (json.dumps(told_of(self), indent=1) + "\n").encode()
 
 
-def read_paced(index: Index) -> Paced | None:
+def read_rehearsed(index: Index) -> Rehearsed | None:
     """How searches of an index go; None where that was not measured.
 
     Raises:
@@ -60,7 +60,7 @@ def read_paced(index: Index) -> Paced | None:
     if not path.is_file():
         return None
     try:
-        held: Paced = read_as(Paced, json.loads(path.read_text(encoding="utf-8")), "search")
+        held: Rehearsed = read_as(Rehearsed, json.loads(path.read_text(encoding="utf-8")), "search")
     except (OSError, ValueError) as error:
         raise IndexMismatch(f"{path} is damaged or of another program; {ANEW}") from error
     columns = index.base_losses.shape[-1]
