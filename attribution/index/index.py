@@ -45,6 +45,7 @@ from attribution.unlearning.score import EncodedSet, Floats, Losses, losses_by_c
 from attribution.unlearning.step import Curvature
 
 FLOOR = "floor.json"
+SEARCH = "search.json"
 
 
 @dataclass(frozen=True)
