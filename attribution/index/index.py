@@ -2,7 +2,7 @@
 
 manifest.json         format version, model, data, every setting, what is finished, and where, since an update
 captions.arrow        id, caption; where images have several, captions: all of them, over which losses are averaged
-thumbnails.bin        PNGs one after another; where each row's ends is in thumbnails.npy, (N,) int64
+thumbnails.bin        PNGs or JPEGs one after another; where each row's ends is in thumbnails.npy, (N,) int64
 latents.npy           (N, views, C, h, w) float16: image, and mirror where those were trained on
 base_losses.npy       (N, views, S) float32 under the pretrained weights
 fisher.safetensors    diagonal Fisher information by parameter name
@@ -275,7 +275,7 @@ class Index:
             )
 
     def thumbnail(self, row: int) -> bytes:
-        """The picture of a row, a PNG."""
+        """The picture of a row, a PNG or JPEG, see `pictures.packed_thumbnail`."""
         return self.pictures.thumbnails[row]
 
     def picture(self, row: int) -> Image.Image:

@@ -4,7 +4,6 @@ A step is made block by block: a range of rows (or of samples) goes in, a block 
 another, so they can be made in any order and anywhere; only `build.py` writes them down.
 """
 
-import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -30,7 +29,7 @@ from attribution.index.features import FEATURES, open_feature
 from attribution.index.imported import fisher_of_file, fisher_record, latents_of_file, latents_record
 from attribution.index.listed import LISTED
 from attribution.index.manifest import FeatureRecord, FisherRecord, GradientRecord, ImportRecord
-from attribution.index.pictures import THUMBNAIL_SIDE
+from attribution.index.pictures import THUMBNAIL_SIDE, packed_thumbnail
 from attribution.index.places import located, portable
 from attribution.index.stored import Sums, as_array, load_tensors
 from attribution.index.texts import CAPTIONS, packed_texts
@@ -63,9 +62,7 @@ def _captions(source: Source, _record: None) -> Work:
 
 def _thumbnails(source: Source, _record: None) -> Work:
     def small(row: int) -> bytes:
-        packed = io.BytesIO()
-        source.training.square(row, min(source.model.resolution, THUMBNAIL_SIDE)).save(packed, "PNG")
-        return packed.getvalue()
+        return packed_thumbnail(source.training.square(row, min(source.model.resolution, THUMBNAIL_SIDE)))
 
     def thumbnails(rows: range) -> list[bytes]:
         return [small(row) for row in rows]
