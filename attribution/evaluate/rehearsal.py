@@ -1,9 +1,11 @@
 """Rehearsing searches: some pictures' candidates are measured on all noises, and schedules are tried on what is known.
 
-Pictures are generated from captions of the training set; every other one is asked about a box. The schedule that is
+Pictures are generated from captions of the training set in which one thing is another: what is asked is seldom what was
+trained on, and the images that a caption's own picture is made of are easier to find. Every other one is asked about a box. The schedule that is
 chosen, and the order of the noise bank's columns, are kept in the index's folder, see `methods.rehearsed`.
 """
 
+import random
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from threading import Event
@@ -24,6 +26,7 @@ from attribution.methods.rehearsed import FORMAT_VERSION, Rehearsed
 from attribution.methods.trak import trak_predictions, trak_scores
 from attribution.methods.unlearning import unlearn_query
 from attribution.query.encoded import encode
+from attribution.query.prompts import prompt_with
 from attribution.query.query import Box, Query
 from attribution.unlearning.schedules import Tried, cheapest, try_schedules
 from attribution.unlearning.score import Floats
@@ -113,9 +116,9 @@ def _chosen(model: Model, method: str, pictures: Sequence[Floats], settings: Reh
 
 
 def query_of(model: Model, index: Index, seed: int, number: int) -> Query:
-    """A generated picture, of the caption of a training image taken by chance; every other one about a box."""
+    """A generated picture of a caption by chance, in which one thing is another; every other one about a box."""
     rng = np.random.default_rng([seed, number])
-    prompt = index.captions[int(rng.integers(len(index)))]
+    prompt = prompt_with("", index.captions, random.Random(f"{seed} {number}"))
     picture = model.generate(prompt, seed + number)
     return Query(prompt, picture, seed + number, (_box(picture.size, rng),) if number % 2 else ())
 

@@ -11,9 +11,9 @@ from attribution.diffusion.pipeline import GenerateSettings
 from attribution.methods import best_method
 from attribution.methods.answer import default_top_k
 from attribution.methods.budgets import NORMAL
+from attribution.query.prompts import first_prompt, things
 from attribution.ui import answers, words
 from attribution.ui.pace import budgets
-from attribution.ui.prompts import first_prompt, things
 from attribution.ui.regions import COLUMNS, EMPTY, MOST
 from attribution.ui.script import CARDS, CHIPS, EXAMPLES
 from attribution.ui.studio import Studio

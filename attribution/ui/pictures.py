@@ -13,11 +13,11 @@ from attribution.diffusion.pipeline import GenerateSettings, check_seed
 from attribution.diffusion.tokens import check_prompt
 from attribution.errors import AttributionError, InputError
 from attribution.query.labels import phrases, telling
+from attribution.query.prompts import prompt_with
 from attribution.ui import words
 from attribution.ui.check import runs_shown
 from attribution.ui.handlers import PROGRESS, UNCHANGED, Asked, Handlers, Update, sentence, whole
 from attribution.ui.jobs import Job, generating
-from attribution.ui.prompts import prompt_with
 from attribution.ui.regions import EMPTY, seen_part, shown_copy
 from attribution.ui.studio import Picture, Waiting
 from attribution.ui.zero import on_zero_gpu

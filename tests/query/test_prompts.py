@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from attribution.ui.prompts import prompt_with, replaced, things
+from attribution.query.prompts import prompt_with, replaced, things
 
 CAPTIONS = [
     "a flat drawing of a red apple and a motorcycle on a blue background",
