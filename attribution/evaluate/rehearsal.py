@@ -1,8 +1,9 @@
 """Rehearsing searches: some pictures' candidates are measured on all noises, and schedules are tried on what is known.
 
 Pictures are generated from captions of the training set in which one thing is another: what is asked is seldom what was
-trained on, and the images that a caption's own picture is made of are easier to find. Every other one is asked about a box. The schedule that is
-chosen, and the order of the noise bank's columns, are kept in the index's folder, see `methods.rehearsed`.
+trained on, and the images that a caption's own picture is made of are easier to find. Every other one is asked about a
+box. The schedule that is chosen, and the order of the noise bank's columns, are kept in the index's folder, see
+`methods.rehearsed`.
 """
 
 import random
