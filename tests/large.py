@@ -53,6 +53,8 @@ from attribution.query.query import Query
 from attribution.unlearning.fisher import FisherSettings
 from attribution.unlearning.projection import GradientSettings
 
+PICTURES = 20  # that are asked about where lists are
+
 
 def pictures(folder: Path, count: int) -> Path:
     """An imagefolder."""
@@ -205,19 +207,21 @@ def searched(folder: Path) -> dict[str, Any]:
     told["most"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     index = Index.open(folder)
     told["made"] = asdict(index.manifest.made("listed/clip", ListRecord))
-    query, first = Query(index.captions[3], index.pictures.small(3)), dict[str, tuple[int, ...]]()
-    wanted = torch.from_numpy(clustered(1, index.array("features/clip").shape[-1], 10**6)[0, 0])
-    with patch("attribution.methods.features._network", lambda *_: lambda _: wanted[None]):
-        for how, exhaustive in (("lists", False), ("all", True)):
-            settings = AttributeSettings(method="clip", exhaustive=exhaustive)
-            for state in ("cold", "warm"):
-                _forget(index) if state == "cold" else None
+    query, shared = Query(index.captions[3], index.pictures.small(3)), []
+    wanted = torch.from_numpy(clustered(PICTURES, index.array("features/clip").shape[-1], 10**6)[:, :1])
+    for number, vector in enumerate(wanted):
+        first = []
+        with patch("attribution.methods.features._network", lambda *_: lambda _: vector):  # noqa: B023
+            for how, exhaustive in (("lists", False), ("all", True)):
+                if not number:
+                    _forget(index)
+                state = "warm" if number else "cold"
                 began = time.monotonic()
-                *_, answer = attribute(model, index, query, settings)
+                *_, answer = attribute(model, index, query, AttributeSettings(method="clip", exhaustive=exhaustive))
                 told[f"{how}, {state}"] = round(time.monotonic() - began, 3)
-            first[how] = answer.rows[:10]
-    told["shared"] = len(set(first["lists"]) & set(first["all"]))
-    return {**told, "after": memory()}
+                first.append(set(answer.rows[:10]))
+        shared.append(len(first[0] & first[1]) / 10)
+    return {**told, "shared": float(np.mean(shared)), "after": memory()}
 
 
 def _forget(index: Index) -> None:
