@@ -28,7 +28,7 @@ from attribution.index.stored import open_array, tensor_shapes
 from attribution.index.work import ExtendSettings, Part, Source, Step, Work, in_one
 
 BLOCK = 4096  # images at once
-GATHERED = 16_384  # images whose vectors are read at once in the order of lists
+FEW = 1024  # images that are read at once from anywhere in a file
 
 
 def list_record(source: Source, more: ExtendSettings) -> ListRecord:
@@ -44,11 +44,10 @@ def lists_work(name: str, source: Source, record: ListRecord) -> Work:
     drawn, asked = record.drawn(count)
 
     def block(_rows: range) -> Iterator[Part]:
-        trial, inside = Trial(asked, vectors[asked], count), np.empty(count, np.int64)
+        trial, inside = Trial(asked, read(vectors, asked), count), np.empty(count, np.int64)
         learning, each = len(drawn) * lists, lists + len(asked) * vectors.shape[1]  # products, of all and of an image
         whole = ROUNDS * learning + count * each
-        some = np.concatenate([points(vectors[drawn[at.start : at.stop]]) for at in batches(len(drawn), BLOCK)])
-        let_go(vectors)
+        some = np.concatenate([points(read(vectors, drawn[at.start : at.stop])) for at in batches(len(drawn), BLOCK)])
         rounds = learned(some, lists, record.seed)
         for number in range(1, ROUNDS + 1):
             centres = next(rounds)
@@ -72,12 +71,19 @@ def listed_work(name: str, source: Source, record: ListRecord) -> Work:
     vectors, file = open_array(source.files / f"features/{name}.npy"), source.files / f"lists/{name}.safetensors"
 
     def block(rows: range) -> NDArray[np.floating]:
-        order = read_rows(file, rows)
-        part = np.asarray(vectors[np.sort(order)])[np.argsort(np.argsort(order))]
-        let_go(vectors)
-        return part
+        return read(vectors, read_rows(file, rows))
 
-    return Work(len(vectors), GATHERED, in_one(block), made=_found(file, record), shape=vectors.shape)
+    return Work(len(vectors), BLOCK, in_one(block), made=_found(file, record), shape=vectors.shape)
+
+
+def read(vectors: NDArray[np.floating], rows: Rows) -> NDArray[np.floating]:
+    """Vectors of some images, a few at a time: the system maps many times what is read of a file here and there."""
+    order, found = np.argsort(rows, kind="stable"), np.empty((len(rows), *vectors.shape[1:]), vectors.dtype)
+    for at in batches(len(rows), FEW):
+        some = order[at.start : at.stop]
+        found[some] = vectors[rows[some]]
+        let_go(vectors)
+    return found
 
 
 def _packed(centres: NDArray[np.float32], inside: Rows, found: dict[str, Any]) -> bytes:

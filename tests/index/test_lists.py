@@ -164,7 +164,8 @@ def files_of(folder):
 
 
 def test_a_build_that_was_interrupted_ends_with_the_same_files(model32, tiny_settings, clip_folder, monkeypatch):
-    monkeypatch.setattr(listed, "GATHERED", 3)
+    monkeypatch.setattr(listed, "BLOCK", 3)
+    monkeypatch.setattr(listed, "FEW", 2)
     whole = copied(clip_folder, f"{clip_folder.name}-whole")
     made = [(each.step, each.done) for each in build(whole, model32, tiny_settings, LISTS)]
     assert made == [("lists/clip", 8), ("listed/clip", 3), ("listed/clip", 6), ("listed/clip", 8)]
