@@ -173,6 +173,7 @@ def kill_at_moments(kind: Kind, folder: Path, moments: int, chance: random.Rando
             continue
         step = step_of(out)
         told.killed[step] += 1
+        print(f"{kind.name}, moment {number + 1}: killed at {step}", flush=True)
         if not ended(kind.resume[number % len(kind.resume)](out)):
             told.differ.add(f"(not gone on with after {step}, run {attempt})")
             continue

@@ -88,13 +88,13 @@ def status(state: str, title: str, detail: str = "", share: float | None = None)
     """One line with a bar under it.
 
     Args:
-        state: idle, waiting, running, done, stopped or error.
+        state: idle, asked (whether to begin), waiting, running, done, stopped or error.
         title: in bold.
         detail: after it.
         share: of the work, 0 to 1; None leaves the bar empty.
     """
     percent = 0 if share is None else min(100.0, 100 * share)
-    role = {"error": "alert", "done": "status", "stopped": "status"}.get(state, "")
+    role = {"error": "alert", "asked": "alert", "done": "status", "stopped": "status"}.get(state, "")
     return render("words.html", "status", state, title, detail, percent, role)
 
 
