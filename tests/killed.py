@@ -167,9 +167,10 @@ def kill_at_moments(kind: Kind, folder: Path, moments: int, chance: random.Rando
             break
         out = fresh(kind, folder / "index")
         child = begun(kind, out)
-        time.sleep(took * chance.random())
+        time.sleep(moment := took * chance.random())
         os.kill(child, signal.SIGKILL)
         if not os.WIFSIGNALED(os.waitpid(child, 0)[1]):
+            took = moment  # the machine has less to do by now
             continue
         step = step_of(out)
         told.killed[step] += 1

@@ -47,7 +47,7 @@ KEPT_PICTURE = "Stopped; the picture before is kept."
 KEPT_BOXES = "Stopped; the boxes are as they were."
 BUDGET = "How far to search"
 SEARCHES: dict[Budget, str] = {"quick": "Quick", "normal": "Normal", "thorough": "Thorough", "all": "Every image"}
-AGAIN = "Press Attribute again to begin"
+BEGIN = "Begin"
 STORED = (
     "Uploads lie in temporary files on this server for at most two hours. Finished runs, with picture, prompt and"
     " ranking, are kept here so that their links work, the latest 200 of them; whoever has a link can open it. Your own"
@@ -197,12 +197,12 @@ def long(took: float, regions: int, quicker: Mapping[Budget, float]) -> str:
     Args:
         took: seconds.
         regions: that are asked about.
-        quicker: other budgets' seconds.
+        quicker: other budgets' seconds, of which the longest is named.
     """
     of = f" for {regions} regions" if regions > 1 else ""
-    others = " or ".join(f"{SEARCHES[name]} (about {seconds(each)})" for name, each in quicker.items())
-    less = f"; {others} takes less" if others else ""
-    return status("asked", f"This takes about {seconds(took)}{of}.", f"{AGAIN}{less}.")
+    name, least = max(quicker.items(), key=lambda each: each[1], default=(None, 0.0))
+    less = f" “{SEARCHES[name]}”, under “{BUDGET}”, takes about {seconds(least)}." if name else ""
+    return status("asked", f"This takes about {seconds(took)}{of}.", f"{BEGIN} starts it.{less}")
 
 
 def chips(names: Sequence[str]) -> str:
