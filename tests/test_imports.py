@@ -22,17 +22,18 @@ ROOMS = (
     ),
     *("unlearning.gradients", "unlearning.ekfac", "unlearning.fisher", "unlearning.rise", "unlearning.step"),
     *("unlearning.removal",),
-    *("unlearning.projection", "unlearning.score", "unlearning.race"),
+    *("unlearning.projection", "unlearning.score", "unlearning.race", "unlearning.schedules"),
     *("index.rows", "index.known", "index.folder", "index.captions", "index.table", "index.typed", "index.earlier"),
-    *("index.data", "index.checksums", "index.features", "index.places", "index.manifest"),
+    *("index.data", "index.checksums", "index.features", "index.places", "index.lists", "index.manifest"),
     *("index.stored", "index.packed", "index.texts", "index.pictures", "index.work", "index.imported"),
-    *("index.changes", "index.merged", "index.steps", "index.found", "index.blocks", "index.build"),
+    *("index.listed", "index.changes", "index.merged", "index.steps", "index.found", "index.blocks", "index.build"),
     *("index.renewal", "index.update", "index.plan", "index.plan_update", "index.verify", "index.index"),
+    *("index.nearest",),
     *("index.crew", "index.worker", "index.cluster"),
     *("query.query", "query.regions", "query.evidence", "query.encoded"),
     *("query.labels", "query.grounding", "query.detect"),
     *("methods.searched", "methods.answer", "methods.trak", "methods.influence", "methods.candidates"),
-    *("methods.accepted", "methods.unlearning"),
+    *("methods.rehearsed", "methods.accepted", "methods.unlearning"),
     *("methods.features", "methods.pixel", "methods.chance", "methods", "methods.presets", "methods.budgets"),
     *("answers.forget", "answers.remove", "answers.compare", "answers.networks", "answers.ranking", "answers.plot"),
     *("answers.calibration", "answers.verdict", "answers.html", "answers.provenance", "answers.run", "answers.report"),
@@ -49,7 +50,7 @@ ROOMS = (
     *("evaluate.foreseen", "evaluate.left", "evaluate.proof", "evaluate.twice", "evaluate.steadiness"),
     *("evaluate.customised", "evaluate.candidates", "evaluate.retrieval", "evaluate.recalled", "evaluate.published"),
     *("evaluate.plots", "evaluate.machine", "evaluate.costs", "evaluate.recipe", "evaluate.stretched"),
-    *("evaluate.growth", "evaluate.figures", "evaluate.findings", "evaluate.bench"),
+    *("evaluate.growth", "evaluate.figures", "evaluate.findings", "evaluate.bench", "evaluate.rehearsal"),
     *("ui.style", "ui.zero", "ui.jobs", "ui.regions", "ui.pace", "ui.studio", "ui.prompts", "ui.script"),
     *("ui.templates", "ui.words", "ui.again", "ui.answers", "ui.proof", "ui.layout", "ui.check"),
     *("ui.handlers", "ui.first", "ui.pictures", "ui.marks", "ui.answering", "ui.asking", "ui.checking", "ui.kept"),
@@ -66,7 +67,7 @@ ROOMS = (
         "cli.generate",
     ),
     *("cli.attribute", "cli.detect", "cli.replay", "cli.floor", "cli.retraining", "cli.judging", "cli.evaluate"),
-    *("cli.bench", "cli", "__main__", "app"),
+    *("cli.bench", "cli.rehearse", "cli", "__main__", "app"),
 )
 PATHS = [*(ROOT / "attribution").rglob("*.py"), ROOT / "app.py"]
 FILES = {str(p.relative_to(ROOT)).removeprefix("attribution/")[:-3].replace("/", "."): p for p in PATHS}
@@ -78,6 +79,7 @@ ONLY_IN = {
     "groundingdino": ("query.grounding",),
     "gradio": ("app", "ui."),
     "ray": ("index.crew",),
+    "faiss": ("index.lists",),
     "matplotlib": ("evaluate.plots",),
 }
 

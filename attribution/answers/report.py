@@ -260,6 +260,7 @@ def _settings(told: dict[str, Any]) -> AttributeSettings:
     race = told["race"]
     if "pool" not in race:  # an earlier version let all images take part, and named a race where there was none
         race = {"pool": 0, **race} if "race" in METHODS[told["method"]].uses and not told["exhaustive"] else {}
+    race = {**race, "columns": tuple(race.get("columns", ()))}
     nested = {"unlearn": _filled(UnlearnSettings, told["unlearn"]), "race": _filled(RaceSettings, race)}
     return _filled(AttributeSettings, {**told, **nested})
 

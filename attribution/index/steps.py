@@ -27,6 +27,7 @@ from attribution.errors import InputError
 from attribution.index.checksums import sha256_of, sha256_of_file
 from attribution.index.features import FEATURES, open_feature
 from attribution.index.imported import fisher_of_file, fisher_record, latents_of_file, latents_record
+from attribution.index.listed import LISTED
 from attribution.index.manifest import FeatureRecord, FisherRecord, GradientRecord, ImportRecord
 from attribution.index.pictures import THUMBNAIL_SIDE, packed_thumbnail
 from attribution.index.places import located, portable
@@ -291,5 +292,6 @@ STEPS: dict[str, Step] = {
         f"gradients/{name}": Step(partial(_gradient_record, name), partial(_gradient, name))
         for name in GRADIENT_OUTPUTS
     },
+    **LISTED,
 }
 REQUIRED = ("captions", "thumbnails", "latents", "base_losses", "fisher")  # of every index
