@@ -167,12 +167,14 @@ def kill_at_moments(kind: Kind, folder: Path, moments: int, chance: random.Rando
             break
         out = fresh(kind, folder / "index")
         child = begun(kind, out)
-        time.sleep(took * chance.random())
+        time.sleep(moment := took * chance.random())
         os.kill(child, signal.SIGKILL)
         if not os.WIFSIGNALED(os.waitpid(child, 0)[1]):
+            took = moment  # the machine has less to do by now
             continue
         step = step_of(out)
         told.killed[step] += 1
+        print(f"{kind.name}, moment {number + 1}: killed at {step}", flush=True)
         if not ended(kind.resume[number % len(kind.resume)](out)):
             told.differ.add(f"(not gone on with after {step}, run {attempt})")
             continue

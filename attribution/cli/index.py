@@ -116,7 +116,7 @@ def index(
             return
         with hired(model, machines) as cluster, stages() as show:
             make = cluster.made if cluster else made_here
-            for progress in renew(*given, estimates, show) if update else build(*given, show, make):
+            for progress in renew(*given, estimates, show, make) if update else build(*given, show, make):
                 show(progress)
     for name, step in Manifest.read(out).steps.items():
         if name.startswith("listed/") and isinstance(step.made, ListRecord):
@@ -129,6 +129,5 @@ def _check_flags(dry_run: bool, update: bool, estimates: Estimates | None, machi
     """Refuse flags that do not go together."""
     if estimates is not None and not update:
         raise InputError(f"--estimates {estimates} is of no use without --update; leave it out, or name both")
-    for flag, given in (("--dry_run", dry_run), ("--update", update)):
-        if given and machines != ClusterSettings():
-            raise InputError(f"{flag} is for this process alone; leave --cluster and --workers out")
+    if dry_run and machines != ClusterSettings():
+        raise InputError("--dry_run is for this process alone; leave --cluster and --workers out")

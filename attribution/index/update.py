@@ -17,6 +17,7 @@ import numpy as np
 from attribution.diffusion.pipeline import Model
 from attribution.errors import IndexMismatch
 from attribution.files import writing
+from attribution.index.blocks import Maker, made_here
 from attribution.index.build import LOOKED_AT, Builder, BuildProgress, Watch, make_all, make_step, source_of, tidy
 from attribution.index.checksums import checksums_of, damage_of, written
 from attribution.index.found import manifest_to_begin, sweep
@@ -38,6 +39,7 @@ def update(
     more: ExtendSettings | None = None,
     estimates: Estimates | None = None,
     tell: Watch = lambda _: None,
+    make: Maker = made_here,
 ) -> Iterator[BuildProgress]:
     """Make an index one of its training set as that is now, then whatever `build` makes; interrupted, it goes on.
 
@@ -49,6 +51,7 @@ def update(
         estimates: whether what was estimated from all images is kept or made anew; None keeps it while at most SHARE of
             these images changed.
         tell: see `build`.
+        make: likewise.
 
     Raises:
         IndexMismatch: there is no index, or one of another model, other settings, or none of the images; or it is
@@ -61,21 +64,21 @@ def update(
     source = source_of(out, model, settings, tell=lambda *done: tell(BuildProgress(LOOKED_AT, *done)))
     with writing(out):
         renewal = renewal_of(source, more, estimates)
-        builder = (yield from _renew(renewal, tell)) if renewal else unchanged(source)
-        yield from make_all(builder, more, tell)
+        builder = (yield from _renew(renewal, tell, make)) if renewal else unchanged(source)
+        yield from make_all(builder, more, tell, make)
 
 
-def _renew(renewal: Renewal, tell: Watch) -> Generator[BuildProgress, None, Builder]:
+def _renew(renewal: Renewal, tell: Watch, make: Maker) -> Generator[BuildProgress, None, Builder]:
     """Put together what an index will be, and let it be that."""
     source, out = renewal.source, renewal.source.out
     for sentence in renewal.told():
         LOG.warning("%s: %s", out, sentence)
     sweep(out, renewal.held, but=source.folder)
     builder = Builder(source, _begun(source.files, renewal.begun), source.files)
-    yield from _make_added(renewal, tell)
+    yield from _make_added(renewal, tell, make)
     for name in STEPS:
         if not builder.manifest.finished(name):
-            yield from _renew_step(builder, renewal, name, tell)
+            yield from _renew_step(builder, renewal, name, tell, make)
     finished = replace(builder.manifest, folder=source.folder)
     finished.write(out)  # from here on the index is the new one
     sweep(out, finished)
@@ -91,7 +94,7 @@ def _begun(home: Path, wanted: Manifest) -> Manifest:
     return wanted
 
 
-def _make_added(renewal: Renewal, tell: Watch) -> Iterator[BuildProgress]:
+def _make_added(renewal: Renewal, tell: Watch, make: Maker) -> Iterator[BuildProgress]:
     """Make of the new images alone what the index has of each image."""
     if not renewal.changes.new:
         return
@@ -106,13 +109,13 @@ def _make_added(renewal: Renewal, tell: Watch) -> Iterator[BuildProgress]:
         if isinstance(record, FeatureRecord | GradientRecord):
             made = STEPS[name].work(source, record).made
             refuse_differing(f"{out} holds {name} with", record, made, "put the networks back that it was made with")
-        yield from make_step(builder, name, None if name == LATENTS else record, tell)
+        yield from make_step(builder, name, None if name == LATENTS else record, tell, make)
 
 
-def _renew_step(builder: Builder, renewal: Renewal, name: str, tell: Watch) -> Iterator[BuildProgress]:
+def _renew_step(builder: Builder, renewal: Renewal, name: str, tell: Watch, make: Maker) -> Iterator[BuildProgress]:
     """Keep a step of the index, or make it anew; one that it has not is left for later."""
     if name in renewal.anew:
-        yield from make_step(builder, name, renewal.anew[name], tell)
+        yield from make_step(builder, name, renewal.anew[name], tell, make)
         tidy(builder, name)
     elif name in renewal.merged:
         yield from _merge(builder, renewal, name)

@@ -5,9 +5,9 @@ from typing import Literal, get_args
 
 from attribution.index.index import Index
 from attribution.methods import METHODS
-from attribution.methods.accepted import POOL_EACH
+from attribution.methods.accepted import with_search
 from attribution.methods.answer import AttributeSettings
-from attribution.methods.candidates import SOURCE, has_source, pool_of
+from attribution.methods.candidates import SOURCE, pool_of
 from attribution.methods.trak import trak_predictions
 from attribution.methods.unlearning import predicted
 from attribution.unlearning.race import Pace, RaceSettings
@@ -15,7 +15,7 @@ from attribution.unlearning.race import Pace, RaceSettings
 Budget = Literal["quick", "normal", "thorough", "all"]
 BUDGETS: tuple[Budget, ...] = get_args(Budget)
 NORMAL: Budget = "normal"
-POOLS: dict[Budget, int] = {"quick": 128, "thorough": 2048}  # candidates, at least
+SHARES: dict[Budget, float] = {"quick": 0.25, "thorough": 4}  # of the candidates that a search has otherwise
 # Where the index has nothing to choose candidates with, everyone takes part, and more or fewer go on.
 EVERYONE: dict[Budget, Pace] = {"quick": Pace(0.04, 5.0, 32), "thorough": Pace(0.35, 2.0, 128)}
 
@@ -32,8 +32,8 @@ def within(settings: AttributeSettings, index: Index, budget: Budget) -> Attribu
         return settings
     if budget == "all":
         return replace(settings, exhaustive=True)
-    if has_source(index):
-        pool = min(len(index), max(POOLS[budget], POOL_EACH * settings.k))
+    if normal := with_search(settings, index).race.pool:
+        pool = min(len(index), max(settings.k, round(SHARES[budget] * normal)))
         return replace(settings, race=RaceSettings(pool=pool))
     return replace(settings, race=RaceSettings(**EVERYONE[budget]._asdict()))
 

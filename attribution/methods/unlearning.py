@@ -233,7 +233,7 @@ def likely_first(prompt: str, captions: Sequence[str]) -> list[int]:
 def predicted(index: Index, settings: AttributeSettings) -> int:
     """Predictions that an answer by unlearning takes."""
     columns: int = index.base_losses.shape[-1]
-    typical = len(typical_rows(len(index))) * len(index.views) * columns
+    typical = min(TYPICAL, len(index)) * len(index.views) * columns
     chosen = trak_predictions(index, SOURCE, False) if pool_of(settings) else 0
     raced = evaluations(_rounds(index, settings))
     return chosen + settings.unlearn.predictions + _measured(settings) * (typical + raced)

@@ -72,9 +72,8 @@ class Questions:
         added = took - regions * pace.seconds(studio.index, [own])
         cost = {name: added + regions * pace.seconds(studio.index, [each]) for name, each in others.items()}
         quicker = {name: each for name, each in cost.items() if name != budget and each < took}
-        begin = gr.Button(f"Begin: about {words.seconds(took)}")
         told = words.long(took, regions, quicker)
-        raise NotYet({self.on.status: told, self.on.attribute: begin, self.on.agreed: took})
+        raise NotYet({self.on.status: told, self.on.attribute: gr.Button(words.BEGIN), self.on.agreed: took})
 
     def plain(self) -> Update:
         """Nothing is agreed to."""

@@ -226,18 +226,19 @@ def lay_acting(studio: Studio) -> dict[str, Any]:
             info=words.compared(main, usable, studio.embedded),
             elem_id="compared",
         )
-        budget = lay_budgets(studio, top)
-        with gr.Accordion("Settings", open=False, elem_id="settings"):
-            with gr.Row():
-                top_k = gr.Number(top, label="Training images shown (K)", elem_id="top-k", min_width=120)
-                folded = gr.Checkbox(
-                    True, label="Fold near-duplicates", info=words.FOLDED, elem_id="folded", min_width=120
-                )
-            if studio.embedded:
-                told = words.missing(dict.fromkeys(missing, words.NOT_HERE))
-            else:  # what a developer would add is told to those who serve their own
-                told = words.lacking(missing, studio.index.artifacts)
-            gr.HTML(told, elem_id="missing")
+        with gr.Column(elem_id="far"):
+            budget = lay_budgets(studio, top)
+            with gr.Accordion("Settings", open=False, elem_id="settings"):
+                with gr.Row():
+                    top_k = gr.Number(top, label="Training images shown (K)", elem_id="top-k", min_width=120)
+                    folded = gr.Checkbox(
+                        True, label="Fold near-duplicates", info=words.FOLDED, elem_id="folded", min_width=120
+                    )
+                if studio.embedded:
+                    told = words.missing(dict.fromkeys(missing, words.NOT_HERE))
+                else:  # what a developer would add is told to those who serve their own
+                    told = words.lacking(missing, studio.index.artifacts)
+                gr.HTML(told, elem_id="missing")
     return {
         "attribute": attribute,
         "stop": stop,

@@ -80,8 +80,9 @@ def choices(model: Model, index: Index, top_k: int) -> dict[Budget, AttributeSet
     main = AttributeSettings(best_method(index), top_k)
     asked = {name: check_settings(model, index, within(main, index, name)) for name in BUDGETS}
     cost = {name: sum(calls(index, each)) for name, each in asked.items()}
-    kept = [name for name in BUDGETS if cost[name] < cost["all"] and (name == NORMAL or cost[name] != cost[NORMAL])]
-    return {name: asked[name] for name in (*kept, "all")}
+    normal = cost[NORMAL]
+    differ = {"quick": cost["quick"] < normal, NORMAL: True, "thorough": cost["thorough"] > normal}
+    return {name: asked[name] for name in BUDGETS if name == "all" or (differ[name] and cost[name] < cost["all"])}
 
 
 def budgets(pace: Pace | None, model: Model, index: Index, top_k: int) -> dict[Budget, float | None]:

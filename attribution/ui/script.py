@@ -51,7 +51,7 @@ TO_ANSWERS = f"""async () => {{
     clearInterval(settle);
     if (answers) answers.style.minHeight = "";
   }}, 1500);
-  for (let i = 0; i < 100 && !document.querySelector(".asked, .status[data-state=error]"); i++)
+  for (let i = 0; i < 100 && !document.querySelector(".asked, .status:is([data-state=error], [data-state=asked])"); i++)
     await new Promise((resolve) => setTimeout(resolve, 50));
   document.querySelector("#acts").scrollIntoView({{block: "start", {SMOOTH}}});
 }}"""

@@ -265,7 +265,7 @@ footer .divider:last-child { display: none; }
   .answer, .answer.many { grid-template: "main" auto "others" auto "agreed" auto / minmax(0, 1fr); }
   .opened { grid-template-columns: 6rem minmax(0, 1fr) minmax(0, 18rem); }
   :is(#forgetting, #removing-by) > :first-child { flex-basis: 100% !important; }
-  #settings :is(.row, .form), #how > .form { flex-direction: column; align-items: stretch; }
+  #settings :is(.row, .form) { flex-direction: column; align-items: stretch; }
 }
 @media (max-width: 760px) {
   #studio { grid-template: "asking" auto "looking" auto "marking" auto / minmax(0, 1fr); }

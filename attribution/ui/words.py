@@ -47,7 +47,7 @@ KEPT_PICTURE = "Stopped; the picture before is kept."
 KEPT_BOXES = "Stopped; the boxes are as they were."
 BUDGET = "How far to search"
 SEARCHES: dict[Budget, str] = {"quick": "Quick", "normal": "Normal", "thorough": "Thorough", "all": "Every image"}
-AGAIN = "Press Attribute again to begin"
+BEGIN = "Begin"
 STORED = (
     "Uploads lie in temporary files on this server for at most two hours. Finished runs, with picture, prompt and"
     " ranking, are kept here so that their links work, the latest 200 of them; whoever has a link can open it. Your own"
@@ -88,13 +88,13 @@ def status(state: str, title: str, detail: str = "", share: float | None = None)
     """One line with a bar under it.
 
     Args:
-        state: idle, waiting, running, done, stopped or error.
+        state: idle, asked (whether to begin), waiting, running, done, stopped or error.
         title: in bold.
         detail: after it.
         share: of the work, 0 to 1; None leaves the bar empty.
     """
     percent = 0 if share is None else min(100.0, 100 * share)
-    role = {"error": "alert", "done": "status", "stopped": "status"}.get(state, "")
+    role = {"error": "alert", "asked": "alert", "done": "status", "stopped": "status"}.get(state, "")
     return render("words.html", "status", state, title, detail, percent, role)
 
 
@@ -197,12 +197,12 @@ def long(took: float, regions: int, quicker: Mapping[Budget, float]) -> str:
     Args:
         took: seconds.
         regions: that are asked about.
-        quicker: other budgets' seconds.
+        quicker: other budgets' seconds, of which the longest is named.
     """
     of = f" for {regions} regions" if regions > 1 else ""
-    others = " or ".join(f"{SEARCHES[name]} (about {seconds(each)})" for name, each in quicker.items())
-    less = f"; {others} takes less" if others else ""
-    return status("asked", f"This takes about {seconds(took)}{of}.", f"{AGAIN}{less}.")
+    name, least = max(quicker.items(), key=lambda each: each[1], default=(None, 0.0))
+    less = f" “{SEARCHES[name]}”, under “{BUDGET}”, takes about {seconds(least)}." if name else ""
+    return status("asked", f"This takes about {seconds(took)}{of}.", f"{BEGIN} starts it.{less}")
 
 
 def chips(names: Sequence[str]) -> str:

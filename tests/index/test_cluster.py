@@ -1,5 +1,6 @@
 """The same loop on Ray: the same bytes and scores by two workers, whoever of them and of those who ask is lost."""
 
+import json
 import shutil
 import signal
 import socket
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from conftest import make_tiny_tokenizer, save_tiny_pipeline
+from conftest import make_tiny_tokenizer, random_picture, save_tiny_pipeline
 from networks import tiny_clip, tiny_vit
 
 from attribution.cli import main
@@ -22,7 +23,9 @@ from attribution.index.blocks import made_here
 from attribution.index.build import build
 from attribution.index.cluster import AUTO, ClusterSettings, hired
 from attribution.index.crew import TRIES, Crew
+from attribution.index.data import DataSettings
 from attribution.index.manifest import Manifest
+from attribution.index.update import update
 from attribution.index.work import ExtendSettings
 from attribution.methods import attribute
 from attribution.methods.answer import AttributeSettings
@@ -143,6 +146,32 @@ def test_two_workers_make_every_step_with_the_same_bytes(cluster, model32, tiny_
     run(build(base / "two-workers", model32, tiny_settings, asked, make=cluster.made))
     assert files_of(base / "two-workers") == files_of(here)
     assert len(Manifest.read(here).steps) == 13
+
+
+@pytest.mark.parametrize("estimates", ["kept", "anew"])
+def test_two_workers_update_an_index_with_the_same_bytes(
+    cluster, model32, tiny_settings, index_folder, pictures, tmp_path, estimates
+):
+    """Of eight pictures one is gone, and one came: what is made of it, and estimates anew, are the workers' work."""
+    now = tmp_path / "now"
+    now.mkdir()
+    held = (pictures / "metadata.jsonl").read_text().splitlines()
+    lines = [json.dumps({"file_name": "p8.png", "text": "a key"}), *held[1:]]
+    for number in range(1, 8):
+        shutil.copyfile(pictures / f"p{number}.png", now / f"p{number}.png")
+    random_picture(8).save(now / "p8.png")
+    (now / "metadata.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    added = ExtendSettings(ekfac=True, gradients=("loss",), projection=GradientSettings(dimension=32))
+    full = shutil.copytree(index_folder, index_folder.parent / f"full-then-{estimates}")
+    run(build(full, model32, tiny_settings, added))
+    changed = replace(tiny_settings, data=DataSettings(train_data_dir=now))
+    made = {}
+    for name, make in (("here", made_here), ("there", cluster.made)):
+        out = shutil.copytree(full, index_folder.parent / f"{name}-{estimates}")
+        run(update(out, model32, changed, None, estimates, make=make))
+        made[name] = files_of(out)
+    assert made["here"] == made["there"]
+    assert Manifest.read(out).folder
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,14 @@
 """A build that is killed, a full disk, a second writer, a byte that changed: told in a line, and gone on with."""
 
 import json
+import os
+import random
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import build_all, save_tiny_pipeline
 from filelock import FileLock
+from killed import Kind, forked, kill_at_moments
 from networks import tiny_vit
 from safetensors.torch import save_file
 
@@ -44,58 +48,27 @@ def run(steps):
 # Killed
 
 
-KILLED = """
-import os, random, signal, sys, time
-import torch
-torch.set_num_threads(1)
-from pathlib import Path
-from attribution.diffusion.noise import NoiseSettings
-from attribution.diffusion.pipeline import Model
-from attribution.index.build import build
-from attribution.index.data import DataSettings
-from attribution.index.work import BuildSettings, ExtendSettings
-from attribution.unlearning.fisher import FisherSettings
-from attribution.unlearning.projection import GradientSettings
-
-folder, pictures, out, kills = *map(Path, sys.argv[1:4]), int(sys.argv[4])
-model = Model.load(folder, torch.device("cpu"))
-model.sha256
-settings = BuildSettings(
-    DataSettings(train_data_dir=pictures), NoiseSettings(3, 1, 5), FisherSettings(samples=51, timesteps=7, seed=6), 3
-)
-more = ExtendSettings(ekfac=True, gradients=("loss",), projection=GradientSettings(dimension=64))
-
-def begin(where):
-    child = os.fork()
-    if child == 0:
-        for _ in build(where, model, settings, more):
-            pass
-        os._exit(0)
-    return child
-
-began = time.monotonic()
-assert os.waitpid(begin(out / "whole"), 0)[1] == 0
-took, moments, killed = time.monotonic() - began, random.Random(3), 0
-for _ in range(kills):
-    child = begin(out / "index")
-    time.sleep(took * moments.uniform(0.05, 0.5))
-    os.kill(child, signal.SIGKILL)
-    killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-assert killed, "the build ended before its end came"
-assert os.waitpid(begin(out / "index"), 0)[1] == 0
-"""
-
-
 @pytest.mark.exact_bits
-def test_a_build_that_is_killed_at_random_moments_has_the_same_bytes(tiny_folder, pictures, tmp_path):
-    """By SIGKILL; the children of one process, which imports all and loads the model once."""
-    asked = [sys.executable, "-c", KILLED, str(tiny_folder), str(pictures), str(tmp_path), "5"]
+def test_builds_and_additions_that_are_killed_at_random_moments_have_the_same_bytes():
+    """By SIGKILL; the children of one process, which imports all and loads the model once. See `tests/killed.py`."""
+    what = ("build", "fisher_all", "ekfac", "features", "gradients")
+    asked = [sys.executable, "tests/killed.py", "--moments", "2", "--what", *what]
     done = subprocess.run(asked, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert done.returncode == 0, done.stderr
-    whole, index = files_of(tmp_path / "whole"), files_of(tmp_path / "index")
-    assert whole.keys() == index.keys()
-    assert whole == index
-    assert main(["index", "verify", str(tmp_path / "index")]) == 0
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = [line for line in done.stdout.splitlines() if "killed at 2 of 2 moments" in line]
+    assert [line.partition(":")[0] for line in told] == list(what)
+    assert all(line.endswith("all the same bytes") for line in told)
+
+
+def test_a_difference_after_a_kill_is_told(tmp_path):
+    def unsteady(out):
+        out.mkdir(exist_ok=True)
+        (out / "part").write_bytes(os.urandom(8))
+        yield time.sleep(0.2)
+
+    begin = forked(unsteady)
+    told = kill_at_moments(Kind("unsteady", begin, (begin,)), tmp_path / "runs", 2, random.Random(0))
+    assert (told.differ, told.killed.total()) == ({"part"}, 2)
 
 
 # One writer, many readers

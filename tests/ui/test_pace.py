@@ -65,7 +65,7 @@ def test_what_takes_long_is_begun_when_that_was_told(handlers, studio):  # noqa:
     steps = attribution(handlers, Picture(random_picture(1)))
     told = next(steps)
     took = seconds_of(told[on.status])
-    assert told[on.attribute].value == f"Begin: about {took}"
+    assert told[on.attribute].value == words.BEGIN
     assert told[on.agreed] > LONG
     with pytest.raises(gr.Error) as nothing:
         next(steps)
@@ -95,4 +95,5 @@ def test_seconds_are_told_in_the_unit_that_fits():
 def test_what_is_quicker_is_named():
     told = words.long(7200, 2, {"quick": 600, "normal": 1200})
     assert "This takes about 2.0 h for 2 regions." in told
-    assert "Press Attribute again to begin; Quick (about 10 min) or Normal (about 20 min) takes less." in told
+    assert "Begin starts it. “Normal”, under “How far to search”, takes about 20 min." in told
+    assert "under" not in words.long(200, 1, {})
