@@ -136,6 +136,8 @@ def _give(found: Attribution, model: Model, index: Index, out: Path | None, repo
     for result in found.results:
         mirrored = " (mirrored)" if result.flip else ""
         print(f"{result.rank:3} {result.score:+.5f} {result.id}{mirrored}  {result.caption}")
+    if found.search is not None and found.search.how == "approximate":
+        print(found.search.sentence, file=sys.stderr)
 
 
 def _list_methods(index: Path | None) -> None:

@@ -315,6 +315,17 @@ def test_a_build_prints_what_a_search_is_worth(capsys, tiny_folder, pictures, tm
     assert "lists = 4, now it is 5" in capsys.readouterr().err
 
 
+def test_the_command_line_says_that_a_search_was_approximate(capsys, many, tmp_path):
+    random_picture(99).save(tmp_path / "picture.png")
+    asked = ("--index", str(many), "--method", "clip", "--prompt", "a bus", "--image", str(tmp_path / "picture.png"))
+    assert main(["attribute", *asked, "--out", str(tmp_path / "a.json")]) == 0
+    sentence = json.loads((tmp_path / "a.json").read_text())["search"]["sentence"]
+    assert sentence.startswith("An approximate search: ")
+    assert sentence in capsys.readouterr().err
+    assert main(["attribute", *asked, "--exhaustive"]) == 0
+    assert "approximate" not in capsys.readouterr().err
+
+
 def test_simulated_vectors_are_as_near_as_is_said():
     vectors = unit(clustered(400, 512, 1, topics=4))
     assert (vectors[:, 0] * vectors[:, 1]).sum(1).mean() == pytest.approx(0.95, abs=0.03)
