@@ -32,6 +32,7 @@ from attribution.diffusion.noise import NoiseSettings
 from attribution.diffusion.pipeline import Model
 from attribution.index.build import build
 from attribution.index.data import DataSettings
+from attribution.index.found import UPDATED
 from attribution.index.manifest import MANIFEST, Manifest
 from attribution.index.update import update
 from attribution.index.work import BuildSettings, ExtendSettings
@@ -123,12 +124,9 @@ def step_of(out: Path) -> str:
     """The step that an index was at."""
     if not (out / MANIFEST).exists():
         return "before the first step"
-    held = [(name, step) for folder in (out, *sorted(out.glob("rows-*"))) for name, step in _steps(folder)]
+    updated = sorted(path.parent for path in out.glob(f"{UPDATED}*/**/{MANIFEST}"))
+    held = [(name, step) for folder in (out, *updated) for name, step in Manifest.read(folder).steps.items()]
     return next((name for name, step in reversed(held) if not step.finished), "between two steps")
-
-
-def _steps(folder: Path) -> Iterable[tuple[str, object]]:
-    return Manifest.read(folder).steps.items() if (folder / MANIFEST).exists() else ()
 
 
 def fresh(kind: Kind, out: Path) -> Path:
@@ -174,7 +172,7 @@ def kill_at_moments(kind: Kind, folder: Path, moments: int, chance: random.Rando
             continue
         step = step_of(out)
         told.killed[step] += 1
-        print(f"{kind.name}, moment {number + 1}: killed at {step}", flush=True)
+        print(f"{kind.name}, moment {number + 1}: killed, {step}", flush=True)
         if not ended(kind.resume[number % len(kind.resume)](out)):
             told.differ.add(f"(not gone on with after {step}, run {attempt})")
             continue
