@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from attribution.batches import batches
 from attribution.diffusion.pipeline import Model
 from attribution.files import let_go
-from attribution.index.features import FEATURES, Encode, open_feature
+from attribution.index.features import FEATURES, Encode, Encoder, open_feature
 from attribution.index.index import Index
 from attribution.methods.answer import Answer, AttributeSettings, Clock, check_stop, ranked
 from attribution.query.encoded import Encoded
@@ -42,7 +42,7 @@ def feature_scores(query: Tensor, training: NDArray[np.floating], mapper: Encode
     return Scores.exact(cosines)
 
 
-def _network(index: Index, name: str) -> Encode:
+def network_of(index: Index, name: str) -> Encoder:
     """A feature's network, the one that the index's vectors are of.
 
     Raises:
@@ -53,13 +53,20 @@ def _network(index: Index, name: str) -> Encode:
     return network
 
 
+def seen_as(index: Index, asked: Encoded, name: str) -> Tensor:
+    """A feature of a query, (D,) float32: of the picture, or the boxes' crop, or the prompt, or of several of these."""
+    entry, network = FEATURES[name], network_of(index, name)
+    if entry.joins and network.ask is not None:
+        return network.ask([torch.cat([seen_as(index, asked, base) for base in entry.joins]).numpy()])[0]
+    return network([asked.query.prompt if entry.of == "captions" else asked.crop])[0]
+
+
 def feature(name: str, model: Model, index: Index, asked: Encoded, settings: AttributeSettings, stop: Event) -> Answer:
     """Cosine similarity of a feature: of the picture, or the boxes' crop, or the prompt, with each training image."""
     clock, entry = Clock(), FEATURES[name]
     base = entry.base or name
     vectors = index.array(f"features/{base}")
-    mapper = _network(index, name) if entry.base else None
+    mapper = network_of(index, name) if entry.base else None
     check_stop(stop)
-    seen = asked.query.prompt if entry.of == "captions" else asked.crop
-    wanted = _network(index, base)([seen])[0]
-    yield ranked(model, index, asked.query, settings, feature_scores(wanted, vectors, mapper), 0, clock)
+    scores = feature_scores(seen_as(index, asked, base), vectors, mapper)
+    yield ranked(model, index, asked.query, settings, scores, 0, clock)
