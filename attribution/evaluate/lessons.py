@@ -56,7 +56,7 @@ class LessonSettings:
     quick: int = 300
     seed: int = 1507
     pool: int = 256
-    held_pool: int = 1024
+    held_pool: int = 512
     relevant: int = 50
 
 

@@ -109,9 +109,11 @@ def trial_source(builder: Builder, folder: Path) -> Source:
     for name in SUMMED:
         if builder.manifest.finished(name):
             shutil.copyfile(held / f"{name}.safetensors", folder / f"{name}.safetensors")
-    if builder.manifest.finished(LATENTS):
-        (folder / f"{LATENTS}.npy").symlink_to((held / f"{LATENTS}.npy").resolve())
-    else:
+    (folder / "features").mkdir()
+    for name in (LATENTS, *(name for name in builder.manifest.steps if name.startswith("features/"))):
+        if builder.manifest.finished(name) and (held / f"{name}.npy").is_file():
+            (folder / f"{name}.npy").symlink_to((held / f"{name}.npy").resolve())
+    if not builder.manifest.finished(LATENTS):
         shape = (len(source.training), source.views, *source.model.latent_shape)
         np.lib.format.open_memmap(folder / f"{LATENTS}.npy", mode="w+", dtype=np.float16, shape=shape)
     return source
@@ -125,6 +127,8 @@ def measure(trial: Source, name: str, record: Record | None) -> Cost:
         began = time.monotonic()
         kept, passing = _bytes(trial.files / name, work, rows, block)
         seconds = each * work.count + time.monotonic() - began
+        if work.shape and name.startswith("features/"):  # others may join it: a file that is all holes
+            np.lib.format.open_memmap(trial.files / f"{name}.npy", mode="w+", dtype=work.dtype, shape=work.shape)
     return Cost(name, work.count, seconds, kept, passing, *peak)
 
 

@@ -192,7 +192,10 @@ def _ekfac(source: Source, record: FisherRecord) -> Work:
 def _feature_record(name: str, source: Source, more: ExtendSettings) -> FeatureRecord:
     weights = more.feature_weights.get(name) or FEATURES[name].weights
     if weights is None:
-        raise InputError(f"the feature {name!r} needs a mapper's file; name it with --feature_weights {name} FILE")
+        made = ", which `python -m attribution distill` writes" if FEATURES[name].joins else ""
+        raise InputError(
+            f"the feature {name!r} needs a mapper's file{made}; name it with --feature_weights {name} FILE"
+        )
     return FeatureRecord(portable(weights, source.out))
 
 

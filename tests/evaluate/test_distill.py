@@ -162,11 +162,11 @@ def test_the_same_seed_trains_the_same_networks():
 
 def test_nothing_is_learned_from_pictures_left_out():
     images, _, lessons = world()
-    *_, chosen = choose(images, lessons, [], 8, replace(QUICK, steps=30))
+    *_, chosen = choose(images, lessons, [], [], 8, replace(QUICK, steps=30))
     assert isinstance(chosen, Chosen)
     assert chosen.steps in (10, 20, 30)
     shuffled = [replace(each, rows=np.random.default_rng(7).permutation(60)[:8]) for each in lessons]
-    *_, blind = choose(images, shuffled, [], 8, replace(QUICK, steps=30))
+    *_, blind = choose(images, shuffled, [], [], 8, replace(QUICK, steps=30))
     assert blind.value < chosen.value
 
 
