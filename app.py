@@ -46,6 +46,7 @@ def serve(
 
     model, served = opened(index)
     studio = Studio(model, served, RunFolder(runs or own_folder()), detector)
+    studio.measure()
     page = build_page(studio)
     page.launch(
         server_name=host,

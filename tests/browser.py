@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from few import PROMPT
 from filelock import FileLock
 from playwright.sync_api import Browser, BrowserContext, Error, Page, Playwright, expect
 
@@ -23,7 +24,6 @@ from attribution.diffusion.pipeline import Model
 from attribution.query.query import Box
 from attribution.scenes.truth import locate
 from attribution.scenes.world import EMBEDDED
-from attribution.ui import words
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 180  # seconds for the server to answer
@@ -115,7 +115,6 @@ def _await(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 # --- what a person does ---
 
-PROMPT = words.PROMPT
 LONG = 300_000  # ms, for an attribution
 EDITING = "document.activeElement?.matches('#boxes :is(input, textarea)')"  # a cell of the table
 PICTURE = "#picture canvas:not([height='0'])"  # there is nothing to draw on before the picture has come

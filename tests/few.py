@@ -15,12 +15,12 @@ from attribution.methods import attribute, fitting
 from attribution.methods.answer import AttributeSettings, Attribution
 from attribution.query.query import Query
 from attribution.scenes.world import EMBEDDED, SCENES, composed
-from attribution.ui.words import PROMPT
 from attribution.unlearning.fisher import FisherSettings
 from attribution.unlearning.projection import GradientSettings
 from attribution.unlearning.step import UnlearnSettings
 
 COUNT = 40  # scenes
+PROMPT = "a flat drawing of a red apple and a motorcycle on a blue background"
 
 
 def build_few(folder: Path) -> Path:

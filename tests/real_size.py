@@ -126,14 +126,22 @@ def measure(small: bool = False) -> None:
         _whole_way(model, Path(folder))
 
 
-def _whole_way(model: Model, folder: Path) -> None:
-    """An index of a folder of pictures, and an answer."""
-    scenes, data = make_scenes("train", IMAGES), folder / "data"
-    data.mkdir()
+def scenes_of(folder: Path, side: int, count: int) -> Path:
+    """A folder of so many scenes of a size in px, where it is not there already."""
+    if folder.exists():
+        return folder
+    folder.mkdir()
+    scenes = make_scenes("train", count)
     rows = [{"file_name": f"{row:03d}.png", "text": scene.caption} for row, scene in enumerate(scenes)]
     for row, scene in zip(rows, scenes, strict=True):
-        draw_scene(scene).resize((model.resolution, model.resolution)).save(data / row["file_name"])
-    (data / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        draw_scene(scene).resize((side, side)).save(folder / row["file_name"])
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+def _whole_way(model: Model, folder: Path) -> None:
+    """An index of a folder of pictures, and an answer."""
+    data = scenes_of(folder / "data", model.resolution, IMAGES)
     settings = BuildSettings(DataSettings(train_data_dir=data), fisher=FisherSettings(samples=2 * IMAGES))
     measured(f"an index of {IMAGES} images", lambda: build_all(folder / "index", model, settings))
     index, query = Index.open(folder / "index"), Query(PROMPT, model.generate(PROMPT, 3), 3)

@@ -13,6 +13,7 @@ from attribution.answers.plot import loss_marks
 from attribution.answers.ranking import agreements, alone, rankings
 from attribution.answers.verdict import MANY, verdict_of
 from attribution.index.index import Index
+from attribution.index.pictures import kind_of
 from attribution.methods.answer import Attribution
 from attribution.query.query import Box, Query, region_words
 
@@ -80,7 +81,7 @@ def page(
         index: of the training set.
         label: what the asker calls the region, or "".
         picture: the query's, a PNG.
-        thumbnails: PNGs by row.
+        thumbnails: PNGs or JPEGs by row.
     """
     query, by_method = answers[0].query, {answer.settings.method: answer for answer in answers}
     losses = {
@@ -114,6 +115,6 @@ def to_png(image: Image.Image) -> bytes:
     return held.getvalue()
 
 
-def data_uri(png: bytes) -> str:
-    """A PNG inside a page."""
-    return f"data:image/png;base64,{b64encode(png).decode()}"
+def data_uri(picture: bytes) -> str:
+    """A PNG or JPEG inside a page."""
+    return f"data:image/{kind_of(picture)};base64,{b64encode(picture).decode()}"

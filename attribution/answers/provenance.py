@@ -32,13 +32,30 @@ class Credits:
 
 
 def credits_of(index: Index) -> Credits:
-    """What the index's folder says in CREDITS; nothing where that is not there.
+    """What the index's folder says in CREDITS; nothing where that is not there, as of an index of one's own.
 
     Raises:
         IndexMismatch: the file is damaged.
     """
     about, pictures = _read_credits(index.path)
     return Credits(about.replace("{count}", f"{len(index):,}"), pictures)
+
+
+def source_name(index: Index) -> str:
+    """What the training set is called: a folder by its name, whose place is nobody's matter; a hub data set whole."""
+    return _called(index.manifest.source)
+
+
+def model_name(index: Index) -> str:
+    """What the model is called, likewise, and what is laid over it."""
+    files = index.model_files
+    over = filter(None, (files.lora_weights, files.custom_diffusion, files.mscoco_unet, *files.textual_inversion))
+    return " with ".join(map(_called, (files.pretrained_model_name_or_path, *over)))
+
+
+def _called(source: str) -> str:
+    path = Path(source)
+    return path.name if path.is_absolute() or source.startswith("..") else source
 
 
 def art_credits(folder: Path) -> list[str]:
@@ -87,6 +104,6 @@ def provenance(run_id: str, index: Index) -> dict[str, Any]:
         "version": VERSION,
         "floor": calibrated(index),
         "licences": list(map(_line, credits.pictures)),
-        "source": credits.about or index.manifest.source,
+        "source": credits.about or source_name(index),
         "count": len(index),
     }

@@ -22,6 +22,7 @@ from attribution.diffusion.pipeline import GenerateSettings, Model
 from attribution.errors import InputError
 from attribution.files import write_whole
 from attribution.index.index import Index
+from attribution.index.pictures import kind_of
 from attribution.methods import METHODS
 from attribution.methods.answer import AttributeSettings, Attribution, Result
 from attribution.methods.searched import Searched
@@ -137,10 +138,11 @@ def write_json(attribution: Attribution, path: Path) -> None:
     write_whole(path, (json.dumps(to_json(attribution), indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def file_name(image_id: str) -> str:
-    """The name of a training image's thumbnail in a ZIP: its id, ending in .png, that stays inside the folder."""
+def file_name(image_id: str, kind: str = "png") -> str:
+    """The name of a training image's thumbnail in a ZIP: its id, ending in its kind, that stays inside the folder."""
     inside = "/".join(part for part in re.split(r"[/\\]+", image_id) if part not in ("", ".", ".."))
-    return inside if inside.lower().endswith(".png") else f"{inside}.png"
+    ending = {"jpeg": ".jpg"}.get(kind, f".{kind}")
+    return inside if inside.lower().endswith(ending) else f"{inside}{ending}"
 
 
 def write_zip(run: Run, index: Index, model: Model, path: Path, whole: bool = True) -> None:
@@ -164,11 +166,13 @@ def write_zip(run: Run, index: Index, model: Model, path: Path, whole: bool = Tr
         entries[TABLE] = to_csv(run, index).encode()
         shown = _shown(run.query.image, picture)
         entries[HTML] = page(told, run.answers, index, run.label, shown, thumbnails).encode()
-        entries |= {f"thumbnails/{file_name(index.ids[row])}": content for row, content in thumbnails.items()}
+        entries |= {
+            f"thumbnails/{file_name(index.ids[row], kind_of(content))}": content for row, content in thumbnails.items()
+        }
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in entries.items():
-            packing = zipfile.ZIP_STORED if name.endswith(".png") else zipfile.ZIP_DEFLATED
+            packing = zipfile.ZIP_STORED if name.endswith((".png", ".jpg")) else zipfile.ZIP_DEFLATED
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content, packing)
     write_whole(path, packed.getvalue())
 
@@ -256,6 +260,7 @@ def _settings(told: dict[str, Any]) -> AttributeSettings:
     race = told["race"]
     if "pool" not in race:  # an earlier version let all images take part, and named a race where there was none
         race = {"pool": 0, **race} if "race" in METHODS[told["method"]].uses and not told["exhaustive"] else {}
+    race = {**race, "columns": tuple(race.get("columns", ()))}
     nested = {"unlearn": _filled(UnlearnSettings, told["unlearn"]), "race": _filled(RaceSettings, race)}
     return _filled(AttributeSettings, {**told, **nested})
 

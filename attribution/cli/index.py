@@ -18,6 +18,8 @@ from attribution.evaluate.machine import peak_memory
 from attribution.index.blocks import made_here
 from attribution.index.build import build
 from attribution.index.cluster import ClusterSettings, connected, hired
+from attribution.index.lists import ListRecord, ListSettings
+from attribution.index.manifest import Manifest
 from attribution.index.plan import plan
 from attribution.index.plan_update import plan_update
 from attribution.index.renewal import Estimates
@@ -60,6 +62,7 @@ def verify(folder: tyro.conf.Positional[Path]) -> None:
         FisherSettings: Names("fisher_"),
         ModelFiles: Names(hidden=("lora_apart",)),
         GradientSettings: Names("projection_"),
+        ListSettings: Names("approximate_"),
     }
 )
 def index(
@@ -115,6 +118,9 @@ def index(
             make = cluster.made if cluster else made_here
             for progress in renew(*given, estimates, show) if update else build(*given, show, make):
                 show(progress)
+    for name, step in Manifest.read(out).steps.items():
+        if name.startswith("listed/") and isinstance(step.made, ListRecord):
+            print(f"approximate search of {name.partition('/')[2]}: {step.made.told}", file=sys.stderr)
     print(f"{peak_memory():.0f} MB of memory at most", file=sys.stderr)
     print(out)
 

@@ -43,7 +43,7 @@ def retrain(folder: Path, *, settings: halves.LdsSettings) -> None:
     """Train models on random halves of the world for proofs; several processes share the work.
 
     Args:
-        folder: of the world for proofs, as `python -m attribution.scenes.proof` made it, with its index.
+        folder: of the world for proofs, as `python -m attribution.scenes.proof` made it.
         settings: how many, and how.
     """
     model, index = opened(folder / "index")

@@ -1,6 +1,6 @@
 """The linear datamodelling score: do scores predict how models do that were trained on random halves?
 
-python -m attribution.scenes.proof --out DIR ...     # the world for proofs, and its index beside it
+python -m attribution.scenes.proof --out DIR         # the world for proofs: pictures, model, index
 python -m attribution evaluate retrain --folder DIR  # trains; as many processes at once as there are cores
 python -m attribution evaluate lds --folder DIR --out FILE.npz
 python -m attribution evaluate lds                   # prints the results that come with this program

@@ -34,6 +34,7 @@ def add_joined(index: Index, model: Model, name: str, weights: Path) -> Iterator
     with writing(index.path):
         held = Manifest.read(index.path)
         source = Source(index.path, model, training, settings, held.folder)
-        builder = Builder(source, held.lacking(f"features/{name}"), index.path)
+        without = held.lacking(f"features/{name}").lacking(f"lists/{name}")
+        builder = Builder(source, without, index.path)
         record = FeatureRecord(portable(str(weights), index.path))
         yield from make_step(builder, f"features/{name}", record, lambda _: None)

@@ -15,6 +15,7 @@ from attribution.index.checksums import checksums_of
 from attribution.index.data import BAD_ROWS, bad_rows, open_training_set
 from attribution.index.features import FEATURES
 from attribution.index.found import manifest_to_begin, moved, placed, refuse_others, sweep, without_lost
+from attribution.index.listed import SEARCHED
 from attribution.index.manifest import MANIFEST, DataRecord, Manifest, Record, StepRecord
 from attribution.index.packed import ENDING, PackedFile
 from attribution.index.rows import Tell, silent
@@ -168,7 +169,9 @@ def wanted_of(builder: Builder, more: ExtendSettings) -> dict[str, Record | None
     """Every step that is asked for, in the table's order, and what it is to be made with; checked."""
     _check_names("feature", more.features, tuple(FEATURES))
     _check_names("gradients", more.gradients, tuple(GRADIENT_OUTPUTS))
+    _check_names("approximate search of", more.approximate, SEARCHED)
     asked = {*REQUIRED, *(f"features/{name}" for name in more.features), *(f"gradients/{n}" for n in more.gradients)}
+    asked |= {f"{kind}/{name}" for kind in ("lists", "listed") for name in more.approximate}
     asked |= {"fisher-all"} if more.fisher_all else set()
     asked |= {"ekfac"} if more.ekfac else set()
     asked |= {scaffold for name in asked if (scaffold := STEPS[name].scaffold) and not builder.manifest.finished(name)}
@@ -178,13 +181,16 @@ def wanted_of(builder: Builder, more: ExtendSettings) -> dict[str, Record | None
         for base in (*([entry.base] if entry.base else []), *entry.joins):
             if base not in more.features and not builder.manifest.finished(f"features/{base}"):
                 raise InputError(f"the feature {name!r} maps {base!r}, which the index does not hold; add both")
+    for name in more.approximate:
+        if f"features/{name}" not in wanted and not builder.manifest.finished(f"features/{name}"):
+            raise InputError(f"--approximate {name} is of vectors that the index does not hold; add --features {name}")
     return wanted
 
 
 def _check_names(kind: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
     for name in names:
         if name not in known:
-            verb = "is no" if kind == "feature" else "are no"
+            verb = "are no" if kind == "gradients" else "is no"
             raise InputError(f"there {verb} {kind} {name!r}; accepted are {', '.join(known)}")
 
 

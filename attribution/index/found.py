@@ -11,6 +11,8 @@ from attribution.errors import IndexMismatch
 from attribution.files import PARTIAL
 from attribution.index.changes import compared
 from attribution.index.checksums import written
+from attribution.index.listed import LISTED, hash_of
+from attribution.index.lists import ListRecord
 from attribution.index.manifest import (
     MANIFEST,
     DataRecord,
@@ -107,14 +109,30 @@ def placed(held: Manifest, wanted: Manifest) -> Manifest:
 
 
 def without_lost(held: Manifest, folder: Path) -> Manifest:
-    """An index's manifest with those finished steps as not begun whose files are gone: they are made again."""
+    """An index's manifest with those finished steps as not begun whose files are gone: they are made again.
+
+    So are lists of vectors that are gone, or are other ones now.
+    """
     files = folder / held.folder
 
     def lost(name: str, step: StepRecord) -> bool:
         return step.finished and step.stored is not None and len(written(files, name)) < step.stored.files
 
     steps = {name: StepRecord() if lost(name, step) else step for name, step in held.steps.items()}
-    return replace(held, steps=steps)
+    held = replace(held, steps=steps)
+    return replace(held, steps={name: StepRecord() if stale(held, name) else step for name, step in steps.items()})
+
+
+def stale(held: Manifest, name: str) -> bool:
+    """Whether a step is of lists that are of other vectors than there are now, or is in the order of lost ones."""
+    if name not in LISTED:
+        return False
+    feature = name.partition("/")[2]
+    vectors, made = held.step(f"features/{feature}"), held.step(f"listed/{feature}").made
+    if not vectors.finished or (name.startswith("listed/") and not held.finished(f"lists/{feature}")):
+        return True
+    known = made.vectors if isinstance(made, ListRecord) else ""
+    return bool(known) and hash_of(vectors.stored) not in ("", known)
 
 
 def moved(held: Manifest, source: Source, wanted: dict[str, Record | None]) -> Manifest:

@@ -2,13 +2,12 @@
 
 manifest.json         format version, model, data, every setting, what is finished, and where, since an update
 captions.arrow        id, caption; where images have several, captions: all of them, over which losses are averaged
-thumbnails.bin        PNGs one after another; where each row's ends is in thumbnails.npy, (N,) int64
+thumbnails.bin        PNGs or JPEGs one after another; where each row's ends is in thumbnails.npy, (N,) int64
 latents.npy           (N, views, C, h, w) float16: image, and mirror where those were trained on
 base_losses.npy       (N, views, S) float32 under the pretrained weights
 fisher.safetensors    diagonal Fisher information by parameter name
-
 and, where they were asked for:
-
+lists/, listed/           vectors list by list, see `index.listed`
 fisher-all.safetensors    diagonal Fisher information of all weights, in eight bits
 ekfac.safetensors         EK-FAC: <parameter>.inputs, .outputs, .information
 features/<name>.npy       (N, views, D) float16; (N, 1, D) of captions
@@ -45,6 +44,7 @@ from attribution.unlearning.score import EncodedSet, Floats, Losses, losses_by_c
 from attribution.unlearning.step import Curvature
 
 FLOOR = "floor.json"
+SEARCH = "search.json"
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ class Index:
             )
 
     def thumbnail(self, row: int) -> bytes:
-        """The picture of a row, a PNG."""
+        """The picture of a row, a PNG or JPEG, see `pictures.packed_thumbnail`."""
         return self.pictures.thumbnails[row]
 
     def picture(self, row: int) -> Image.Image:

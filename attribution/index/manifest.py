@@ -19,6 +19,7 @@ from attribution.files import write_whole
 from attribution.index.checksums import Checksums
 from attribution.index.data import DataSettings
 from attribution.index.earlier import EarlierRecord
+from attribution.index.lists import ListRecord
 from attribution.index.places import located
 from attribution.index.typed import ADDED, read_as, refuse_differing, told_of
 from attribution.unlearning.fisher import FisherSettings
@@ -128,8 +129,8 @@ class ImportRecord:
     sha256: str
 
 
-Record = FisherRecord | FeatureRecord | GradientRecord | ImportRecord
-R = TypeVar("R", FisherRecord, FeatureRecord, GradientRecord)
+Record = FisherRecord | FeatureRecord | GradientRecord | ImportRecord | ListRecord
+R = TypeVar("R", FisherRecord, FeatureRecord, GradientRecord, ListRecord)
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,7 @@ class Manifest:
 
     def is_in(self, folder: Path) -> bool:
         """Whether a folder's manifest is this one, to the byte."""
-        return (folder / MANIFEST).is_file() and (folder / MANIFEST).read_bytes() == self._told()
+        return (path := folder / MANIFEST).is_file() and path.read_bytes() == self._told()
 
     def _told(self) -> bytes:
         return (json.dumps(told_of(self), indent=1, default=str) + "\n").encode()

@@ -12,10 +12,13 @@ from PIL import Image
 
 from attribution.errors import IndexMismatch, InputError
 from attribution.index.data import DataSettings, TrainingSet, open_training_set
-from attribution.index.features import pixel_vectors
+from attribution.index.features import PIXEL_SIDE, pixel_vectors
 from attribution.index.packed import Packed
 
-THUMBNAIL_SIDE = 128  # px, at most
+THUMBNAIL_SIDE = 384  # px, at most: twice what a wide page shows them at, for screens of two pixels to one of the page
+EXACT_SIDE = 128  # px, up to which a thumbnail is a PNG; a larger one is a JPEG that takes no more room
+QUALITY = 85  # of such a JPEG
+NEAR = 4.0  # of 255, that its intensities may differ by on average from the picture's; another picture's do by far more
 KEPT = 1 << 16  # images, at most, whose pixels are kept in memory: 200 MB
 
 
@@ -61,7 +64,7 @@ class TrainingPictures:
     """The training pictures, and their thumbnails.
 
     Attributes:
-        thumbnails: PNGs by row.
+        thumbnails: PNGs or JPEGs by row.
         data: where the training set was read from, and how.
         ids: of its images.
     """
@@ -78,12 +81,18 @@ class TrainingPictures:
     def pixels(self, rows: range) -> NDArray[np.uint8]:
         """The pixel baseline's view of some rows, (n, 32, 32, 3); of few images it is made once and kept."""
         if len(self.ids) > KEPT:
-            return pixel_vectors(map(self.small, rows))
+            return pixel_vectors(map(self._smaller, rows))
         return self._pixels[rows.start : rows.stop]
 
     @cached_property
     def _pixels(self) -> NDArray[np.uint8]:
-        return pixel_vectors(map(self.small, range(len(self.ids))))
+        return pixel_vectors(map(self._smaller, range(len(self.ids))))
+
+    def _smaller(self, row: int) -> Image.Image:
+        """The thumbnail of a row, decoded at twice the side that it is needed at, where its format can be."""
+        with Image.open(io.BytesIO(self.thumbnails[row])) as small:
+            small.draft("RGB", (2 * PIXEL_SIDE, 2 * PIXEL_SIDE))
+            return small.convert("RGB")
 
     def picture(self, row: int) -> Image.Image:
         """The training image of a row, RGB: from where the training set was, if it is still there and still the same.
@@ -95,7 +104,7 @@ class TrainingPictures:
             return shown
         try:
             place = _place(self._training.ids, self.ids[row], row)
-            same = self._training.square(place, shown.width).tobytes() == shown.tobytes()
+            same = _same(self._training.square(place, shown.width), shown)
             return self._training.image(place) if same else shown
         except (InputError, ValueError):
             return shown
@@ -110,6 +119,29 @@ class TrainingPictures:
             return open_training_set(self.data, inspect=False)
         except InputError:
             return None
+
+
+def packed_thumbnail(square: Image.Image) -> bytes:
+    """A thumbnail as it is kept: exactly, or what is larger in fewer bytes."""
+    packed = io.BytesIO()
+    if square.width <= EXACT_SIDE:
+        square.save(packed, "PNG")
+    else:
+        square.save(packed, "JPEG", quality=QUALITY)
+    return packed.getvalue()
+
+
+def kind_of(thumbnail: bytes) -> str:
+    """The format of a kept thumbnail: png or jpeg."""
+    return "jpeg" if thumbnail.startswith(b"\xff\xd8") else "png"
+
+
+def _same(square: Image.Image, shown: Image.Image) -> bool:
+    """Whether a thumbnail is of a picture."""
+    if shown.width <= EXACT_SIDE:
+        return square.tobytes() == shown.tobytes()
+    difference = np.asarray(square, np.float32) - np.asarray(shown, np.float32)
+    return float(np.abs(difference).mean()) < NEAR
 
 
 def _place(ids: Sequence[str], wanted: str, likely: int) -> int:

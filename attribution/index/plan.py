@@ -23,7 +23,8 @@ from attribution.batches import in_parts
 from attribution.diffusion.pipeline import Model
 from attribution.index.build import LOOKED_AT, Builder, manifest_of, source_of, wanted_of
 from attribution.index.found import moved
-from attribution.index.manifest import MANIFEST, Record
+from attribution.index.listed import stand_in
+from attribution.index.manifest import MANIFEST, FeatureRecord, Record
 from attribution.index.rows import inspect_images
 from attribution.index.steps import STEPS
 from attribution.index.stored import Block, save_tensors
@@ -109,27 +110,42 @@ def trial_source(builder: Builder, folder: Path) -> Source:
     for name in SUMMED:
         if builder.manifest.finished(name):
             shutil.copyfile(held / f"{name}.safetensors", folder / f"{name}.safetensors")
-    (folder / "features").mkdir()
-    for name in (LATENTS, *(name for name in builder.manifest.steps if name.startswith("features/"))):
-        if builder.manifest.finished(name) and (held / f"{name}.npy").is_file():
+    if builder.manifest.finished(LATENTS):
+        (folder / f"{LATENTS}.npy").symlink_to((held / f"{LATENTS}.npy").resolve())
+    else:
+        with_holes(folder / f"{LATENTS}.npy", (len(source.training), source.views, *source.model.latent_shape))
+    for name, step in builder.manifest.steps.items():
+        if step.finished and isinstance(step.made, FeatureRecord) and step.made.shape:
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / f"{name}.npy").symlink_to((held / f"{name}.npy").resolve())
-    if not builder.manifest.finished(LATENTS):
-        shape = (len(source.training), source.views, *source.model.latent_shape)
-        np.lib.format.open_memmap(folder / f"{LATENTS}.npy", mode="w+", dtype=np.float16, shape=shape)
     return source
 
 
 def measure(trial: Source, name: str, record: Record | None) -> Cost:
     """What a whole step takes, from its first calls; what other steps read of it is left in the trial's folder."""
-    with _peak(trial.model.device) as peak:
+    with peak_of(trial.model.device) as peak:
         work = STEPS[name].work(trial, record)
         each, rows, block = _sample(work)
         began = time.monotonic()
         kept, passing = _bytes(trial.files / name, work, rows, block)
         seconds = each * work.count + time.monotonic() - began
-        if work.shape and name.startswith("features/"):  # others may join it: a file that is all holes
-            np.lib.format.open_memmap(trial.files / f"{name}.npy", mode="w+", dtype=work.dtype, shape=work.shape)
+    _leave_for_lists(trial.files, name, work)
     return Cost(name, work.count, seconds, kept, passing, *peak)
+
+
+def _leave_for_lists(folder: Path, name: str, work: Work) -> None:
+    """What lists of vectors are made from, in the right size: vectors that are all holes, lists that hold anyone."""
+    kind, _, feature = name.partition("/")
+    if kind == "features" and work.shape and not (folder / f"{name}.npy").exists():
+        with_holes(folder / f"{name}.npy", work.shape)
+    if kind == "lists":
+        stand_in(folder / f"lists/{feature}.safetensors", work.count)
+
+
+def with_holes(path: Path, shape: tuple[int, ...]) -> None:
+    """A file of an array that takes no room."""
+    path.parent.mkdir(exist_ok=True)
+    np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
 
 
 def _sample(work: Work) -> tuple[float, range, Block]:
@@ -155,6 +171,8 @@ def _bytes(path: Path, work: Work, rows: range, block: Block) -> tuple[int, int]
     if work.shape is not None:
         return math.prod(work.shape) * np.dtype(work.dtype).itemsize + HEADER, 0
     held: Any = block
+    if work.size:
+        return work.size, 0
     if work.total is None:
         files, table = (held, 8) if work.packed else (held.values(), 0)  # bytes for where each ends
         return round((sum(map(len, files)) / len(rows) + table) * work.count), 0
@@ -167,7 +185,7 @@ def _bytes(path: Path, work: Work, rows: range, block: Block) -> tuple[int, int]
 
 
 @contextmanager
-def _peak(device: torch.device) -> Iterator[list[int]]:
+def peak_of(device: torch.device) -> Iterator[list[int]]:
     """A context that fills a list: the most memory of this process that was seen in it, and of a CUDA device."""
     found, ended, process = list[int](), threading.Event(), psutil.Process()
     seen = [process.memory_info().rss]

@@ -13,8 +13,9 @@ import psutil
 from attribution.diffusion.pipeline import Model
 from attribution.index.build import Builder, source_of, wanted_of
 from attribution.index.checksums import written
-from attribution.index.manifest import Manifest
-from attribution.index.plan import FISHER, LOSSES, Cost, looking, measure, plan, queries, trial_source
+from attribution.index.listed import LISTED
+from attribution.index.manifest import FeatureRecord, Manifest
+from attribution.index.plan import FISHER, LOSSES, Cost, looking, measure, plan, queries, trial_source, with_holes
 from attribution.index.renewal import CAPTIONS, INFLUENCE, LATENTS, Estimates, Renewal, renewal_of
 from attribution.index.steps import STEPS
 from attribution.index.work import BuildSettings, ExtendSettings, Source
@@ -73,6 +74,10 @@ def _trial(renewal: Renewal, source: Source, folder: Path) -> Source:
     folder.mkdir()
     if INFLUENCE in renewal.merged:
         shutil.copyfile(renewal.old / f"{FISHER}.safetensors", folder / f"{FISHER}.safetensors")
+    for name in filter(LISTED.get, renewal.anew):
+        vectors = f"features/{name.partition('/')[2]}"
+        shape = renewal.held.made(vectors, FeatureRecord).shape or ()
+        with_holes(folder / f"{vectors}.npy", (len(source.training), *shape[1:]))
     return trial_source(Builder(source, renewal.begun, source.files), folder)
 
 

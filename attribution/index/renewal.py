@@ -19,6 +19,8 @@ from attribution.index.found import (
     placed,
     without_lost,
 )
+from attribution.index.listed import LISTED
+from attribution.index.lists import ListRecord, faiss
 from attribution.index.manifest import (
     DataRecord,
     FeatureRecord,
@@ -129,6 +131,10 @@ def renewal_of(source: Source, more: ExtendSettings, estimates: Estimates | None
     if "fisher" in anew and isinstance(influence := merged.get(INFLUENCE), GradientRecord):
         anew[INFLUENCE] = replace(influence, shape=())  # whitened by it
         del merged[INFLUENCE]
+    for name, step in held.steps.items():
+        if step.finished and isinstance(step.made, ListRecord):
+            faiss()  # refuses before any work
+            anew[name] = step.made.again()
     begun = Manifest.begin(wanted.model, wanted.data, wanted.settings, since)
     renewed = replace(source, folder=f"{UPDATED}{begun.id}")
     return Renewal(held, begun, renewed, changes, merged, tuple(copied), anew, since)
@@ -177,7 +183,7 @@ def _rows_kept(source: Source, held: Manifest, more: ExtendSettings) -> dict[str
 
 def _has_rows(name: str) -> bool:
     """Whether a step makes something of each image alone, other than captions."""
-    return name in (THUMBNAILS, LATENTS, LOSSES) or ("/" in name and not _is_mapper(name))
+    return name in (THUMBNAILS, LATENTS, LOSSES) or ("/" in name and name not in LISTED and not _is_mapper(name))
 
 
 def _is_mapper(name: str) -> bool:

@@ -4,7 +4,6 @@ A step is made block by block: a range of rows (or of samples) goes in, a block 
 another, so they can be made in any order and anywhere; only `build.py` writes them down.
 """
 
-import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -28,8 +27,9 @@ from attribution.errors import InputError
 from attribution.index.checksums import sha256_of, sha256_of_file
 from attribution.index.features import FEATURES, Encoder, open_feature
 from attribution.index.imported import fisher_of_file, fisher_record, latents_of_file, latents_record
+from attribution.index.listed import LISTED
 from attribution.index.manifest import FeatureRecord, FisherRecord, GradientRecord, ImportRecord
-from attribution.index.pictures import THUMBNAIL_SIDE
+from attribution.index.pictures import THUMBNAIL_SIDE, packed_thumbnail
 from attribution.index.places import located, portable
 from attribution.index.stored import Sums, as_array, load_tensors, open_array
 from attribution.index.texts import CAPTIONS, packed_texts
@@ -64,9 +64,7 @@ def _captions(source: Source, _record: None) -> Work:
 
 def _thumbnails(source: Source, _record: None) -> Work:
     def small(row: int) -> bytes:
-        packed = io.BytesIO()
-        source.training.square(row, min(source.model.resolution, THUMBNAIL_SIDE)).save(packed, "PNG")
-        return packed.getvalue()
+        return packed_thumbnail(source.training.square(row, min(source.model.resolution, THUMBNAIL_SIDE)))
 
     def thumbnails(rows: range) -> list[bytes]:
         return [small(row) for row in rows]
@@ -313,5 +311,6 @@ STEPS: dict[str, Step] = {
         f"gradients/{name}": Step(partial(_gradient_record, name), partial(_gradient, name))
         for name in GRADIENT_OUTPUTS
     },
+    **LISTED,
 }
 REQUIRED = ("captions", "thumbnails", "latents", "base_losses", "fisher")  # of every index

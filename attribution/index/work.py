@@ -15,6 +15,7 @@ from attribution.diffusion.memory import AtOnce
 from attribution.diffusion.noise import NoiseBank, NoiseSettings
 from attribution.diffusion.pipeline import Model
 from attribution.index.data import DataSettings, TrainingSet
+from attribution.index.lists import ListSettings
 from attribution.index.manifest import Record
 from attribution.index.stored import Block, Sums, open_views
 from attribution.unlearning.fisher import FisherSettings
@@ -55,6 +56,9 @@ class ExtendSettings:
         gradients: loss (for trak and journey-trak), d-trak, influence.
         projection: of the gradients.
         checkpoints: pipelines whose U-Nets the gradients are averaged over; none is the index's model alone.
+        approximate: features that the index holds, or is to hold, whose vectors are put into lists, of which a search
+            looks at the nearest alone: clip, clip-text, dino, dinov2; for very many images. Needs FAISS.
+        nearest: these lists.
     """
 
     fisher_all: bool = False
@@ -64,6 +68,8 @@ class ExtendSettings:
     gradients: tuple[str, ...] = ()
     projection: GradientSettings = field(default_factory=GradientSettings)
     checkpoints: tuple[str, ...] = ()
+    approximate: tuple[str, ...] = ()
+    nearest: ListSettings = field(default_factory=ListSettings)
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,7 @@ class Work:
         during: entered with a part's number while its blocks are made.
         even: blocks past the last row are asked for, so that all are of one size.
         packed: the blocks are lists of small files, one a row, which are put together into one.
+        size: bytes of files that are made in one block of many calls.
     """
 
     count: int
@@ -145,6 +152,7 @@ class Work:
     during: Callable[[int], AbstractContextManager[None]] = lambda _part: nullcontext()
     even: bool = False
     packed: bool = False
+    size: int = 0
 
 
 @dataclass(frozen=True)

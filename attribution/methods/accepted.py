@@ -10,6 +10,8 @@ from attribution.errors import InputError
 from attribution.index.index import Index
 from attribution.methods.answer import AttributeSettings
 from attribution.methods.candidates import SOURCE, has_source
+from attribution.methods.rehearsed import read_rehearsed
+from attribution.unlearning.race import RaceSettings
 from attribution.unlearning.score import ScoreKind
 
 POOL = 512  # candidates, at least
@@ -64,13 +66,40 @@ def _pools(top_k: int, images: int) -> str:
 def with_search(settings: AttributeSettings, index: Index) -> AttributeSettings:
     """Settings with the pool and the schedule that their race will have, and with as many survivors as K needs.
 
+    What is not named is what was measured to suit the index, where that was rehearsed.
+
     Raises:
-        InputError: a pool is named, and the index lacks what gives candidates.
+        InputError: a pool is named, and the index lacks what gives candidates; or columns are not the noise bank's.
+        IndexMismatch: what was measured is damaged, or of another model.
     """
-    race, wanted = settings.race, min(len(index), max(POOL, POOL_EACH * settings.k))
-    pool = (wanted if has_source(index) else 0) if race.pool is None else race.pool
-    if pool and not has_source(index):
+    race = settings.race
+    if race.pool and not has_source(index):
         index.require(f"gradients/{SOURCE}")
-    keep, growth, survivors = replace(race, pool=pool).pace
-    enough = max(survivors, 2 * settings.k)
-    return replace(settings, race=replace(race, pool=pool, keep=keep, growth=growth, survivors=enough))
+    everyone = race.pool == 0 or not has_source(index)
+    race = replace(race, pool=0) if everyone else _suiting(race, index, settings.k)
+    _check_columns(race.columns, index.base_losses.shape[-1])
+    keep, growth, survivors = race.pace
+    return replace(settings, race=replace(race, keep=keep, growth=growth, survivors=max(survivors, 2 * settings.k)))
+
+
+def _suiting(race: RaceSettings, index: Index, top_k: int) -> RaceSettings:
+    """A race among candidates, with what it leaves open as it was found to suit the index."""
+    rehearsed = read_rehearsed(index)
+    suits = rehearsed.race if rehearsed else RaceSettings(POOL)
+    wanted = min(len(index), max(suits.pool or POOL, POOL_EACH * top_k))
+    return RaceSettings(
+        wanted if race.pool is None else race.pool,
+        race.keep or suits.keep,
+        race.first_columns,
+        race.growth or suits.growth,
+        race.survivors or suits.survivors,
+        race.columns or suits.columns,
+    )
+
+
+def _check_columns(columns: tuple[int, ...], count: int) -> None:
+    if columns and sorted(columns) != list(range(count)):
+        told = " ".join(map(str, columns))
+        raise InputError(
+            f"race_columns = {told} is not possible; accepted are 0 to {count - 1}, each once, in any order"
+        )

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from threading import Event
 
 import numpy as np
+from numpy.typing import NDArray
 
 from attribution.diffusion.noise import drawn_anew
 from attribution.diffusion.pipeline import Model
 from attribution.errors import Stopped, WorkFailed
 from attribution.index.index import Index
+from attribution.index.lists import DEPTHS
 from attribution.methods.searched import Searched
 from attribution.query.evidence import Evidence
 from attribution.query.query import Query
@@ -31,7 +33,7 @@ class AttributeSettings:
     Attributes:
         method: a key of METHODS.
         top_k: how many results; None is TOP_K, or all where there are fewer.
-        exhaustive: score every image on all noises, instead of searching.
+        exhaustive: score every image, on all noises where it unlearns, instead of searching.
         score: kind of score.
         unlearn: the Newton step.
         race: how the best images are searched.
@@ -130,13 +132,14 @@ class Attribution:
         index_id: of the index.
         model_sha256: of the model.
         rows: of the training set, best first: the first MOST_RANKS that have a final score.
-        ranked: how many have a final score.
+        ranked: how many have a final score, or are among those that an approximate search is good for.
         typical: the median score of TYPICAL training images, the same ones for every query and however it is searched,
             on all noises; None where it does not unlearn.
         evidence: what the query itself tells of whether the model made it; None in runs that are older than that.
         scores: of the first MOST_SCORES of `rows`; a run that an earlier version kept has none.
         step_sizes: alpha of each step, where it was found by its effect; otherwise the settings name it.
-        search: how the training images were found; None of methods that score them all, and in runs older than that.
+        search: how the training images were found; None where a method that scores them all did so, and in runs older
+            than that.
     """
 
     query: Query
@@ -217,7 +220,7 @@ class Clock:
         return time.monotonic() - self.began
 
 
-def check_scores(values: Floats, rows: Sequence[int], index: Index) -> None:
+def check_scores(values: Floats, rows: Sequence[int] | NDArray[np.integer], index: Index) -> None:
     """Refuse scores or losses that are no numbers.
 
     Args:
@@ -230,7 +233,7 @@ def check_scores(values: Floats, rows: Sequence[int], index: Index) -> None:
     """
     finite = np.isfinite(values).reshape(len(values), -1).all(1)
     if not finite.all():
-        bad = rows[int(np.argmin(finite))]
+        bad = int(rows[int(np.argmin(finite))])
         raise WorkFailed(
             f"the training image {index.ids[bad]} has no finite score; its features or gradients are damaged,"
             " or the step is too large for this model: choose a smaller step size, or build the index anew"
@@ -245,17 +248,32 @@ def ranked(
     scores: Scores,
     predictions: int,
     clock: Clock,
+    some: NDArray[np.integer] | None = None,
+    search: Searched | None = None,
 ) -> Attribution:
-    """The answer of a method that scores all N training images at once.
+    """The answer of a method that scores training images at once.
+
+    Args:
+        model: the index's.
+        index: of the training set.
+        query: what was asked.
+        settings: how.
+        scores: of all N training images, or of some.
+        predictions: that this took.
+        clock: since the beginning.
+        some: rows of these; the first DEPTHS[-1] are kept, as no more is known of what they miss.
+        search: how these were found.
 
     Raises:
         WorkFailed: a score is not finite.
     """
-    check_scores(scores.value, range(len(index)), index)
-    best = scores.first(MOST_RANKS)
-    rows = tuple(best.tolist())
+    about = np.arange(len(index)) if some is None else some
+    check_scores(scores.value, about, index)
+    best = scores.first(MOST_RANKS if some is None else DEPTHS[-1])
+    rows = tuple(about[best].tolist())
     results = to_results(Standing(rows, scores.take(best), 0, 0, True, True), index, settings.k)
     clock.lap("ranking")
     spent, made_with = (predictions, clock.laps), (index.id, model.sha256)
     first = tuple(scores.value[best[:MOST_SCORES]].tolist())
-    return Attribution(query, settings, results, *spent, *made_with, rows, len(index), scores=first)
+    count = len(index) if some is None else len(rows)
+    return Attribution(query, settings, results, *spent, *made_with, rows, count, scores=first, search=search)

@@ -13,7 +13,8 @@ class Searched:
     """How a training set was searched.
 
     Attributes:
-        how: all images on all noises; all on few, and the better part on more; or candidates in the same way.
+        how: all images on all noises; all on few, and the better part on more; candidates in the same way; or, by
+            methods that compare vectors, the images in the lists that are nearest.
         images: of the training set.
         top_k: how many were looked for.
         source: the method that the candidates are the first of; "" where everyone is one.
@@ -23,9 +24,11 @@ class Searched:
         lacking: the index holds no projected gradients to choose candidates with.
         estimate: rows of the training set that a first estimate named, best first, before any training loss was
             measured; none where there was no such estimate, and in runs older than that.
+        looked_at: images in the nearest lists.
+        measured: what such a search is worth, in words.
     """
 
-    how: Literal["exhaustive", "halving", "candidates"]
+    how: Literal["exhaustive", "halving", "candidates", "approximate"]
     images: int
     top_k: int
     source: str = ""
@@ -34,6 +37,8 @@ class Searched:
     entered: int = 0
     lacking: bool = False
     estimate: tuple[int, ...] = ()
+    looked_at: int = 0
+    measured: str = ""
 
     @property
     def outside(self) -> int:
@@ -43,6 +48,8 @@ class Searched:
     @property
     def missed(self) -> float | None:
         """The share of the images outside the pool that may belong to the first K, an upper bound; None if unknown."""
+        if self.how == "approximate":
+            return None
         if not self.outside:
             return 0.0
         if self.entered >= self.sampled:
@@ -54,6 +61,11 @@ class Searched:
         """All of it, in one or two whole sentences."""
         if self.how == "exhaustive":
             return "All training images were scored on all noises."
+        if self.how == "approximate":
+            return (
+                f"An approximate search: {self.looked_at:,} of {self.images:,} training images were compared, those in"
+                f" the lists whose vectors are nearest; {self.measured}."
+            )
         if self.how == "halving":
             why = ", because the index holds no projected gradients to choose candidates with" if self.lacking else ""
             return f"All training images were looked at, and the better part of them again and again{why}."

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from urllib.request import Request, urlopen
 
+from huggingface_hub import hf_hub_url, is_offline_mode, try_to_load_from_cache
 from PIL import Image
 
 from attribution.diffusion.attention import inside, word_map
@@ -13,9 +15,11 @@ from attribution.diffusion.pictures import to_pixels, to_square
 from attribution.diffusion.pipeline import Model
 from attribution.errors import InputError, WeightsUnavailable
 from attribution.index.index import Index
-from attribution.query.grounding import PUBLISHED, THRESHOLD, Detection, Detector, open_detector
+from attribution.query.grounding import PUBLISHED, PUBLISHED_FILE, THRESHOLD, Detection, Detector, open_detector
 from attribution.query.labels import check_labels
 from attribution.query.regions import mask_box
+
+HUB_WAIT = 5.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,19 @@ def _by_attention(model: Model, index: Index, image: Image.Image, labels: Sequen
 def _if_there(source: str) -> Detector | None:
     """A detector, looked for once: where no hub answers, every look waits as long as the network does."""
     try:
-        return open_detector(source)
+        return open_detector(source) if Path(source).exists() or can_be_had() else None
     except WeightsUnavailable:
         return None
+
+
+def can_be_had() -> bool:
+    """Whether the published weights are on this machine, or the hub answers within HUB_WAIT: a download waits."""
+    if isinstance(try_to_load_from_cache(PUBLISHED, PUBLISHED_FILE), str):
+        return True
+    if is_offline_mode():
+        return False
+    try:
+        with urlopen(Request(hf_hub_url(PUBLISHED, PUBLISHED_FILE), method="HEAD"), timeout=HUB_WAIT):
+            return True
+    except OSError:
+        return False

@@ -32,7 +32,6 @@ from attribution.diffusion.pipeline import Model
 from attribution.diffusion.source import ModelFiles
 from attribution.errors import InputError
 from attribution.files import write_whole
-from attribution.index.build import build
 from attribution.index.data import DataSettings
 from attribution.index.index import Index, open_index
 from attribution.index.work import BuildSettings, ExtendSettings
@@ -42,7 +41,7 @@ from attribution.query.query import Query
 from attribution.scenes.compose import BACKGROUNDS, STYLES, WORLD, Scene, Style, caption, make_scenes, write_scenes
 from attribution.scenes.networks import tokenize
 from attribution.scenes.pictures import save_sheet
-from attribution.scenes.proof import lessons_of
+from attribution.scenes.proof import index_scenes, lessons_of
 from attribution.scenes.retraining import Lessons, RetrainSettings, lesson_loss
 from attribution.scenes.truth import locate
 from attribution.scenes.world import EMBEDDED
@@ -182,20 +181,16 @@ def save_lora(out: Path, networks: Mapping[str, nn.Module]) -> None:
 
 
 def indexed(out: Path, model: Model, fisher_samples: int) -> Iterator[str]:
-    """Build the index of all scenes; yields a line now and then."""
+    """Build the index of all scenes; yields a line for each step."""
     networks = EMBEDDED.parent
-    settings = BuildSettings(DataSettings(train_data_dir=out / "scenes"), NOISE, FisherSettings(samples=fisher_samples))
+    settings = BuildSettings(DataSettings(), NOISE, FisherSettings(samples=fisher_samples))
     added = ExtendSettings(
         ekfac=True,
         features=("clip", "dino"),
         feature_weights={name: str(networks / name) for name in ("clip", "dino")},
         gradients=("d-trak",),
     )
-    last = ""
-    for step in build(out / "index", model, settings, added):
-        if step.step != last:
-            yield f"index: {step.step}"
-        last = step.step
+    return index_scenes(out, model, settings, added)
 
 
 def new_pictures(model: Model, settings: FinetuneSettings) -> Iterator[tuple[str, Query]]:

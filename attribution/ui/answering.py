@@ -90,6 +90,7 @@ class Answering:
         ended = tuple(each for each in self._states[place].values() if isinstance(each, Attribution))
         if len(ended) < len(self.settings):
             return {}
+        self.studio.learn(ended)
         region = self.regions[place]
         run = Run(ended, self.sampled, region.label)
         self._lost = self.studio.keep(run) or self._lost

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from attribution.answers.compare import rank_of
 from attribution.answers.html import Framed, framed, to_png
 from attribution.answers.plot import LossPlot, loss_marks
+from attribution.answers.provenance import source_name
 from attribution.answers.ranking import (
     Answers,
     agreements,
@@ -95,7 +96,7 @@ def opened(row: int, run: Run | None, index: Index, timesteps: Sequence[int]) ->
     """
     ranks = None if run is None else [_rank(row, answer) for answer in run.answers]
     plot = None if run is None else _plot(row, run, timesteps)
-    of = (row, index.ids[row], index.captions[row], len(index), index.manifest.source)
+    of = (row, index.ids[row], index.captions[row], len(index), source_name(index))
     return render("answers.html", "opened", THUMBNAILS.format(index=index.id), *of, ranks, plot)
 
 

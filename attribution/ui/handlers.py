@@ -46,6 +46,15 @@ class Asked:
     repeated: bool = False
 
 
+class NotYet(Exception):
+    """Nothing is begun: something is told first, and the visitor has to say so again."""
+
+    def __init__(self, update: Update) -> None:
+        """Take what changes on the page."""
+        super().__init__("not begun yet")
+        self.update = update
+
+
 class Handlers:
     """The handlers of every run, over one studio and one page."""
 
@@ -78,6 +87,9 @@ class Handlers:
                         yield asked.stopped
                     if not asked.repeated:
                         yield UNCHANGED
+            except NotYet as told:
+                yield told.update
+                raise gr.Error(visible=False, print_exception=False) from told
             except AttributionError as error:
                 yield refused(sentence(error))
                 raise refusal(error) from error

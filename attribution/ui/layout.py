@@ -7,12 +7,13 @@ import gradio as gr
 from gradio_image_annotation import image_annotator
 
 from attribution.answers.networks import detector_behind
-from attribution.answers.provenance import credits_of
 from attribution.diffusion.pipeline import GenerateSettings
 from attribution.methods import best_method
-from attribution.methods.answer import AttributeSettings, default_top_k
+from attribution.methods.answer import default_top_k
+from attribution.methods.budgets import NORMAL
 from attribution.ui import answers, words
-from attribution.ui.prompts import things
+from attribution.ui.pace import budgets
+from attribution.ui.prompts import first_prompt, things
 from attribution.ui.regions import COLUMNS, EMPTY, MOST
 from attribution.ui.script import CARDS, CHIPS, EXAMPLES
 from attribution.ui.studio import Studio
@@ -51,7 +52,8 @@ class Parts:
     attribute: gr.Button
     stop: gr.Button
     top_k: gr.Number
-    exhaustive: gr.Checkbox
+    budget: gr.Radio
+    agreed: gr.State
     compared: gr.Dropdown
     folded: gr.Checkbox
     status: gr.HTML
@@ -109,8 +111,9 @@ class Parts:
 def lay_asking(studio: Studio) -> dict[str, Any]:
     """Prompt, seed, sampling, Generate and Upload."""
     defaults = GenerateSettings()
-    prompt = gr.Textbox(words.PROMPT, label="Prompt", lines=1, max_lines=5, elem_id="prompt")  # one: Enter submits
-    tokens = gr.HTML(words.tokens(studio.model.tokens.count(words.PROMPT)), elem_id="tokens")
+    first = first_prompt(studio.index.captions)
+    prompt = gr.Textbox(first, label="Prompt", lines=1, max_lines=5, elem_id="prompt")  # one: Enter submits
+    tokens = gr.HTML(words.tokens(studio.model.tokens.count(first)), elem_id="tokens")
     chips = gr.HTML(words.chips(things(studio.index.captions)), elem_id="chips", js_on_load=CHIPS)
     with gr.Row(equal_height=True, elem_id="seeding"):
         seed = gr.Number(7, label="Seed", elem_id="seed", scale=5, min_width=80)
@@ -159,10 +162,16 @@ def lay_looking() -> dict[str, Any]:
 
 def lay_marking(studio: Studio) -> dict[str, Any]:
     """Objects to find, and words."""
+    named = things(studio.index.captions)
     gr.HTML(f"<h2>What matters?</h2>{words.note(words.REGIONS)}", elem_id="regions-note")
     with gr.Row(equal_height=True, elem_id="finding"):
         labels = gr.Textbox(
-            label="Objects to find", placeholder="guitar . frog", max_lines=1, elem_id="labels", scale=5, min_width=120
+            label="Objects to find",
+            placeholder=" . ".join(named[:2]),
+            max_lines=1,
+            elem_id="labels",
+            scale=5,
+            min_width=120,
         )
         find = gr.Button("Find", elem_id="find", scale=2, min_width=80)
     found = gr.HTML(elem_id="found")
@@ -202,7 +211,7 @@ def lay_boxes() -> dict[str, Any]:
 
 def lay_acting(studio: Studio) -> dict[str, Any]:
     """What starts and stops a run, its progress, and its settings."""
-    defaults, top = AttributeSettings(), default_top_k(len(studio.index))
+    top = default_top_k(len(studio.index))
     (usable, missing), main = studio.methods(), best_method(studio.index)
     with gr.Row(equal_height=True, elem_id="acts"):
         attribute = gr.Button("Attribute", variant="primary", elem_id="attribute", scale=2, min_width=140)
@@ -214,30 +223,38 @@ def lay_acting(studio: Studio) -> dict[str, Any]:
             value=[name for name in QUICK if name in usable],
             multiselect=True,
             label="Compare with",
-            info=words.compared(main, usable, bool(credits_of(studio.index).about)),
+            info=words.compared(main, usable, studio.embedded),
             elem_id="compared",
         )
+        budget = lay_budgets(studio, top)
         with gr.Accordion("Settings", open=False, elem_id="settings"):
             with gr.Row():
                 top_k = gr.Number(top, label="Training images shown (K)", elem_id="top-k", min_width=120)
-                exhaustive = gr.Checkbox(
-                    defaults.exhaustive, label="Exhaustive", info=words.EXHAUSTIVE, elem_id="exhaustive", min_width=120
-                )
                 folded = gr.Checkbox(
                     True, label="Fold near-duplicates", info=words.FOLDED, elem_id="folded", min_width=120
                 )
-            if credits_of(studio.index).about:  # what a developer would add is told to those who serve their own
-                missing = dict.fromkeys(missing, words.NOT_HERE)
-            gr.HTML(words.missing(missing), elem_id="missing")
+            if studio.embedded:
+                told = words.missing(dict.fromkeys(missing, words.NOT_HERE))
+            else:  # what a developer would add is told to those who serve their own
+                told = words.lacking(missing, studio.index.artifacts)
+            gr.HTML(told, elem_id="missing")
     return {
         "attribute": attribute,
         "stop": stop,
         "status": status,
         "compared": compared,
         "top_k": top_k,
-        "exhaustive": exhaustive,
+        "budget": budget,
+        "agreed": gr.State(0.0),
         "folded": folded,
     }
+
+
+def lay_budgets(studio: Studio, top_k: int) -> gr.Radio:
+    """How much of a search is asked for, and how long each takes for a region."""
+    told = words.budgets(budgets(studio.pace, studio.model, studio.index, top_k))
+    first = next((name for _, name in told if name == NORMAL), told[-1][1])
+    return gr.Radio(told, value=first, label=words.BUDGET, elem_id="budget", visible=len(told) > 1)
 
 
 def lay_answering() -> dict[str, Any]:

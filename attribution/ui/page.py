@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from attribution.answers.provenance import credits_of
+from attribution.answers.provenance import credits_of, model_name, source_name
 from attribution.ui import layout, script, words
 from attribution.ui.api import add_api
 from attribution.ui.asking import Questions
@@ -39,7 +39,9 @@ def build_page(studio: Studio) -> gr.Blocks:
         kept = KeptRuns(pictures)
         _wire_picture(pictures)
         _wire_regions(Marks(handlers))
-        _wire_answers(Questions(handlers), pictures, kept)
+        questions = Questions(handlers)
+        _wire_answers(questions, pictures, kept)
+        page.load(questions.budgets, None, parts.budget, **AT_ONCE)
         _wire_checks(Checks(handlers))
         _wire_kept(kept, Marks(handlers), page)
         page.unload(handlers.stop)
@@ -53,7 +55,7 @@ def build_page(studio: Studio) -> gr.Blocks:
 def lay(studio: Studio) -> Parts:
     """The components of the page, where they are seen."""
     credits = credits_of(studio.index)
-    gr.HTML(words.introduction(credits), elem_id="intro")
+    gr.HTML(words.introduction(credits.about or own_world(studio)), elem_id="intro")
     with gr.Row(elem_id="finished"):
         parts: dict[str, Any] = layout.lay_finished(studio)
     with gr.Row(elem_id="studio"):
@@ -70,6 +72,12 @@ def lay(studio: Studio) -> Parts:
     lay_proof(studio)
     gr.HTML(words.credited(credits), elem_id="credits")
     return Parts(**parts)
+
+
+def own_world(studio: Studio) -> str:
+    """A model and training set of somebody's own, in a few words."""
+    index = studio.index
+    return words.own(model_name(index), studio.model.resolution, len(index), source_name(index))
 
 
 def _wire_picture(pictures: Pictures) -> None:
@@ -129,14 +137,16 @@ def _wire_answers(questions: Questions, pictures: Pictures, kept: KeptRuns) -> N
     coloured = on.attribute.click(None, on.annotator, None, js=script.COLOUR_TABS)
     answered = coloured.then(handlers.starting, None, on.acts, **AT_ONCE).then(
         handlers.following(questions.attribution, questions.refused),
-        [on.prompt, on.picture, on.table, on.chosen, on.top_k, on.exhaustive, on.compared, on.folded],
-        [on.status, *on.finished, on.link, *on.tabs, *on.panels, on.stop],
+        [on.prompt, on.picture, on.table, on.chosen, on.top_k, on.budget, on.compared, on.folded, on.agreed],
+        [on.status, *on.finished, on.link, *on.tabs, *on.panels, on.stop, on.attribute, on.agreed],
         **QUIET,
     )
     _follow_address(answered, on)
     answered.success(kept.remember, [on.runs, on.mine], [on.mine, on.history], **AT_ONCE)
     _free_after(answered, handlers)
     on.stop.click(handlers.stop, **AT_ONCE)
+    for other in (on.budget.input, on.compared.input):
+        other(questions.plain, None, [on.attribute, on.agreed], **AT_ONCE)
     on.folded.input(questions.fold, [on.runs, on.folded], on.panels, **QUIET)
     coloured.then(None, None, None, js=script.TO_ANSWERS)
     for place, panel in enumerate(on.panels):

@@ -22,6 +22,15 @@ def things(captions: Sequence[str], most: int = MOST_CHIPS) -> list[str]:
     return sorted(name for name, _ in named.most_common(most))
 
 
+def first_prompt(captions: Sequence[str]) -> str:
+    """What the page begins with where no example is open: the first caption that names a thing, or the first.
+
+    Args:
+        captions: of a training set, at least one.
+    """
+    return next((caption for caption in captions[:LOOKED_AT] if phrases(caption)), captions[0])
+
+
 def prompt_with(name: str, captions: Sequence[str], chance: random.Random) -> str:
     """A caption by chance, in which one thing by chance is another one.
 

@@ -12,6 +12,7 @@ from starlette.routing import BaseRoute
 from attribution.answers.html import to_png
 from attribution.answers.report import HTML, RUN, TABLE
 from attribution.errors import InputError, NotKept
+from attribution.index.pictures import kind_of
 from attribution.query.query import Query
 from attribution.ui.regions import shown_copy
 from attribution.ui.studio import Studio
@@ -37,12 +38,13 @@ def routes(studio: Studio) -> list[BaseRoute]:
             raise HTTPException(404, f"there is no index {index_id[:40]!r} here; this page serves {studio.index.id}")
         if not 0 <= row < len(studio.index):
             raise HTTPException(404, f"there is no row {row}; accepted are 0 to {len(studio.index) - 1}")
-        return Response(studio.index.thumbnail(row), media_type="image/png", headers=LONG)
+        content = studio.index.thumbnail(row)
+        return Response(content, media_type=f"image/{kind_of(content)}", headers=LONG)
 
     @router.get("/proof/{name}")
     def proof(name: str) -> FileResponse:
         """A picture of the proof."""
-        if studio.proof is None or name not in studio.proof.files:
+        if studio.proven is None or studio.proof is None or name not in studio.proof.files:
             raise HTTPException(404, f"there is no {name[:40]!r} in the proof")
         return FileResponse(studio.proven / name, media_type="image/png")
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -16,6 +16,7 @@ from PIL import Image
 
 from attribution.answers.kept import RunFolder, is_run_id
 from attribution.answers.proof import Proof, read_proof
+from attribution.answers.provenance import credits_of
 from attribution.answers.report import read_zip
 from attribution.answers.run import Run
 from attribution.diffusion.pipeline import GenerateSettings, Model
@@ -24,9 +25,10 @@ from attribution.errors import AttributionError, InputError, NotKept, Stopped, W
 from attribution.files import assets_folder
 from attribution.index.index import Index
 from attribution.methods import METHODS, check_settings
-from attribution.methods.answer import AttributeSettings
+from attribution.methods.answer import AttributeSettings, Attribution
 from attribution.query.detect import detector_threshold
 from attribution.ui.jobs import Job, Steps
+from attribution.ui.pace import Pace, corrected, measured
 from attribution.ui.regions import MOST
 from attribution.ui.zero import FIRST, LONGEST, on_gpu, on_zero_gpu
 
@@ -97,7 +99,8 @@ class Studio:
         self.index = index
         self.runs = runs
         self.detector = detector
-        self.proven = proven or assets_folder() / "proof"
+        self.proven = proven or (assets_folder() / "proof" if self.embedded else None)
+        self.pace: Pace | None = None
         self._turn = Condition()
         self._device = ThreadPoolExecutor(1, "device")
         self._took: dict[str, float] = {}  # by job, the seconds of the last one that ended
@@ -115,6 +118,20 @@ class Studio:
         """Runs that wait or work."""
         return sum(map(len, self._lines.values()))
 
+    def measure(self) -> None:
+        """Find out how long answers will take; on ZeroGPU there is no device yet, and the first answer tells."""
+        if not on_zero_gpu():
+            self.pace = measured(self.model, self.index)
+
+    def learn(self, found: Sequence[Attribution]) -> None:
+        """Take the pace of answers that have ended."""
+        self.pace = corrected(self.pace, found, self.index)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the index says what world it is of: what was measured in that is told with it, and nowhere else."""
+        return bool(credits_of(self.index).about)
+
     @property
     def examples(self) -> Path:
         """Where finished runs that ship with the index are."""
@@ -128,8 +145,8 @@ class Studio:
 
     @cached_property
     def proof(self) -> Proof | None:
-        """What was found by training again, of which the page shows nothing where the folder is not there."""
-        return read_proof(self.proven)
+        """What was found by training again, of which the page shows nothing where there is no such folder."""
+        return read_proof(self.proven) if self.proven else None
 
     def keep(self, run: Run) -> NotKept | None:
         """Keep a run; gives why it could not be kept, where that is so: what was found out stands without it."""

@@ -55,7 +55,7 @@ CSS = """
 #intro .about { color: var(--body-text-color); }
 .note { margin: 0; font-size: .8125rem; line-height: 1.4; color: var(--body-text-color-subdued); }
 .note.warning, .note.error, .status[data-state=error] p { color: var(--error-text-color); }
-.missing { list-style: none; padding: 0; overflow-wrap: anywhere; }
+.missing { list-style: none; padding: 0; overflow-wrap: anywhere; columns: 15rem; }
 .missing .off { opacity: .6; font-weight: 600; margin-right: .25rem; }
 #picture-note { min-height: 1.2rem; }
 [data-opening] :is(#studio, #run-status, #answers) { visibility: hidden; }
@@ -130,7 +130,7 @@ CSS = """
 .status .bar { display: block; height: 4px; border-radius: 2px; background: var(--border-color-primary); }
 .status .bar div { height: 100%; border-radius: 2px; background: ACCENT; transition: width .2s linear; }
 .status[data-state=idle] p { color: var(--body-text-color-subdued); }
-.status[data-state=idle] .bar { visibility: hidden; }
+.status:is([data-state=idle], [data-state=asked]) .bar { visibility: hidden; }
 
 /* Rankings: places of a fixed size, so that nothing moves while they settle. */
 .panel h2 { font-size: 1.125rem; margin: 0; }
@@ -265,7 +265,7 @@ footer .divider:last-child { display: none; }
   .answer, .answer.many { grid-template: "main" auto "others" auto "agreed" auto / minmax(0, 1fr); }
   .opened { grid-template-columns: 6rem minmax(0, 1fr) minmax(0, 18rem); }
   :is(#forgetting, #removing-by) > :first-child { flex-basis: 100% !important; }
-  #settings :is(.row, .form) { flex-direction: column; align-items: stretch; }
+  #settings :is(.row, .form), #how > .form { flex-direction: column; align-items: stretch; }
 }
 @media (max-width: 760px) {
   #studio { grid-template: "asking" auto "looking" auto "marking" auto / minmax(0, 1fr); }

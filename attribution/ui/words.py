@@ -1,18 +1,19 @@
 """What the page says: statuses, captions and notes, as text or escaped HTML."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from attribution.answers.provenance import Credits
 from attribution.answers.run import Run
 from attribution.diffusion.pictures import MAX_BYTES, MAX_SIDE
 from attribution.diffusion.tokens import TokenCount
+from attribution.methods import METHODS
 from attribution.methods.answer import Progress
+from attribution.methods.budgets import Budget
 from attribution.query.detect import Found
 from attribution.ui.regions import MOST
 from attribution.ui.studio import Picture, Waiting
 from attribution.ui.templates import render
 
-PROMPT = "a flat drawing of a red apple and a motorcycle on a blue background"
 INTRO = (
     "Generate a picture, mark what interests you, and see the training images that it is made of: those whose loss"
     " rises most when the model unlearns that picture."
@@ -25,12 +26,14 @@ REGIONS = (
     f"Draw boxes, let objects be found, or pick words: up to {MOST} regions, each answered by itself. None means the"
     " whole picture."
 )
-COMPARED = "Shown beside {}. All but those whose names begin with unlearning take under two seconds."
+COMPARED = "Shown beside {}. All but those whose names begin with unlearning are quick."
 BETTER = (
     "In our measurements D-TRAK's top ten hold the boxed object more often (99 % against 95 % for unlearning+), but"
     " models trained without the images that unlearning+ names forget the picture more (see Proof, below)."
 )
 NOT_HERE = "is not in this page's index"
+PUBLISHED = "Where its published weights cannot be had, the model's attention to the prompt's words is used instead."
+ADDED = "Not in this index. The command that built it, run again with these flags, adds what they need:"
 FOLDED = "Show nearly equal training images once."
 HISTORY = "Your finished runs, listed in this browser alone"
 ASK_PROMPT = "Write above what it shows: the model reads the picture with its prompt."
@@ -42,7 +45,9 @@ FOREIGN = (
 NO_PICTURE = "No picture yet: generate one, or upload one."
 KEPT_PICTURE = "Stopped; the picture before is kept."
 KEPT_BOXES = "Stopped; the boxes are as they were."
-EXHAUSTIVE = "Score every training image on all noises, instead of dropping unlikely ones early; slower."
+BUDGET = "How far to search"
+SEARCHES: dict[Budget, str] = {"quick": "Quick", "normal": "Normal", "thorough": "Thorough", "all": "Every image"}
+AGAIN = "Press Attribute again to begin"
 STORED = (
     "Uploads lie in temporary files on this server for at most two hours. Finished runs, with picture, prompt and"
     " ranking, are kept here so that their links work, the latest 200 of them; whoever has a link can open it. Your own"
@@ -95,6 +100,8 @@ def status(state: str, title: str, detail: str = "", share: float | None = None)
 
 def seconds(value: float) -> str:
     """A duration, rounded to what matters."""
+    if value >= 5400:
+        return f"{value / 3600:.1f} h"
     if value >= 90:
         return f"{value / 60:.0f} min"
     return f"{value:.0f} s" if value >= 1 else "under 1 s"
@@ -132,15 +139,34 @@ def uploaded(picture: Picture, name: str, center_crop: bool) -> str:
     return note(f"{name}, {width} x {height} px, uploaded.{square} {FOREIGN}")
 
 
-def missing(methods: dict[str, str]) -> str:
-    """The methods that the index holds nothing for, greyed out, each with the reason."""
-    return render("words.html", "missing", methods) if methods else ""
+def missing(methods: dict[str, str], told: str = "") -> str:
+    """The methods that the index holds nothing for, greyed out, each with the reason; before them what they share."""
+    return render("words.html", "missing", methods, told) if methods else ""
 
 
-def introduction(credits: Credits) -> str:
-    """What the page is for, and what model it shows, where somebody says that."""
-    about = f"It shows {credits.about}." if credits.about else ""
-    return render("words.html", "intro", INTRO, about)
+def lacking(methods: dict[str, str], held: Collection[str]) -> str:
+    """The same for those who serve an index of their own, with the flags that add what it does not hold."""
+    needed = {name: [each for each in METHODS[name].artifacts if each not in held] for name in methods}
+    flags = {name: " ".join(f"--{each.replace('/', ' ')}" for each in lacks) for name, lacks in needed.items()}
+    return missing({name: flags[name] or methods[name] for name in methods}, ADDED)
+
+
+def introduction(about: str) -> str:
+    """What the page is for, and what model and training set it shows."""
+    return render("words.html", "intro", INTRO, f"It shows {about}.")
+
+
+def own(model: str, side: int, count: int, source: str) -> str:
+    """A model and a training set of somebody's own, in a few words.
+
+    Args:
+        model: what it is called.
+        side: px, of its pictures.
+        count: of training images.
+        source: what the training set is called.
+    """
+    images = "1 training image" if count == 1 else f"{count:,} training images"
+    return f"{model}, which makes pictures of {side} px, and the {images} of {source}"
 
 
 def credited(credits: Credits) -> str:
@@ -149,14 +175,34 @@ def credited(credits: Credits) -> str:
 
 
 def detecting(behind: str) -> str:
-    """By what objects are found."""
-    return f"GroundingDINO looks for names, with full stops between them. {behind}".strip()
+    """By what objects are found; `behind` is a sentence about a network of the index's own, "" where there is none."""
+    return f"GroundingDINO looks for names, with full stops between them. {behind or PUBLISHED}"
 
 
 def compared(main: str, methods: Sequence[str], measured: bool) -> str:
     """What comparing takes, and, on the index that it was measured on, what a method does better."""
     told = COMPARED.format(main)
     return f"{told} {BETTER}" if measured and "d-trak" in methods else told
+
+
+def budgets(seconds_of: Mapping[Budget, float | None]) -> list[tuple[str, Budget]]:
+    """Budgets by what they are called, with the time that each takes for a region, where that is known."""
+    told = {name: "" if each is None else f" · about {seconds(each)}" for name, each in seconds_of.items()}
+    return [(f"{SEARCHES[name]}{each}", name) for name, each in told.items()]
+
+
+def long(took: float, regions: int, quicker: Mapping[Budget, float]) -> str:
+    """What a question will take, before it is begun, and what would take less.
+
+    Args:
+        took: seconds.
+        regions: that are asked about.
+        quicker: other budgets' seconds.
+    """
+    of = f" for {regions} regions" if regions > 1 else ""
+    others = " or ".join(f"{SEARCHES[name]} (about {seconds(each)})" for name, each in quicker.items())
+    less = f"; {others} takes less" if others else ""
+    return status("asked", f"This takes about {seconds(took)}{of}.", f"{AGAIN}{less}.")
 
 
 def chips(names: Sequence[str]) -> str:

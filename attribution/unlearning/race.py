@@ -29,6 +29,8 @@ class RaceSettings:
         first_columns: columns of the noise bank in the first round, in which mirrors do not take part.
         growth: by how much the number of columns grows each round; None likewise.
         survivors: no round but the first has fewer images than this; None likewise.
+        columns: the order in which the bank's columns are taken, every one once; none is what suits the index, or an
+            order whose every beginning is spread over the schedule.
     """
 
     pool: int | None = None
@@ -36,6 +38,7 @@ class RaceSettings:
     first_columns: int = 1
     growth: float | None = None
     survivors: int | None = None
+    columns: tuple[int, ...] = ()
 
     @property
     def pace(self) -> "Pace":
@@ -101,12 +104,12 @@ def schedule(
         views: of each image.
         beside: more images that take part in the first round.
     """
-    order, both, pace = spread(columns), tuple(views), settings.pace
-    rounds = [Round(images, tuple(order[: settings.first_columns]), both[:1])]
-    while rounds[-1].columns != tuple(order) or rounds[-1].views != both:
+    order, both, pace = settings.columns or tuple(spread(columns)), tuple(views), settings.pace
+    rounds = [Round(images, order[: settings.first_columns], both[:1])]
+    while rounds[-1].columns != order or rounds[-1].views != both:
         width = min(columns, max(len(rounds[-1].columns) + 1, round(len(rounds[-1].columns) * pace.growth)))
         count = min(rounds[-1].images, max(pace.survivors, round(rounds[-1].images * pace.keep)))
-        rounds.append(Round(count, tuple(order[:width]), both))
+        rounds.append(Round(count, order[:width], both))
     return [replace(rounds[0], images=images + beside), *rounds[1:]]
 
 

@@ -14,7 +14,8 @@ PROMPT = ("--prompt", "a green bus")
 
 def test_an_unknown_command_and_none_are_refused_with_the_known_ones(refused):
     for arguments in (("paint",), ()):
-        assert "scenes, index, generate, attribute, detect, replay, floor, evaluate" in refused(*arguments, index=None)
+        told = refused(*arguments, index=None)
+        assert "scenes, index, generate, attribute, detect, replay, floor, rehearse, evaluate" in told
 
 
 def test_help_is_no_error(capsys):

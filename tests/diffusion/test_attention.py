@@ -1,6 +1,7 @@
 """A word of the prompt as a region: its tokens, its cross-attention map, its box, and what is attributed then."""
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -16,7 +17,7 @@ from attribution.diffusion.words import words_of
 from attribution.errors import InputError, WeightsUnavailable
 from attribution.methods import attribute, fitting
 from attribution.methods.answer import AttributeSettings
-from attribution.query.detect import _if_there, find
+from attribution.query.detect import _if_there, can_be_had, find
 from attribution.query.encoded import encode
 from attribution.query.grounding import PUBLISHED
 from attribution.query.regions import check_query, mask_box
@@ -187,11 +188,24 @@ def test_a_detector_that_cannot_be_had_is_looked_for_once(model32, index32, quer
         raise WeightsUnavailable(source)
 
     monkeypatch.setattr("attribution.query.detect.open_detector", nowhere)
+    monkeypatch.setattr("attribution.query.detect.can_be_had", lambda: True)
     _if_there.cache_clear()
     for _ in range(2):
         assert find(model32, index32, query.image, ["key"], query.prompt).detections
     assert looked == [PUBLISHED]
     _if_there.cache_clear()
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch):
+    """A download would try again for half a minute, while every other visitor waits."""
+    monkeypatch.setattr("attribution.query.detect.is_offline_mode", lambda: False)
+    monkeypatch.setattr("attribution.query.detect.hf_hub_url", lambda *_: "http://127.0.0.1:9/weights")
+    began = time.monotonic()
+    assert not can_be_had()
+    monkeypatch.setattr("attribution.query.detect.is_offline_mode", lambda: True)
+    monkeypatch.setattr("attribution.query.detect.urlopen", lambda *_, **__: pytest.fail("asked"))
+    assert not can_be_had()
+    assert time.monotonic() - began < 5
 
 
 def test_detect_on_the_command_line(index_folder, tmp_path, capsys, monkeypatch):

@@ -136,12 +136,13 @@ def test_two_workers_make_every_step_with_the_same_bytes(cluster, model32, tiny_
         gradients=("loss", "influence"),
         projection=GradientSettings(dimension=32),
         checkpoints=(str(save_tiny_pipeline(base / "ray-other", "v_prediction", seed=11)), str(tiny_folder)),
+        approximate=("dino",),
     )
     here = shutil.copytree(index_folder, base / "one-process")
     run(build(here, model32, tiny_settings, asked))
     run(build(base / "two-workers", model32, tiny_settings, asked, make=cluster.made))
     assert files_of(base / "two-workers") == files_of(here)
-    assert len(Manifest.read(here).steps) == 11
+    assert len(Manifest.read(here).steps) == 13
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,12 @@ from attribution.diffusion.pipeline import Model
 from attribution.errors import InputError
 from attribution.evaluate import lds, retrain
 from attribution.evaluate.retrain import finished, halves, measured, retrained, trained, without
+from attribution.index.index import open_index
 from attribution.query.encoded import encode
 from attribution.query.query import Query
 from attribution.scenes.compose import CELL, make_scenes
 from attribution.scenes.names import OBJECTS
-from attribution.scenes.proof import PROOF, lessons_of
+from attribution.scenes.proof import PROOF, ProofArgs, lessons_of, main
 from attribution.scenes.retraining import Lessons, RetrainSettings, Training, draws, first_unet, lesson_loss, unet_of
 from attribution.scenes.retraining import retrain as train
 from attribution.scenes.truth import subjects
@@ -190,3 +191,13 @@ def test_scores_that_make_the_losses_are_found_to_agree(monkeypatch, tmp_path):
     assert abs(found.methods["wrong"].mean) < 0.5
     assert found.ceiling.mean > 0.95
     assert "| right | " in lds.table(found)
+
+
+def test_one_command_makes_the_pictures_the_model_and_its_index_and_keeps_what_is_there(tmp_path):
+    args = ProofArgs(tmp_path, added=False, settings=SMALL)
+    main(args)
+    _, index = open_index(tmp_path / "index")
+    assert len(index) == len(list((tmp_path / "scenes").glob("*.png"))) == SMALL.scenes
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    main(args)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == made

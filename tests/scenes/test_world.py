@@ -10,6 +10,7 @@ from attribution import files
 from attribution.errors import IndexMismatch
 from attribution.index.data import DataSettings, open_training_set
 from attribution.index.index import Index, open_index
+from attribution.index.texts import read_digests
 from attribution.scenes import world
 from attribution.scenes.compose import draw_scene, make_scenes
 from attribution.scenes.world import EMBEDDED, SCENES, THUMBNAILS, composed, open_world, open_world_or
@@ -87,6 +88,7 @@ def test_the_shipped_index_is_of_what_is_composed(embedded):
     training = open_training_set(DataSettings(train_data_dir=composed() / SCENES))
     assert (len(training), training.sha256()) == (index.manifest.data.count, index.manifest.data.sha256)
     assert (training.ids, training.captions) == (index.ids, index.captions)
+    assert training.digests() == read_digests(EMBEDDED)  # by which `index --update` knows what was changed
 
 
 def test_a_training_picture_of_the_world_is_the_scene(embedded):

@@ -48,11 +48,11 @@ def kept(handlers):
     return KeptRuns(Pictures(handlers))
 
 
-def attribution(handlers, picture, compared=(), top_k=2):
+def attribution(handlers, picture, compared=(), top_k=2, budget="normal", agreed=0.0):
     """The updates of an attribution, from the page's values."""
     questions = Questions(handlers)
     follow = handlers.following(questions.attribution, questions.refused)
-    asked = ("a bus", picture, [], [], top_k, False, list(compared), True)
+    asked = ("a bus", picture, [], [], top_k, budget, list(compared), True, agreed)
     return follow(REQUEST, gr.Progress(), *asked)
 
 

@@ -185,10 +185,14 @@ def test_searching_from_a_training_image(page: Page) -> None:
 
 def test_a_closed_tab_frees_the_device(page: Page, other: Page) -> None:
     generate(page)
-    page.click("#settings button")
-    page.check("#exhaustive input")
+    page.get_by_label("Every image").check()
     page.click("#attribute")
+    await_state(page, "asked")
+    expect(page.locator("#run-status")).to_contain_text("This takes about")
+    expect(page.locator("#run-status")).to_contain_text("Normal (about")
+    page.get_by_role("button", name="Begin: about").click()
     await_state(page, "running")
+    expect(page.locator("#attribute")).to_have_text("Attribute")
     generating = other.locator("#generate")
     generating.click()
     page.close()

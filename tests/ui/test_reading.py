@@ -165,10 +165,10 @@ def test_a_seed_of_ten_digits_is_shown_whole(page: Page) -> None:
 
 def test_settings_are_seen_whole_at_every_width(page: Page) -> None:
     page.click("#settings button")
-    expect(page.locator("#exhaustive")).to_be_visible()
+    expect(page.locator("#folded")).to_be_visible()
     for width in (390, 820, 1280, 1920):
         page.set_viewport_size({"width": width, "height": 800})
-        assert page.evaluate(CUT_OFF, "#settings :is(input, label, label span)") == [], width
+        assert page.evaluate(CUT_OFF, ":is(#settings, #budget) :is(input, label, label span)") == [], width
 
 
 def test_boxes_have_colours_of_their_own_and_keep_them(page: Page) -> None:

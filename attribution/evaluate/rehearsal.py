@@ -1,0 +1,156 @@
+"""Rehearsing searches: some pictures' candidates are measured on all noises, and schedules are tried on what is known.
+
+Pictures are generated from captions of the training set; every other one is asked about a box. The schedule that is
+chosen, and the order of the noise bank's columns, are kept in the index's folder, see `methods.rehearsed`.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from threading import Event
+
+import numpy as np
+
+from attribution.answers.run import now
+from attribution.diffusion.pipeline import Model, check_seed
+from attribution.diffusion.weights import unlearned
+from attribution.errors import InputError
+from attribution.evaluate.queue import open_queue
+from attribution.files import write_whole, writing
+from attribution.index.index import SEARCH, Index
+from attribution.methods import best_method, check_settings
+from attribution.methods.answer import AttributeSettings, Clock, Progress
+from attribution.methods.candidates import SOURCE, best_rows, has_source
+from attribution.methods.rehearsed import FORMAT_VERSION, Rehearsed
+from attribution.methods.trak import trak_predictions, trak_scores
+from attribution.methods.unlearning import unlearn_query
+from attribution.query.encoded import encode
+from attribution.query.query import Box, Query
+from attribution.unlearning.schedules import Tried, cheapest, try_schedules
+from attribution.unlearning.score import Floats
+
+FEWEST = 2
+MEASURED = "rehearsal"  # in the index's folder: the changes of each picture's candidates, which may be deleted
+
+
+@dataclass(frozen=True)
+class RehearsalSettings:
+    """What is rehearsed, and what a schedule must find.
+
+    Attributes:
+        pictures: that are asked about.
+        seed: of them.
+        candidates: of each, the first ones by what gives candidates; all of them where there are fewer images.
+        top_k: images that are looked for.
+        mean: share of the first images on all noises that a schedule must find, over the pictures.
+        worst: share that it must find of every picture; where no schedule does, that of the best mean is taken.
+    """
+
+    pictures: int = 12
+    seed: int = 3000
+    candidates: int = 1024
+    top_k: int = 10
+    mean: float = 0.85
+    worst: float = 0.6
+
+
+def check(index: Index, settings: RehearsalSettings) -> None:
+    """Refuse what cannot be rehearsed, before any work.
+
+    Raises:
+        InputError: names the first value that is not possible, and what is accepted; or the index gives no candidates.
+    """
+    for name, value, least, most in (
+        ("pictures", settings.pictures, FEWEST, 1000),
+        ("top_k", settings.top_k, 1, len(index)),
+        ("candidates", settings.candidates, settings.top_k, len(index)),
+    ):
+        if not least <= value <= most:
+            raise InputError(f"{name} = {value} is not possible; accepted are {least} to {most:,}")
+    for name, share in (("mean", settings.mean), ("worst", settings.worst)):
+        if not 0 < share <= 1:
+            raise InputError(f"{name} = {share:g} is not possible; accepted are shares above 0, up to 1")
+    check_seed(settings.seed)
+    if not has_source(index):
+        index.require(f"gradients/{SOURCE}")
+
+
+def rehearse(model: Model, index: Index, settings: RehearsalSettings) -> Iterator[str | Rehearsed]:
+    """Yields what is being done, and at last how searches go, which is then in the index's folder.
+
+    Interrupted, it goes on where it was when it is called again with the same settings; several processes share it.
+    What was measured is kept, so that other shares, and more pictures, can be asked for later.
+
+    Raises:
+        InputError: what `check` raises; or the index's folder cannot be written to.
+    """
+    settings = replace(settings, candidates=min(settings.candidates, len(index)))
+    check(index, settings)
+    asked = check_settings(model, index, AttributeSettings(best_method(index), top_k=settings.top_k))
+    made_with = {"index": index.id, "model": model.sha256, "method": asked.method}
+    made_with |= {name: getattr(settings, name) for name in ("seed", "candidates")}
+    queue = open_queue(index.path / MEASURED, made_with)
+    names = [f"{number:04d}" for number in range(settings.pictures)]
+    for name in queue.claimed(names):
+        steps = _changes(model, index, query_of(model, index, settings.seed, int(name)), asked, settings.candidates)
+        for step in steps:
+            if isinstance(step, str):
+                queue.touch(name)
+                yield f"picture {int(name) + 1} of {settings.pictures}: {step}"
+            else:
+                queue.keep(name, {"changes": step})
+    if missing := [name for name in names if not queue.done(name)]:
+        raise InputError(f"another process is still at work on {len(missing)} pictures; run this again when it is done")
+    rehearsed = _chosen(model, asked.method, [queue.result(name)["changes"] for name in names], settings)
+    with writing(index.path):
+        write_whole(index.path / SEARCH, rehearsed.json)
+    yield rehearsed
+
+
+def _chosen(model: Model, method: str, pictures: Sequence[Floats], settings: RehearsalSettings) -> Rehearsed:
+    best: Tried = cheapest(list(try_schedules(pictures, settings.top_k)), settings.mean, settings.worst)
+    told = (now()[:10], settings.pictures, settings.seed, settings.candidates, settings.top_k, best.evaluations)
+    return Rehearsed(FORMAT_VERSION, model.sha256, method, *told, round(best.mean, 4), round(best.worst, 4), best.race)
+
+
+def query_of(model: Model, index: Index, seed: int, number: int) -> Query:
+    """A generated picture, of the caption of a training image taken by chance; every other one about a box."""
+    rng = np.random.default_rng([seed, number])
+    prompt = index.captions[int(rng.integers(len(index)))]
+    picture = model.generate(prompt, seed + number)
+    return Query(prompt, picture, seed + number, (_box(picture.size, rng),) if number % 2 else ())
+
+
+def _box(size: tuple[int, int], rng: np.random.Generator) -> Box:
+    """A box anywhere in a picture, of half its sides."""
+    left, top = (float(rng.uniform(0, side / 2)) for side in size)
+    return left, top, left + size[0] / 2, top + size[1] / 2
+
+
+def _changes(
+    model: Model, index: Index, query: Query, settings: AttributeSettings, candidates: int
+) -> Generator[str | Floats, None, None]:
+    """Yields what is being done, and at last how candidates' losses change: (C, views, S), likely ones first."""
+    asked, total = encode(model, query, index.center_crop), trak_predictions(index, SOURCE, False)
+    scored = trak_scores(SOURCE, False, model, index, asked, settings, Event(), Clock(), total)
+    rows = best_rows((yield from _telling(scored)), candidates)
+    bank, views = index.bank(model), index.views
+    after = np.empty((len(rows), len(views), len(bank)), np.float32)
+    with unlearned(model, settings.newton.weights or index.weights) as weights:
+        for taken in unlearn_query(model, index, asked, settings.newton, weights):
+            yield f"unlearning, {taken.predictions:,} predictions"
+        for which, column, losses in index.losses_by(
+            model, index.encoded, bank, rows, range(len(bank)), views, settings.batch
+        ):
+            after[which, :, column] = losses
+            yield f"candidates on all noises, {which.stop:,} of {len(rows):,}"
+    yield after - index.base_losses[rows][:, : len(views)]
+
+
+def _telling(steps: Generator[Progress, None, Floats]) -> Generator[str, None, Floats]:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            scores: Floats = end.value
+            return scores
+        yield "choosing candidates"

@@ -1,0 +1,127 @@
+"""Rehearsals of a tiny index: what is measured, what is kept, and what searches make of it."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from attribution.diffusion.pipeline import Model
+from attribution.errors import IndexMismatch, InputError
+from attribution.evaluate.queue import Queue
+from attribution.evaluate.rehearsal import MEASURED, RehearsalSettings, query_of, rehearse
+from attribution.index.index import SEARCH, Index
+from attribution.methods import attribute, check_settings
+from attribution.methods.answer import AttributeSettings
+from attribution.methods.rehearsed import Rehearsed, read_rehearsed
+from attribution.unlearning.race import RaceSettings
+from attribution.unlearning.step import UnlearnSettings
+
+SETTINGS = RehearsalSettings(pictures=2, candidates=6, top_k=2, mean=0.5, worst=0.5)
+QUICK = UnlearnSettings(timesteps=2, noises=1, rise=0.5)
+
+
+@pytest.fixture
+def own(full_folder, tmp_path):
+    """A copy of the index that holds everything, beside its model."""
+    folder = shutil.copytree(full_folder, full_folder.parent / f"rehearsed-{tmp_path.name}")
+    yield Index.open(folder)
+    shutil.rmtree(folder)
+
+
+def test_what_is_found_is_kept_and_searches_go_by_it(model32, own, query):
+    before = check_settings(model32, own, AttributeSettings(top_k=2, unlearn=QUICK))
+    *told, rehearsed = rehearse(model32, own, SETTINGS)
+    assert isinstance(rehearsed, Rehearsed)
+    assert any("picture 2 of 2" in line for line in told)
+    assert read_rehearsed(own) == rehearsed
+    assert (rehearsed.pictures, rehearsed.candidates, rehearsed.top_k, rehearsed.race.pool) == (2, 6, 2, 6)
+    assert 0 <= rehearsed.worst <= rehearsed.mean <= 1
+    used = check_settings(model32, own, AttributeSettings(top_k=1, unlearn=QUICK)).race
+    assert used == replace(rehearsed.race, pool=8)  # at least POOL_EACH for each that is looked for
+    assert before.race.columns == ()
+    *_, last = attribute(model32, own, query, AttributeSettings(top_k=2, unlearn=QUICK))
+    assert last.settings.race.columns == rehearsed.race.columns
+    assert Model.sha256.func(model32) == model32.sha256
+
+
+def test_the_changes_are_those_of_an_exhaustive_answer(model32, own):
+    list(rehearse(model32, own, SETTINGS))
+    settings = AttributeSettings("unlearning+", top_k=8, exhaustive=True)
+    for number in range(2):
+        asked = query_of(model32, own, SETTINGS.seed, number)
+        assert len(asked.boxes) == number
+        *_, whole = attribute(model32, own, asked, settings)
+        scores = sorted(Queue(own.path / MEASURED).result(f"{number:04d}")["changes"].mean(-1).max(1), reverse=True)
+        ours, theirs = scores[0], max(result.score for result in whole.results)
+        assert ours <= theirs + 2e-5
+        every = np.array([result.score for result in whole.results])
+        assert all(np.abs(every - score).min() < 2e-5 for score in scores)
+
+
+def test_what_was_measured_is_not_measured_again(model32, own, monkeypatch):
+    first = list(rehearse(model32, own, SETTINGS))[-1]
+    monkeypatch.setattr(model32, "generate", lambda *_: pytest.fail("a picture is drawn again"))
+    [again] = rehearse(model32, own, replace(SETTINGS, mean=1.0))
+    assert again.race.columns == first.race.columns
+
+
+def test_what_a_search_names_stays(model32, own):
+    list(rehearse(model32, own, SETTINGS))
+    order = tuple(range(own.base_losses.shape[-1]))
+    named = RaceSettings(5, 0.7, 1, 2.0, 4, order)
+    assert check_settings(model32, own, AttributeSettings(top_k=1, unlearn=QUICK, race=named)).race == named
+    everyone = check_settings(model32, own, AttributeSettings(top_k=1, unlearn=QUICK, race=RaceSettings(pool=0))).race
+    assert everyone.columns == ()
+
+
+@pytest.mark.parametrize("columns", [(0, 1), (0, 0, 1, 2), (0, 1, 2, 4)])
+def test_columns_that_are_not_the_banks_are_refused(model32, own, columns):
+    settings = AttributeSettings(top_k=1, unlearn=QUICK, race=RaceSettings(columns=columns))
+    told = " ".join(map(str, columns))
+    with pytest.raises(InputError, match=f"race_columns = {told} is not possible; accepted are 0 to 7, each once"):
+        check_settings(model32, own, settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"pictures": 1}, "pictures = 1 is not possible; accepted are 2 to 1,000"),
+        ({"candidates": 1}, "candidates = 1 is not possible; accepted are 2 to 8"),
+        ({"top_k": 9}, "top_k = 9 is not possible"),
+        ({"mean": 1.5}, "mean = 1.5 is not possible; accepted are shares above 0, up to 1"),
+        ({"worst": 0.0}, "worst = 0 is not possible"),
+    ],
+)
+def test_what_cannot_be_rehearsed_is_refused_before_any_work(model32, own, change, told):
+    with pytest.raises(InputError, match=told):
+        next(rehearse(model32, own, replace(SETTINGS, **change)))
+    assert not (own.path / MEASURED).exists()
+
+
+def test_an_index_without_gradients_says_how_to_add_them(model32, index32):
+    with pytest.raises(InputError, match="--gradients d-trak"):
+        next(rehearse(model32, index32, SETTINGS))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "is damaged or of another program"),
+        ('{"format_version": 1}', "is damaged or of another program"),
+    ],
+)
+def test_a_damaged_file_is_named(model32, own, text, told):
+    (own.path / SEARCH).write_text(text)
+    with pytest.raises(IndexMismatch, match=f"{SEARCH} {told}; make it anew: python -m attribution rehearse"):
+        check_settings(model32, own, AttributeSettings(top_k=1, unlearn=QUICK))
+
+
+def test_what_is_of_another_model_or_bank_is_refused(model32, own):
+    *_, rehearsed = rehearse(model32, own, SETTINGS)
+    (own.path / SEARCH).write_bytes(replace(rehearsed, model="0" * 64).json)
+    with pytest.raises(IndexMismatch, match="is of model 000000000000, the index of"):
+        read_rehearsed(own)
+    (own.path / SEARCH).write_bytes(replace(rehearsed, race=replace(rehearsed.race, columns=(0,))).json)
+    with pytest.raises(IndexMismatch, match="another noise bank"):
+        read_rehearsed(own)
