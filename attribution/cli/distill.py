@@ -65,8 +65,8 @@ def distill(
     for _ in watch(ask(queue, model, searched, lessons), _told, every=1):
         pass
     read = {kind: read_lessons(queue, each) for kind, each in names.items()}
-    for step in watch(learn(searched, read["query"], read["quick"], lessons.relevant, training), str):
-        towers = step if isinstance(step, Towers) else Towers({}, {})
+    *_, towers = watch(learn(searched, read["query"], read["quick"], lessons.relevant, training), _said, every=1)
+    assert isinstance(towers, Towers)
     told = {**made_of(searched), "lessons": told_of(lessons), "training": told_of(training)}
     towers = replace(towers, told=told)
     towers.write(folder / FILE)
@@ -82,3 +82,7 @@ def distill(
 def _told(step: Asked) -> str:
     left = "" if step.left != step.left else f", {clock(step.left)} left"
     return f"{TOLD[step.kind]}: {step.done:,} of {step.count:,}{left}"
+
+
+def _said(step: str | Towers) -> str:
+    return step if isinstance(step, str) else "trained"
