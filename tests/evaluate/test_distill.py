@@ -57,7 +57,7 @@ from attribution.query.query import Query
 
 FEW = LessonSettings(queries=4, held_out=2, quick=3, relevant=3, pool=6, held_pool=8)
 QUICK = TrainSettings(hidden=8, steps=20, every=10, folds=2)
-FLAGS = ("--queries", "4", "--held_out", "2", "--quick", "3", "--relevant", "3", "--train_steps", "20")
+FLAGS = ("--queries", "2", "--held_out", "2", "--quick", "1", "--relevant", "3", "--train_steps", "20")
 FLAGS += ("--train_every", "10", "--train_folds", "2", "--train_hidden", "8")
 
 
@@ -201,22 +201,23 @@ def test_a_held_out_ranking_is_the_exhaustive_one(held, model32, full_index):
 
 
 def test_a_killed_run_goes_on_where_it_was(asked, model32, full_index, tmp_path):
-    queue = lessons_in(tmp_path / "work", full_index, FEW)
-    steps = ask(queue, model32, full_index, FEW)
+    queue, fewer = lessons_in(tmp_path / "work", full_index, FEW), replace(FEW, queries=1, held_out=1)
+    steps = ask(queue, model32, full_index, fewer)
     for step in steps:
         if step.kind == "quick" and step.done == 2:
             break
     steps.close()
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*.npz")}
     assert len(times) == 2
-    *_, last = ask(queue, model32, full_index, FEW)
-    assert (last.kind, last.done, last.count) == ("query", 4, 4)
+    *_, last = ask(queue, model32, full_index, fewer)
+    assert (last.kind, last.done, last.count) == ("query", 1, 1)
     assert {path: path.stat().st_mtime_ns for path in times} == times
-    for path in sorted(asked.glob("*.npz")):
-        one, other = (np.load(each) for each in (path, tmp_path / "work" / path.name))
+    for path in (made := sorted((tmp_path / "work").glob("*.npz"))):
+        one, other = (np.load(each) for each in (path, asked / path.name))
         assert set(one.files) == set(other.files)
         for name in one.files:
             np.testing.assert_array_equal(one[name], other[name])
+    assert len(made) == 5
 
 
 def test_questions_differ_by_seed_and_number(model32, full_index):
@@ -388,7 +389,7 @@ def test_the_command_teaches_adds_and_answers(copied, tmp_path, capsys):
     assert "left" in told.err
     assert (work / "fast.safetensors").read_bytes() == (copied / "fast.safetensors").read_bytes()
     made = json.loads(Index.open(copied).manifest.steps["features/fast"].made.distilled)
-    assert (made["method"], made["lessons"]["queries"], made["index"]) == ("unlearning+", 4, Index.open(copied).id)
+    assert (made["method"], made["lessons"]["queries"], made["index"]) == ("unlearning+", 2, Index.open(copied).id)
     random_picture(99).save(tmp_path / "picture.png")
     asked = ["--prompt", "a key", "--image", str(tmp_path / "picture.png"), "--method", "fast"]
     assert main(["attribute", "--index", str(copied), *asked]) == 0
