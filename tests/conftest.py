@@ -12,7 +12,7 @@ import pytest
 import torch
 from browser import launch, served, visit, visit_in
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from networks import tiny_clip, tiny_dinov2, tiny_mappers, tiny_vit
+from networks import tiny_clip, tiny_dinov2, tiny_mappers, tiny_towers, tiny_vit
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from tokenizers.pre_tokenizers import ByteLevel
@@ -298,7 +298,7 @@ def full_folder(index_folder: Path, model32: Model, extend_all: Callable[..., No
     folder = Path(shutil.copytree(index_folder, base / "full"))
     clip, dino = tiny_clip(base / "clip", make_tiny_tokenizer()), tiny_vit(base / "dino")
     weights = {"clip": clip, "clip-text": clip, "dino": dino, "dinov2": tiny_dinov2(base / "dinov2")}
-    weights |= tiny_mappers(base)
+    weights |= {**tiny_mappers(base), "fast": tiny_towers(base)}
     extend_all(
         folder,
         model32,

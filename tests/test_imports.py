@@ -24,11 +24,12 @@ ROOMS = (
     *("unlearning.removal",),
     *("unlearning.projection", "unlearning.score", "unlearning.race", "unlearning.schedules"),
     *("index.rows", "index.known", "index.folder", "index.captions", "index.table", "index.typed", "index.earlier"),
-    *("index.data", "index.checksums", "index.features", "index.places", "index.lists", "index.manifest"),
+    *("index.data", "index.checksums", "index.towers", "index.features", "index.places", "index.lists"),
+    *("index.manifest",),
     *("index.stored", "index.packed", "index.texts", "index.pictures", "index.work", "index.imported"),
     *("index.listed", "index.changes", "index.merged", "index.steps", "index.found", "index.blocks", "index.build"),
     *("index.renewal", "index.update", "index.plan", "index.plan_update", "index.verify", "index.index"),
-    *("index.nearest",),
+    *("index.nearest", "index.added"),
     *("index.crew", "index.worker", "index.cluster"),
     *("query.query", "query.regions", "query.evidence", "query.encoded"),
     *("query.labels", "query.prompts", "query.grounding", "query.detect"),
@@ -51,6 +52,7 @@ ROOMS = (
     *("evaluate.customised", "evaluate.candidates", "evaluate.retrieval", "evaluate.recalled", "evaluate.published"),
     *("evaluate.plots", "evaluate.machine", "evaluate.costs", "evaluate.recipe", "evaluate.stretched"),
     *("evaluate.growth", "evaluate.figures", "evaluate.findings", "evaluate.bench", "evaluate.rehearsal"),
+    *("evaluate.lessons", "evaluate.distill", "evaluate.distilled"),
     *("ui.style", "ui.zero", "ui.jobs", "ui.regions", "ui.pace", "ui.studio", "ui.script"),
     *("ui.templates", "ui.words", "ui.again", "ui.answers", "ui.proof", "ui.layout", "ui.check"),
     *("ui.handlers", "ui.first", "ui.pictures", "ui.marks", "ui.answering", "ui.asking", "ui.checking", "ui.kept"),
@@ -67,7 +69,7 @@ ROOMS = (
         "cli.generate",
     ),
     *("cli.attribute", "cli.detect", "cli.replay", "cli.floor", "cli.retraining", "cli.judging", "cli.evaluate"),
-    *("cli.bench", "cli.rehearse", "cli", "__main__", "app"),
+    *("cli.distill", "cli.bench", "cli.rehearse", "cli", "__main__", "app"),
 )
 PATHS = [*(ROOT / "attribution").rglob("*.py"), ROOT / "app.py"]
 FILES = {str(p.relative_to(ROOT)).removeprefix("attribution/")[:-3].replace("/", "."): p for p in PATHS}

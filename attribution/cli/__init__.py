@@ -18,7 +18,10 @@ from attribution.cli.ending import status_of
 from attribution.cli.parsing import PROGRAM, Command, bind
 from attribution.errors import InputError
 
-COMMANDS = ("scenes", "index", "generate", "attribute", "detect", "replay", "floor", "rehearse", "evaluate", "bench")
+COMMANDS = (
+    *("scenes", "index", "generate", "attribute", "detect", "replay"),
+    *("floor", "rehearse", "distill", "evaluate", "bench"),
+)
 
 Found = Command | dict[str, Command]
 

@@ -177,9 +177,10 @@ def wanted_of(builder: Builder, more: ExtendSettings) -> dict[str, Record | None
     asked |= {scaffold for name in asked if (scaffold := STEPS[name].scaffold) and not builder.manifest.finished(name)}
     wanted = {name: step.record(builder.source, more) for name, step in STEPS.items() if name in asked}
     for name in more.features:
-        base = FEATURES[name].base
-        if base and base not in more.features and not builder.manifest.finished(f"features/{base}"):
-            raise InputError(f"the feature {name!r} maps {base!r}, which the index does not hold; add both")
+        entry = FEATURES[name]
+        for base in (*([entry.base] if entry.base else []), *entry.joins):
+            if base not in more.features and not builder.manifest.finished(f"features/{base}"):
+                raise InputError(f"the feature {name!r} maps {base!r}, which the index does not hold; add both")
     for name in more.approximate:
         if f"features/{name}" not in wanted and not builder.manifest.finished(f"features/{name}"):
             raise InputError(f"--approximate {name} is of vectors that the index does not hold; add --features {name}")

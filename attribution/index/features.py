@@ -3,6 +3,7 @@
 The networks are transformers' own, from a folder or the hub; only this file and `model.py` load any.
 """
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -21,6 +22,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
 from attribution.diffusion.pipeline import default_device
 from attribution.errors import HUB, InputError, WeightsUnavailable, reason
 from attribution.index.checksums import sha256_of
+from attribution.index.towers import Towers
 
 PIXEL_SIDE = 32  # px, side of the pictures that the pixel baseline compares
 
@@ -29,10 +31,19 @@ Encode = Callable[[Sequence[Any]], Tensor]  # B pictures, or captions, to (B, D)
 
 @dataclass(frozen=True)
 class Encoder:
-    """A loaded network: what it makes of pictures or captions, and its weights."""
+    """A loaded network: what it makes of pictures or captions, and its weights.
+
+    Attributes:
+        encode: places pictures or captions, or training images by their joined features.
+        weights: of the network.
+        ask: places queries, where they are placed in another way.
+        told: what it was distilled from.
+    """
 
     encode: Encode
     weights: dict[str, Tensor]
+    ask: Encode | None = None
+    told: str = ""
 
     def __call__(self, items: Sequence[Any]) -> Tensor:
         """(B, D) float32 on the CPU of B pictures, or captions."""
@@ -55,6 +66,7 @@ class Feature:
         weights: the hub id of the published network; None for a mapper, whose file must be named.
         open: loads the network from a folder or hub id.
         base: the feature whose vectors a mapper maps; None for a feature of its own.
+        joins: features whose vectors, side by side, a network maps to this one's; none for a feature of its own.
     """
 
     line: str
@@ -63,6 +75,7 @@ class Feature:
     weights: str | None
     open: Callable[[str], Encoder]
     base: str | None = None
+    joins: tuple[str, ...] = ()
 
 
 def _loaded(load: Callable[..., Any], weights: str, **how: Any) -> Any:
@@ -168,6 +181,12 @@ def open_mapper(weights: str) -> Encoder:
     return Encoder(encode, mapper)
 
 
+def open_towers(weights: str) -> Encoder:
+    """The two networks that `python -m attribution distill` trained; see `index.towers`."""
+    towers = Towers.read(weights)
+    return Encoder(towers.images, towers.weights, towers.queries, json.dumps(towers.told))
+
+
 CLIP, DINO = "openai/clip-vit-base-patch32", "facebook/dino-vitb16"
 FEATURES: dict[str, Feature] = {
     "clip": Feature("CLIP image embeddings", "Radford et al. 2021", "images", CLIP, open_clip),
@@ -187,6 +206,14 @@ FEATURES: dict[str, Feature] = {
     ),
     "dino-abc": Feature(
         "DINO, mapped linearly for attribution", "Wang et al. 2023", "images", None, open_mapper, "dino"
+    ),
+    "fast": Feature(
+        "DINO and CLIP text embeddings, placed by networks that learned the default method's rankings",
+        "after Wang et al. 2025",
+        "images",
+        None,
+        open_towers,
+        joins=("dino", "clip-text"),
     ),
 }
 

@@ -90,11 +90,13 @@ class FeatureRecord:
         weights: the network's folder, file or hub id; what lies beside the index is named relative to it.
         shape: of the array; None of a mapper, which has none.
         sha256: of the network's weights, known once it is loaded; "" where an earlier version did not ask.
+        distilled: what it was distilled from, as JSON; "" of a network that was not.
     """
 
     weights: str
     shape: tuple[int, ...] | None = field(default=None, compare=False)
     sha256: str = field(default="", metadata=ADDED)
+    distilled: str = field(default="", compare=False, metadata=ADDED)
 
 
 @dataclass(frozen=True, kw_only=True)

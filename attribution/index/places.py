@@ -10,10 +10,12 @@ from attribution.index.data import DataSettings
 
 
 def portable(source: str, folder: Path) -> str:
-    """A folder or file beside the index is named relative to it, so that both can be moved together."""
+    """A folder or file beside the index, or in it, is named relative to it, so that both can be moved together."""
     path = Path(source).resolve()
     if path.exists() and path.parent == folder.resolve().parent:
         return os.path.join("..", path.name)
+    if path.exists() and path.parent == folder.resolve():
+        return path.name
     return str(path) if path.exists() else source
 
 

@@ -25,14 +25,15 @@ from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import checkpoint
 from attribution.errors import InputError
 from attribution.index.checksums import sha256_of, sha256_of_file
-from attribution.index.features import FEATURES, open_feature
+from attribution.index.features import FEATURES, Encoder, open_feature
 from attribution.index.imported import fisher_of_file, fisher_record, latents_of_file, latents_record
 from attribution.index.listed import LISTED
 from attribution.index.manifest import FeatureRecord, FisherRecord, GradientRecord, ImportRecord
 from attribution.index.pictures import THUMBNAIL_SIDE, packed_thumbnail
 from attribution.index.places import located, portable
-from attribution.index.stored import Sums, as_array, load_tensors
+from attribution.index.stored import Sums, as_array, load_tensors, open_array
 from attribution.index.texts import CAPTIONS, packed_texts
+from attribution.index.towers import joined
 from attribution.index.work import ExtendSettings, Part, Source, Step, Work, in_calls, in_one
 from attribution.unlearning.ekfac import add_moments, eigenvectors, rotate
 from attribution.unlearning.fisher import Samples, add_squares, compress
@@ -41,6 +42,7 @@ from attribution.unlearning.projection import GRADIENT_OUTPUTS, Projection, grad
 from attribution.unlearning.score import VIEWS, losses_by_column
 
 PICTURES = 16  # that a feature's network is given at once
+JOINED = 4096  # rows of features that are placed at once
 SAMPLES_ALL = 4096  # gradients, at most, that the Fisher information of all weights is estimated from
 
 
@@ -188,13 +190,18 @@ def _ekfac(source: Source, record: FisherRecord) -> Work:
 def _feature_record(name: str, source: Source, more: ExtendSettings) -> FeatureRecord:
     weights = more.feature_weights.get(name) or FEATURES[name].weights
     if weights is None:
-        raise InputError(f"the feature {name!r} needs a mapper's file; name it with --feature_weights {name} FILE")
+        made = ", which `python -m attribution distill` writes" if FEATURES[name].joins else ""
+        raise InputError(
+            f"the feature {name!r} needs a mapper's file{made}; name it with --feature_weights {name} FILE"
+        )
     return FeatureRecord(portable(weights, source.out))
 
 
 def _feature(name: str, source: Source, record: FeatureRecord) -> Work:
     encode, training = open_feature(name, located(record.weights, source.out)), source.training
-    made = replace(record, sha256=encode.sha256)
+    made = replace(record, sha256=encode.sha256, distilled=encode.told)
+    if FEATURES[name].joins:
+        return _joined(FEATURES[name].joins, source, encode, made)
 
     def encoded(rows: range) -> NDArray[np.floating]:
         if FEATURES[name].of == "captions":
@@ -211,6 +218,18 @@ def _feature(name: str, source: Source, record: FeatureRecord) -> Work:
 
     shape = (len(training), *encoded(range(1)).shape[1:])
     return Work(len(training), source.settings.batch, vectors, made=replace(made, shape=shape), shape=shape)
+
+
+def _joined(bases: Sequence[str], source: Source, network: Encoder, made: FeatureRecord) -> Work:
+    """What a network makes of the vectors of several features, which are there already, side by side."""
+    parts = [open_array(source.files / f"features/{base}.npy") for base in bases]
+
+    def placed(rows: range) -> NDArray[np.floating]:
+        some = joined([np.asarray(part[rows.start : rows.stop], np.float32) for part in parts])
+        return as_array(network(list(some.reshape(-1, some.shape[-1]))).reshape(*some.shape[:2], -1), np.float16)
+
+    shape = (len(source.training), *placed(range(1)).shape[1:])
+    return Work(shape[0], JOINED, in_one(placed), made=replace(made, shape=shape), shape=shape)
 
 
 def _gradient_record(_name: str, source: Source, more: ExtendSettings) -> GradientRecord:

@@ -51,7 +51,7 @@ class ExtendSettings:
     Attributes:
         fisher_all: the diagonal Fisher information of all weights, to unlearn other subsets.
         ekfac: EK-FAC of the index's weights, for the method "unlearning+".
-        features: for the methods of these names: clip, clip-text, dino, dinov2, clip-abc, dino-abc.
+        features: for the methods of these names: clip, clip-text, dino, dinov2, clip-abc, dino-abc, fast.
         feature_weights: folder, file or hub id by feature; by default the published ones.
         gradients: loss (for trak and journey-trak), d-trak, influence.
         projection: of the gradients.

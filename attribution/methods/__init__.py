@@ -74,7 +74,7 @@ class Method:
 
 def _feature_method(name: str) -> Method:
     entry = FEATURES[name]
-    needed = tuple(f"features/{part}" for part in (entry.base, name) if part)
+    needed = tuple(f"features/{part}" for part in (entry.base, *entry.joins, name) if part)
     uses = () if entry.base else ("exhaustive",)  # instead of looking at the nearest lists, where an index holds them
     return Method(partial(feature, name), entry.line, entry.source, artifacts=needed, uses=uses)
 

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from attribution.batches import batches
 from attribution.diffusion.pipeline import Model
 from attribution.files import let_go
-from attribution.index.features import FEATURES, Encode, open_feature
+from attribution.index.features import FEATURES, Encode, Encoder, open_feature
 from attribution.index.index import Index
 from attribution.index.lists import DEPTHS
 from attribution.index.nearest import lists_of
@@ -53,7 +53,7 @@ def cosines_of(query: Tensor, training: NDArray[np.floating], mapper: Encode | N
     return cosines
 
 
-def _network(index: Index, name: str) -> Encode:
+def network_of(index: Index, name: str) -> Encoder:
     """A feature's network, the one that the index's vectors are of.
 
     Raises:
@@ -64,15 +64,22 @@ def _network(index: Index, name: str) -> Encode:
     return network
 
 
+def seen_as(index: Index, asked: Encoded, name: str) -> Tensor:
+    """A feature of a query, (D,) float32: of the picture, or the boxes' crop, or the prompt, or of several of these."""
+    entry, network = FEATURES[name], network_of(index, name)
+    if entry.joins and network.ask is not None:
+        return network.ask([torch.cat([seen_as(index, asked, base) for base in entry.joins]).numpy()])[0]
+    return network([asked.query.prompt if entry.of == "captions" else asked.crop])[0]
+
+
 def feature(name: str, model: Model, index: Index, asked: Encoded, settings: AttributeSettings, stop: Event) -> Answer:
     """Cosine similarity of a feature: of the picture, or the boxes' crop, or the prompt, with each training image."""
     clock, entry = Clock(), FEATURES[name]
     base = entry.base or name
     vectors = index.array(f"features/{base}")
-    mapper = _network(index, name) if entry.base else None
+    mapper = network_of(index, name) if entry.base else None
     check_stop(stop)
-    seen = asked.query.prompt if entry.of == "captions" else asked.crop
-    wanted = _network(index, base)([seen])[0]
+    wanted = seen_as(index, asked, base)
     if found := None if mapper else near_scores(index, name, wanted, settings):
         rows, scores, search = found
         yield ranked(model, index, asked.query, settings, scores, 0, clock, rows, search)

@@ -15,7 +15,7 @@ PROMPT = ("--prompt", "a green bus")
 def test_an_unknown_command_and_none_are_refused_with_the_known_ones(refused):
     for arguments in (("paint",), ()):
         told = refused(*arguments, index=None)
-        assert "scenes, index, generate, attribute, detect, replay, floor, rehearse, evaluate" in told
+        assert "scenes, index, generate, attribute, detect, replay, floor, rehearse, distill, evaluate" in told
 
 
 def test_help_is_no_error(capsys):

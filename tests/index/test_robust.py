@@ -317,7 +317,7 @@ def test_a_feature_that_another_network_began_is_begun_anew(model32, tiny_settin
     np.testing.assert_array_equal(np.load(plain_copy / "features/dino.npy"), np.load(fresh / "features/dino.npy"))
 
 
-@pytest.mark.parametrize("name", ["clip", "clip-text", "dino", "dinov2", "clip-abc", "dino-abc"])
+@pytest.mark.parametrize("name", ["clip", "clip-text", "dino", "dinov2", "clip-abc", "dino-abc", "fast"])
 def test_a_network_has_one_hash_each_time_it_is_loaded(full_index, name):
     """A vision transformer's pooler is made at random where its files have none; nothing reads it."""
     made = full_index.manifest.made(f"features/{name}", FeatureRecord).sha256

@@ -368,7 +368,7 @@ def test_a_manifest_records_what_was_added(full_folder):
     assert all(step["finished"] for step in steps.values())
     held = {name: step["made"] for name, step in steps.items()}
     assert {name for name in held if name.startswith("features/")} == {
-        f"features/{name}" for name in ("clip", "clip-text", "dino", "dinov2", "clip-abc", "dino-abc")
+        f"features/{name}" for name in ("clip", "clip-text", "dino", "dinov2", "clip-abc", "dino-abc", "fast")
     }
     assert held["gradients/loss"]["shape"] == [1, 8, 1, 64]
     assert held["gradients/influence"]["shape"] == [1, 8, 2, 64]

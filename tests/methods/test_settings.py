@@ -19,7 +19,7 @@ TAKES = {
     "unlearning-sgd": UNLEARNS - {"damping", "images"},
     "influence": NEWTON,
     **{name: {"noise_seed"} for name in ("trak", "journey-trak", "d-trak")},
-    **{name: {"exhaustive"} for name in ("clip", "clip-text", "dino", "dinov2")},
+    **{name: {"exhaustive"} for name in ("clip", "clip-text", "dino", "dinov2", "fast")},
     "random": {"random_seed"},
 }
 QUICK = UnlearnSettings(timesteps=2, noises=1)
