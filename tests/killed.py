@@ -196,7 +196,11 @@ def kinds_in(folder: Path, asked: list[str]) -> Iterable[Kind]:
     added = {
         "fisher_all": ExtendSettings(fisher_all=True),
         "ekfac": ExtendSettings(ekfac=True),
-        "features": ExtendSettings(features=("clip", "dino"), feature_weights={"clip": str(clip), "dino": str(dino)}),
+        "features": ExtendSettings(
+            features=("clip", "dino"),
+            feature_weights={"clip": str(clip), "dino": str(dino)},
+            approximate=("clip", "dino"),
+        ),
         "gradients": ExtendSettings(gradients=("loss", "d-trak"), projection=GradientSettings(dimension=64)),
     }
     plain = folder / "plain"
