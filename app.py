@@ -17,6 +17,7 @@ def serve(
     detector: str | None = None,
     runs: Path | None = None,
     mcp: bool = False,
+    ask_above: float = 120.0,
 ) -> None:
     """Serve the page.
 
@@ -28,6 +29,7 @@ def serve(
         detector: a GroundingDINO's folder, `.pth` file or hub id; the one beside the index, or the published one.
         runs: folder of finished runs; one in the user's cache by default.
         mcp: serve the API as MCP tools too, under /gradio_api/mcp; needs gradio[mcp].
+        ask_above: seconds from which on the page tells how long an answer takes, and begins it when asked once more.
     """
     if runs is not None:
         check_folder("--runs", runs)
@@ -46,6 +48,7 @@ def serve(
 
     model, served = opened(index)
     studio = Studio(model, served, RunFolder(runs or own_folder()), detector)
+    studio.ask_above = ask_above
     studio.measure()
     page = build_page(studio)
     page.launch(

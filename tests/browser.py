@@ -77,10 +77,11 @@ def _quiet(*command: str) -> None:
 
 
 @contextmanager
-def served(log: Path, temporary: Path, index: Path | None = None) -> Iterator[str]:
-    """The page's address while app.py serves it on a free port."""
+def served(log: Path, temporary: Path, index: Path | None = None, ask_above: float = 1e6) -> Iterator[str]:
+    """The page's address while app.py serves it on a free port; by default nothing is asked, however slow all is."""
     port = free_port()
     command = [sys.executable, "app.py", "--index", str(index or index_folder()), "--port", str(port)]
+    command += ["--ask_above", str(ask_above)]
     environment = {**os.environ, "GRADIO_TEMP_DIR": str(temporary), "PYTHONUNBUFFERED": "1"}
     address = f"http://127.0.0.1:{port}"
     with log.open("w") as output:

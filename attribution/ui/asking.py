@@ -16,7 +16,7 @@ from attribution.ui.answering import Answering, panel_of
 from attribution.ui.check import Runs
 from attribution.ui.handlers import UNCHANGED, Asked, Handlers, NotYet, Update, there_is, whole
 from attribution.ui.jobs import Job, attributing
-from attribution.ui.pace import LONG, budgets, choices
+from attribution.ui.pace import budgets, choices
 from attribution.ui.regions import read_regions
 from attribution.ui.studio import Picture
 
@@ -63,10 +63,10 @@ class Questions:
         return Asked(job, answering.take, {self.on.status: stopped}, lambda: begun, answering.ended)
 
     def _tell_first(self, settings: list[AttributeSettings], regions: int, budget: Budget, agreed: float) -> None:
-        """Tell what takes LONG before it is begun, unless as much was told already."""
+        """Tell what takes long before it is begun, unless as much was told already."""
         studio, pace = self.studio, self.studio.pace
         took = pace.seconds(studio.index, settings) * regions if pace else 0.0
-        if pace is None or took < LONG or took <= ROUGHLY * agreed:
+        if pace is None or took < studio.ask_above or took <= ROUGHLY * agreed:
             return
         own, others = settings[0], choices(studio.model, studio.index, settings[0].k)
         added = took - regions * pace.seconds(studio.index, [own])

@@ -14,7 +14,7 @@ from attribution.methods.budgets import BUDGETS, NORMAL, Budget, calls, within
 from attribution.unlearning.step import query_bank, query_gradient, query_loss
 
 ENOUGH = 0.3  # seconds that a call takes at least, of which a pace is told
-LONG = 120.0  # seconds from which on an answer is asked about before it is begun
+LONG = 120.0  # seconds from which on an answer is asked about before it is begun, unless the server says otherwise
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from attribution.methods import METHODS, check_settings
 from attribution.methods.answer import AttributeSettings, Attribution
 from attribution.query.detect import detector_threshold
 from attribution.ui.jobs import Job, Steps
-from attribution.ui.pace import Pace, corrected, measured
+from attribution.ui.pace import LONG, Pace, corrected, measured
 from attribution.ui.regions import MOST
 from attribution.ui.zero import FIRST, LONGEST, on_gpu, on_zero_gpu
 
@@ -101,6 +101,7 @@ class Studio:
         self.detector = detector
         self.proven = proven or (assets_folder() / "proof" if self.embedded else None)
         self.pace: Pace | None = None
+        self.ask_above = LONG
         self._turn = Condition()
         self._device = ThreadPoolExecutor(1, "device")
         self._took: dict[str, float] = {}  # by job, the seconds of the last one that ended

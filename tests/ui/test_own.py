@@ -38,7 +38,7 @@ def own(request, tmp_path_factory):
     index = build_all(folder / "index", Model.load(folder / request.param), settings)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")  # the published detector is not asked for
-        with served(folder / "log.txt", folder / "gradio", index) as address:
+        with served(folder / "log.txt", folder / "gradio", index, ask_above=0) as address:
             yield folder, request.param, address
 
 
@@ -75,12 +75,16 @@ def test_objects_are_found_by_words_where_no_detector_can_be_had(page: Page) -> 
     expect(page.locator("#found")).to_contain_text("brown dog")
 
 
-def test_an_answer_shows_crisp_training_images_by_name(own, page: Page) -> None:
+def test_an_answer_is_begun_when_its_time_was_told_and_shows_crisp_training_images_by_name(own, page: Page) -> None:
     folder, _, _ = own
     page.click("#generate")
     expect(page.locator("#picture-note")).to_contain_text("seed 7.")
     page.click("#attribute")
+    await_state(page, "asked")
+    expect(page.locator("#run-status")).to_contain_text("This takes about")
+    page.get_by_role("button", name="Begin").click()
     await_state(page, "done")
+    expect(page.locator("#attribute")).to_have_text("Attribute")
     assert page.evaluate("[...document.querySelectorAll('.large img')].every((image) => image.naturalWidth === 32)")
     page.locator(".large:visible .card[data-row] button").first.click()
     expect(page.locator(".opened .note").first).to_contain_text("of 12 of holiday-photos.")
