@@ -14,6 +14,9 @@ from attribution.answers.report import read_zip
 from attribution.answers.verdict import verdict_of
 from attribution.diffusion.pictures import to_pixels
 from attribution.evaluate.locality import available
+from attribution.index.features import FEATURES
+from attribution.index.manifest import FeatureRecord
+from attribution.index.towers import Towers, joined
 from attribution.methods import METHODS
 from attribution.query.grounding import open_detector
 from attribution.scenes.compose import SIZE, draw_scene, make_scenes
@@ -81,6 +84,15 @@ def test_base_losses_are_those_of_the_shipped_weights(embedded):
 
 def test_the_embedded_index_answers_by_every_method_but_dinov2(embedded):
     assert set(METHODS) - set(available(*embedded)) == {"dinov2"}
+
+
+def test_fast_places_the_training_images_as_its_networks_do(embedded):
+    _, index = embedded
+    rows = [0, 7, 4095]
+    parts = [np.asarray(index.array(f"features/{base}")[rows], np.float32) for base in FEATURES["fast"].joins]
+    placed = Towers.read(index.feature_weights("fast")).images(joined(parts).reshape(6, -1)).reshape(3, 2, -1)
+    np.testing.assert_allclose(index.array("features/fast")[rows], placed, rtol=2e-3, atol=2e-2)
+    assert json.loads(index.manifest.made("features/fast", FeatureRecord).distilled)["index"] == index.id
 
 
 @pytest.mark.filterwarnings("ignore:.*cuda.amp", "ignore:torch.meshgrid", "ignore:Importing from timm")
