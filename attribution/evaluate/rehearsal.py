@@ -53,8 +53,8 @@ class RehearsalSettings:
     seed: int = 3000
     candidates: int = 1024
     top_k: int = 10
-    mean: float = 0.85
-    worst: float = 0.6
+    mean: float = 0.9
+    worst: float = 0.7
 
 
 def check(index: Index, settings: RehearsalSettings) -> None:
