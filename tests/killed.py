@@ -172,12 +172,13 @@ def kill_at_moments(kind: Kind, folder: Path, moments: int, chance: random.Rando
             continue
         step = step_of(out)
         told.killed[step] += 1
-        print(f"{kind.name}, moment {number + 1}: killed, {step}", flush=True)
         if not ended(kind.resume[number % len(kind.resume)](out)):
             told.differ.add(f"(not gone on with after {step}, run {attempt})")
             continue
         now = files_of(out)
-        told.differ |= {name for name in whole.keys() | now.keys() if whole.get(name) != now.get(name)}
+        differ = {name for name in whole.keys() | now.keys() if whole.get(name) != now.get(name)}
+        told.differ |= differ
+        print(f"{kind.name}, {number + 1}: killed, {step}; {len(differ)} of {len(whole)} files differ", flush=True)
     return told
 
 
