@@ -143,6 +143,7 @@ def _wire_answers(questions: Questions, pictures: Pictures, kept: KeptRuns) -> N
     )
     _follow_address(answered, on)
     answered.success(kept.remember, [on.runs, on.mine], [on.mine, on.history], **AT_ONCE)
+    answered.then(questions.budgets, None, on.budget, **AT_ONCE)
     _free_after(answered, handlers)
     on.stop.click(handlers.stop, **AT_ONCE)
     for other in (on.budget.input, on.compared.input):
