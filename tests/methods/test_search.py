@@ -1,5 +1,6 @@
 """Searches among candidates: who they are, what is refused, and what an answer says of them."""
 
+import json
 import sys
 from dataclasses import asdict, replace
 from threading import Event
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from attribution.answers.report import _settings, to_json
-from attribution.answers.run import Run
+from attribution.answers.run import Run, _asked
 from attribution.diffusion.pipeline import Model
 from attribution.errors import InputError, Stopped
 from attribution.methods import answer, attribute, check_settings
@@ -158,10 +159,21 @@ def test_settings_of_an_earlier_run_are_halving_and_keep_its_id(model32, full_in
     settings = check_settings(model32, full_index, replace(SMALL, race=RaceSettings(pool=0)))
     last = found(model32, full_index, query, settings)
     told = to_json(last)["settings"]
-    assert told["race"] == {"pool": 0, **EARLIER}
+    assert told["race"] == {"pool": 0, **EARLIER, "columns": ()}
     assert _settings({**told, "race": EARLIER}) == settings
     among = replace(last, settings=check_settings(model32, full_index, SMALL))
     assert Run((among,)).id != Run((last,)).id
+
+
+def test_a_run_without_an_order_of_columns_has_the_id_of_those_that_knew_none(model32, full_index, query):
+    last = found(model32, full_index, query, SMALL)
+    told = to_json(last)["settings"]
+    assert "columns" not in _asked(last.settings)["race"]
+    assert _settings({**told, "race": {key: told["race"][key] for key in ("pool", *EARLIER)}}) == last.settings
+    order = tuple(range(CELLS // 2))[::-1]
+    ordered = replace(last, settings=replace(last.settings, race=replace(last.settings.race, columns=order)))
+    assert Run((ordered,)).id != Run((last,)).id
+    assert _settings(json.loads(json.dumps(to_json(ordered)["settings"]))) == ordered.settings
 
 
 @pytest.mark.parametrize(("method", "exhaustive"), [("unlearning", True), ("clip", False)])
