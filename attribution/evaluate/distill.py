@@ -8,16 +8,17 @@ the default method answered.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from attribution.errors import InputError
-from attribution.evaluate.agreement import average_precision
+from attribution.evaluate.agreement import average_precision, ranks_of
 from attribution.evaluate.lessons import BASES, Lesson
 from attribution.index.index import Index
 from attribution.index.towers import SIDES, Towers, joined
@@ -223,12 +224,14 @@ def placed_by(towers: Towers, images: Tensor, asked: Tensor) -> Floats:
 
 def precisions(scores: Floats, lessons: Sequence[Lesson], relevant: int) -> Floats:
     """Of each picture, the average precision at finding the default method's first images by scores (Q, N)."""
-    found = []
-    for own, lesson in zip(scores, lessons, strict=True):
-        ranks = np.empty(len(own), np.int64)
-        ranks[np.argsort(-own, kind="stable")] = np.arange(1, len(own) + 1)
-        found.append(average_precision(ranks[lesson.rows[:relevant]]))
-    return np.array(found)
+    return precisions_of(np.argsort(-scores, 1, kind="stable"), lessons, relevant)
+
+
+def precisions_of(rankings: Iterable[NDArray[np.integer]], lessons: Sequence[Lesson], relevant: int) -> Floats:
+    """The same by rankings, each of rows, best first, of all training images or fewer."""
+    ranked = zip(rankings, lessons, strict=True)
+    ranks = (ranks_of(ranking.tolist(), lesson.rows[:relevant].tolist()) for ranking, lesson in ranked)
+    return np.array([average_precision(each) for each in ranks])
 
 
 # For how long to train

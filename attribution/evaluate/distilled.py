@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from attribution.evaluate.agreement import average_precision, estimate, paired_p, ranks_of
-from attribution.evaluate.distill import cosines_of, placed_by, precisions
+from attribution.evaluate.agreement import estimate, paired_p
+from attribution.evaluate.distill import cosines_of, placed_by, precisions, precisions_of
 from attribution.evaluate.lessons import Lesson
 from attribution.index.towers import Towers
 from attribution.unlearning.score import Floats
@@ -77,6 +76,5 @@ def judge(towers: Towers, images: Tensor, asked: Tensor, lessons: Sequence[Lesso
         for name, scores in ((FAST, placed_by(towers, images, asked)), (JOINED, plain))
     }
     for name in lessons[0].ranked:
-        ranks = [ranks_of(each.ranked[name].tolist(), each.rows[:relevant].tolist()) for each in lessons]
-        found[name] = np.array([average_precision(each) for each in ranks])
+        found[name] = precisions_of([each.ranked[name] for each in lessons], lessons, relevant)
     return Judged(found, relevant)

@@ -19,6 +19,7 @@ from attribution.diffusion.pipeline import Model, check_seed
 from attribution.errors import InputError
 from attribution.evaluate.arrays import Arrays
 from attribution.evaluate.queue import Queue, open_queue
+from attribution.evaluate.rehearsal import box_anywhere
 from attribution.index.features import FEATURES
 from attribution.index.index import Index
 from attribution.methods import answer, best_method, check_settings, fitting
@@ -216,6 +217,4 @@ def question(model: Model, index: Index, seed: int, number: int) -> Query:
         return Query(subject.prompt, picture, subject.seed, (box,) if box else ())
     prompt, own = index.captions[int(rng.integers(len(index)))], int(rng.integers(2**31))
     picture = model.generate(prompt, own)
-    half = (picture.width / 2, picture.height / 2)
-    left, top = (float(rng.uniform(0, side)) for side in half)
-    return Query(prompt, picture, own, ((left, top, left + half[0], top + half[1]),) if number % 2 else ())
+    return Query(prompt, picture, own, (box_anywhere(picture.size, rng),) if number % 2 else ())

@@ -121,11 +121,11 @@ def query_of(model: Model, index: Index, seed: int, number: int) -> Query:
     rng = np.random.default_rng([seed, number])
     prompt = prompt_with("", index.captions, random.Random(f"{seed} {number}"))
     picture = model.generate(prompt, seed + number)
-    return Query(prompt, picture, seed + number, (_box(picture.size, rng),) if number % 2 else ())
+    return Query(prompt, picture, seed + number, (box_anywhere(picture.size, rng),) if number % 2 else ())
 
 
-def _box(size: tuple[int, int], rng: np.random.Generator) -> Box:
-    """A box anywhere in a picture, of half its sides."""
+def box_anywhere(size: tuple[int, int], rng: np.random.Generator) -> Box:
+    """A box by chance anywhere in a picture, of half its sides."""
     left, top = (float(rng.uniform(0, side / 2)) for side in size)
     return left, top, left + size[0] / 2, top + size[1] / 2
 
