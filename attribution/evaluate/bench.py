@@ -27,6 +27,7 @@ from attribution.index.index import Index
 from attribution.index.typed import told_of
 from attribution.methods import METHODS, attribute, best_method, check_settings
 from attribution.methods.answer import AttributeSettings, Attribution, Progress
+from attribution.methods.candidates import sources
 from attribution.query.encoded import Encoded, encode
 from attribution.query.query import Box, Query
 from attribution.scenes.compose import SIZE
@@ -117,8 +118,8 @@ def bench(model: Model, index: Index, settings: BenchSettings) -> Iterator[str |
         "settings": told_of(settings),
     }
     clock: Clock = "cpu" if model.device.type == "cpu" else "seconds"  # processors wait for other devices
-    part = fraction(index, settings.recipe)
-    found = Findings(about, best_method(index), len(index), part, clock, known_lds())
+    part, estimated_by = fraction(index, settings.recipe), next(iter(sources(index)), "")
+    found = Findings(about, best_method(index), estimated_by, len(index), part, clock, known_lds())
     with Meter(model) as meter:
         at = Bench(meter, model, index, settings, found)
         yield from at.warm_up()

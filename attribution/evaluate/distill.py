@@ -22,7 +22,7 @@ from attribution.evaluate.agreement import average_precision, ranks_of
 from attribution.evaluate.lessons import BASES, Lesson
 from attribution.index.index import Index
 from attribution.index.towers import SIDES, Towers, joined
-from attribution.methods.candidates import SOURCE, has_source
+from attribution.methods.candidates import D_TRAK, holds
 from attribution.methods.trak import Kernel
 from attribution.unlearning.score import Floats
 
@@ -124,8 +124,8 @@ def group_of(lessons: Sequence[Lesson], bases: Sequence[str]) -> Group:
 
 def own_group(index: Index, images: Tensor, relevant: int, seed: int) -> Group:
     """Training images, and the others that the stored gradients rank first for each: it takes no prediction."""
-    phi = np.asarray(index.array(f"gradients/{SOURCE}")[0, :, 0], np.float32)
-    kernel, count = Kernel.of(phi, index.gradients(SOURCE).damping), min(ALL, len(index))
+    phi = np.asarray(index.array(f"gradients/{D_TRAK}")[0, :, 0], np.float32)
+    kernel, count = Kernel.of(phi, index.gradients(D_TRAK).damping), min(ALL, len(index))
     rows = torch.from_numpy(np.random.default_rng(seed).permutation(len(index))[:count])
     wanted = []
     for some in rows.split(64):
@@ -250,7 +250,7 @@ def learn(
         settings: of the training.
     """
     images, steps, began = vectors_of(index, BASES), settings.steps, time.monotonic()
-    own = [own_group(index, images, relevant, settings.seed)] if has_source(index) else []
+    own = [own_group(index, images, relevant, settings.seed)] if holds(index, D_TRAK) else []
     yield "training"
     for done, chosen in enumerate(choose(images, lessons, quick, own, relevant, settings), start=1):
         steps, left = chosen.steps, (time.monotonic() - began) / done * (settings.folds + 1 - done)

@@ -11,7 +11,6 @@ from attribution.evaluate.agreement import overlap_at
 from attribution.evaluate.machine import Clock, Spent
 from attribution.evaluate.results import committed, read_results
 from attribution.methods import METHODS
-from attribution.methods.candidates import SOURCE
 
 # Ways that are no methods
 GENERATE, ENCODE, RECIPE = "generating the picture", "encoding the query", "published recipe"
@@ -70,7 +69,13 @@ class Line:
 
 
 def summary(
-    takes: Takes, again: Takes, default: str, lds: Mapping[str, float], images: int, clock: Clock = "seconds"
+    takes: Takes,
+    again: Takes,
+    default: str,
+    estimate: str,
+    lds: Mapping[str, float],
+    images: int,
+    clock: Clock = "seconds",
 ) -> list[Line]:
     """A line a way.
 
@@ -78,6 +83,7 @@ def summary(
         takes: what was measured.
         again: the same queries with other noises.
         default: the method that is asked where none is named, which all images were ranked by.
+        estimate: the method that gives its first estimate; "" where there is none.
         lds: by method.
         images: in the training set.
         clock: that times are compared by.
@@ -101,7 +107,7 @@ def summary(
                 {k: each for k, each in overlaps.items() if each is not None},
                 _correlation(held, truth),
                 _overlap(again.get(way, {}), held, min(TOPS[0], images)),
-                lds.get({EXHAUSTIVE: default, ESTIMATE: SOURCE}.get(way, way)),
+                lds.get({EXHAUSTIVE: default, ESTIMATE: estimate}.get(way, way)),
             )
         )
     return lines

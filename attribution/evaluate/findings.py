@@ -22,6 +22,7 @@ class Findings:
     Attributes:
         about: the machine, the index, the model, the program and the settings, as JSON has them.
         default: the method that is asked where none is named.
+        estimate: the method that gives its first estimate; "" where there is none.
         images: in the training set.
         fraction: of the published recipe that is run.
         clock: that times are compared by.
@@ -36,6 +37,7 @@ class Findings:
 
     about: dict[str, Any]
     default: str
+    estimate: str
     images: int
     fraction: Fraction
     clock: Clock
@@ -54,7 +56,7 @@ class Findings:
     @property
     def lines(self) -> list[Line]:
         """A line a way."""
-        return summary(self.takes, self.again, self.default, self.lds, self.images, self.clock)
+        return summary(self.takes, self.again, self.default, self.estimate, self.lds, self.images, self.clock)
 
     @property
     def sentences(self) -> list[str]:

@@ -19,11 +19,12 @@ from attribution.diffusion.overlaid import open_model
 from attribution.diffusion.pipeline import Model
 from attribution.errors import InputError, WorkFailed
 from attribution.evaluate.machine import Clock, Meter, Spent, peak_memory
-from attribution.evaluate.stretched import GRADIENTS, stretch
+from attribution.evaluate.stretched import stretch
 from attribution.index.index import Index
 from attribution.methods import attribute, best_method
 from attribution.methods.accepted import POOL
 from attribution.methods.answer import TOP_K, AttributeSettings, Attribution, Progress
+from attribution.methods.candidates import require_source
 from attribution.query.query import Query
 from attribution.unlearning.race import RaceSettings
 
@@ -66,7 +67,7 @@ def check_growth(index: Index, settings: GrowthSettings) -> None:
         if value < least:
             raise InputError(f"{name} = {value} is not possible; accepted are whole numbers from {least}{why}")
     if settings.sizes:
-        index.require(GRADIENTS)
+        require_source(index)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from attribution.index.features import FEATURES
 from attribution.index.index import Index
 from attribution.methods import answer, best_method, check_settings, fitting
 from attribution.methods.answer import TOP_K, AttributeSettings, Attribution
-from attribution.methods.candidates import SOURCE, has_source
+from attribution.methods.candidates import D_TRAK, holds, sources
 from attribution.methods.features import network_of, seen_as
 from attribution.query.encoded import Encoded, encode
 from attribution.query.query import Query
@@ -35,7 +35,7 @@ from attribution.unlearning.race import RaceSettings
 Kind = Literal["query", "held", "quick"]
 KINDS = get_args(Kind)
 BASES = FEATURES["fast"].joins
-RIVALS = ("dino", "clip", "clip-text", SOURCE, "random")  # rank held-out pictures' images too, where the index can
+RIVALS = ("dino", "clip", "clip-text", D_TRAK, "random")  # rank held-out pictures' images too, where the index can
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def made_of(index: Index) -> dict[str, Any]:
 
 def names_of(index: Index, settings: LessonSettings) -> dict[Kind, list[str]]:
     """The jobs' names by kind."""
-    quick = settings.quick if has_source(index) else 0
+    quick = settings.quick if holds(index, D_TRAK) else 0
     counts: dict[Kind, int] = {"quick": quick, "held": settings.held_out, "query": settings.queries}
     return {kind: [f"{kind}-{number:05d}" for number in range(count)] for kind, count in counts.items()}
 
@@ -186,13 +186,13 @@ def _lesson(model: Model, index: Index, settings: LessonSettings, kind: Kind, nu
 def _search(index: Index, settings: LessonSettings, kind: Kind) -> AttributeSettings:
     """How training images are ranked for a picture."""
     if kind == "quick":
-        return fitting(AttributeSettings(), SOURCE)
+        return fitting(AttributeSettings(), D_TRAK)
     plain, columns = AttributeSettings(best_method(index), min(TOP_K, settings.relevant)), index.base_losses.shape[-1]
-    if kind == "held" and (settings.held_pool == len(index) or not has_source(index)):
+    if kind == "held" and (settings.held_pool == len(index) or not sources(index)):
         return replace(plain, exhaustive=True)
     if kind == "held":
         return replace(plain, race=RaceSettings(settings.held_pool, keep=1.0, first_columns=columns))
-    race = RaceSettings(settings.pool if has_source(index) else 0)
+    race = RaceSettings(settings.pool if sources(index) else 0)
     return replace(plain, race=replace(race, survivors=max(race.pace.survivors, settings.relevant)))
 
 

@@ -22,9 +22,8 @@ from attribution.files import write_whole, writing
 from attribution.index.index import SEARCH, Index
 from attribution.methods import best_method, check_settings
 from attribution.methods.answer import AttributeSettings, Clock, Progress
-from attribution.methods.candidates import SOURCE, best_rows, has_source
+from attribution.methods.candidates import Chosen, choose, chosen_predictions, require_source, sources
 from attribution.methods.rehearsed import FORMAT_VERSION, Rehearsed
-from attribution.methods.trak import trak_predictions, trak_scores
 from attribution.methods.unlearning import unlearn_query
 from attribution.query.encoded import encode
 from attribution.query.prompts import prompt_with
@@ -74,8 +73,7 @@ def check(index: Index, settings: RehearsalSettings) -> None:
         if not 0 < share <= 1:
             raise InputError(f"{name} = {share:g} is not possible; accepted are shares above 0, up to 1")
     check_seed(settings.seed)
-    if not has_source(index):
-        index.require(f"gradients/{SOURCE}")
+    require_source(index)
 
 
 def rehearse(model: Model, index: Index, settings: RehearsalSettings) -> Iterator[str | Rehearsed]:
@@ -90,7 +88,7 @@ def rehearse(model: Model, index: Index, settings: RehearsalSettings) -> Iterato
     settings = replace(settings, candidates=min(settings.candidates, len(index)))
     check(index, settings)
     asked = check_settings(model, index, AttributeSettings(best_method(index), top_k=settings.top_k))
-    made_with = {"index": index.id, "model": model.sha256, "method": asked.method}
+    made_with = {"index": index.id, "model": model.sha256, "method": asked.method, "sources": sources(index)}
     made_with |= {name: getattr(settings, name) for name in ("seed", "candidates")}
     queue = open_queue(index.path / MEASURED, made_with)
     names = [f"{number:04d}" for number in range(settings.pictures)]
@@ -134,9 +132,9 @@ def _changes(
     model: Model, index: Index, query: Query, settings: AttributeSettings, candidates: int
 ) -> Generator[str | Floats, None, None]:
     """Yields what is being done, and at last how candidates' losses change: (C, views, S), likely ones first."""
-    asked, total = encode(model, query, index.center_crop), trak_predictions(index, SOURCE, False)
-    scored = trak_scores(SOURCE, False, model, index, asked, settings, Event(), Clock(), total)
-    rows = best_rows((yield from _telling(scored)), candidates)
+    asked, total = encode(model, query, index.center_crop), chosen_predictions(index)
+    chosen = yield from _telling(choose(model, index, asked, settings, candidates, Event(), Clock(), total))
+    rows = chosen.rows
     bank, views = index.bank(model), index.views
     after = np.empty((len(rows), len(views), len(bank)), np.float32)
     with unlearned(model, settings.newton.weights or index.weights) as weights:
@@ -150,11 +148,11 @@ def _changes(
     yield after - index.base_losses[rows][:, : len(views)]
 
 
-def _telling(steps: Generator[Progress, None, Floats]) -> Generator[str, None, Floats]:
+def _telling(steps: Generator[Progress, None, Chosen]) -> Generator[str, None, Chosen]:
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            scores: Floats = end.value
-            return scores
+            chosen: Chosen = end.value
+            return chosen
         yield "choosing candidates"

@@ -23,11 +23,10 @@ from attribution.index.manifest import StepRecord
 from attribution.index.steps import REQUIRED
 from attribution.index.stored import ArrayFile
 from attribution.index.texts import CAPTIONS, packed_texts
-from attribution.methods.candidates import SOURCE
+from attribution.methods.candidates import sources
 
-NOISE = 0.05  # standard deviation that is added, as a share of the values' own
+NOISE = 0.05  # standard deviation that is added, as a share of the values' own; share of bits that are turned
 ROWS = 4096  # at once
-GRADIENTS = f"gradients/{SOURCE}"
 COPIED = ("fisher", "ekfac")  # as they are, where they are there
 SEED = 6
 
@@ -49,7 +48,7 @@ def stretch(index: Index, folder: Path, rows: int) -> Iterator[str]:
     for name, array, axis, noise in (
         ("latents", index.latents, 0, NOISE),
         ("base_losses", index.base_losses, 0, 0.0),
-        (GRADIENTS, index.array(GRADIENTS), 1, NOISE),
+        *((f"gradients/{source}", index.array(f"gradients/{source}"), 1, NOISE) for source in sources(index)),
     ):
         _repeat(array, folder / f"{name}.npy", rows, axis, noise)
         yield name
@@ -70,9 +69,13 @@ def _repeat(few: NDArray[Any], path: Path, rows: int, axis: int, noise: float) -
     file = ArrayFile.open(path, shape, rows * len(parts), few.dtype.type, False)
     for number, part in enumerate(parts):
         for some in batches(rows, ROWS):
-            block = np.asarray(part[np.arange(some.start, some.stop) % count], np.float32)
+            block = part[np.arange(some.start, some.stop) % count]
+            block = block if few.dtype == np.uint8 else block.astype(np.float32)
             new = np.arange(some.start, some.stop) >= count
-            block[new] += noise * block.std() * rng.standard_normal(block[new].shape, np.float32)
+            if few.dtype == np.uint8:
+                block[new] ^= np.packbits(rng.random((*block[new].shape, 8)) < noise, -1)[..., 0]
+            elif noise:
+                block[new] += noise * block.std() * rng.standard_normal(block[new].shape, np.float32)
             file.put(range(number * rows + some.start, number * rows + some.stop), block)
             let_go(few)
     file.close()
@@ -86,11 +89,12 @@ def _texts(index: Index, rows: int) -> bytes:
 
 
 def _write_manifest(index: Index, folder: Path, rows: int) -> None:
-    own, gradients = index.manifest, index.gradients(SOURCE)
-    checkpoints = tuple(index.checkpoints(SOURCE))
-    shape = (gradients.shape[0], rows, *gradients.shape[2:])
+    own = index.manifest
     steps = {name: replace(own.step(name), finished=True, stored=None) for name in REQUIRED}
     steps |= {name: replace(own.step(name), stored=None) for name in COPIED if own.finished(name)}
-    steps[GRADIENTS] = StepRecord(True, made=replace(gradients, shape=shape, checkpoints=checkpoints))
+    for source in sources(index):
+        held, checkpoints = index.gradients(source), tuple(index.checkpoints(source))
+        made = replace(held, shape=(held.shape[0], rows, *held.shape[2:]), checkpoints=checkpoints)
+        steps[f"gradients/{source}"] = StepRecord(True, made=made)
     model, data = replace(own.model, source=index.model_files), replace(own.data, count=rows)
     replace(own, model=model, data=data, steps=steps, folder="").write(folder)

@@ -26,7 +26,7 @@ from attribution.query.query import Query
 TOPS = (10, 50)
 QUERY_SEED = 3  # of the pictures that are asked about
 # Their query is seen with the training gradients' own noises, so that a second build draws both anew.
-OWN_NOISES = ("trak", "d-trak")
+OWN_NOISES = ("trak", "d-trak", "influence+")
 SECOND = "second-"  # begins the name of the folder for a second build's answers, in the other answers' folder
 
 

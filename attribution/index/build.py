@@ -15,6 +15,7 @@ from attribution.index.checksums import checksums_of
 from attribution.index.data import BAD_ROWS, bad_rows, open_training_set
 from attribution.index.features import FEATURES
 from attribution.index.found import manifest_to_begin, moved, placed, refuse_others, sweep, without_lost
+from attribution.index.gradients import SIGNED
 from attribution.index.listed import SEARCHED
 from attribution.index.manifest import MANIFEST, DataRecord, Manifest, Record, StepRecord
 from attribution.index.packed import ENDING, PackedFile
@@ -181,6 +182,8 @@ def wanted_of(builder: Builder, more: ExtendSettings) -> dict[str, Record | None
         for base in (*([entry.base] if entry.base else []), *entry.joins):
             if base not in more.features and not builder.manifest.finished(f"features/{base}"):
                 raise InputError(f"the feature {name!r} maps {base!r}, which the index does not hold; add both")
+    if SIGNED in more.gradients and not more.ekfac and not builder.manifest.finished("ekfac"):
+        raise InputError(f"--gradients {SIGNED} are whitened by EK-FAC, which the index does not hold; add --ekfac")
     for name in more.approximate:
         if f"features/{name}" not in wanted and not builder.manifest.finished(f"features/{name}"):
             raise InputError(f"--approximate {name} is of vectors that the index does not hold; add --features {name}")

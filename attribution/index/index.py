@@ -12,6 +12,7 @@ fisher-all.safetensors    diagonal Fisher information of all weights, in eight b
 ekfac.safetensors         EK-FAC: <parameter>.inputs, .outputs, .information
 features/<name>.npy       (N, views, D) float16; (N, 1, D) of captions
 gradients/<name>.npy      (checkpoints, N, views or 1, dimension) float16, projected, averaged over the noise bank
+gradients/influence+.npy  (checkpoints, N, views, dimension / 8) uint8, signs of whitened ones, see `unlearning.signs`
 """
 
 from collections.abc import Iterable, Sequence
@@ -41,6 +42,7 @@ from attribution.index.texts import open_several, open_texts
 from attribution.unlearning.ekfac import Eigenbasis
 from attribution.unlearning.fisher import Information, decompress
 from attribution.unlearning.score import EncodedSet, Floats, Losses, losses_by_call
+from attribution.unlearning.signs import SignProjection
 from attribution.unlearning.step import Curvature
 
 FLOOR = "floor.json"
@@ -184,6 +186,12 @@ class Index:
     @cached_property
     def _wide(self) -> dict[str, Tensor]:
         return load_tensors(self.file("fisher-all.safetensors"))
+
+    @cached_property
+    def signs(self) -> SignProjection:
+        """Which numbers of whitened gradients `influence+` takes; raises what `require` does."""
+        made = self.gradients("influence+")
+        return SignProjection.like(self._eigenbases, made.dimension, made.whitening)
 
     @cached_property
     def _eigenbases(self) -> dict[str, Eigenbasis]:

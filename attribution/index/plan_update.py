@@ -16,7 +16,7 @@ from attribution.index.checksums import written
 from attribution.index.listed import LISTED
 from attribution.index.manifest import FeatureRecord, Manifest
 from attribution.index.plan import FISHER, LOSSES, Cost, looking, measure, plan, queries, trial_source, with_holes
-from attribution.index.renewal import CAPTIONS, INFLUENCE, LATENTS, Estimates, Renewal, renewal_of
+from attribution.index.renewal import CAPTIONS, LATENTS, Estimates, Renewal, renewal_of
 from attribution.index.steps import STEPS
 from attribution.index.work import BuildSettings, ExtendSettings, Source
 
@@ -72,8 +72,8 @@ def _measured(renewal: Renewal, more: ExtendSettings, folder: Path) -> Iterator[
 def _trial(renewal: Renewal, source: Source, folder: Path) -> Source:
     """A source in a passing folder, with what steps read of other steps."""
     folder.mkdir()
-    if INFLUENCE in renewal.merged:
-        shutil.copyfile(renewal.old / f"{FISHER}.safetensors", folder / f"{FISHER}.safetensors")
+    for estimate in renewal.whitening:
+        shutil.copyfile(renewal.old / f"{estimate}.safetensors", folder / f"{estimate}.safetensors")
     for name in filter(LISTED.get, renewal.anew):
         vectors = f"features/{name.partition('/')[2]}"
         shape = renewal.held.made(vectors, FeatureRecord).shape or ()

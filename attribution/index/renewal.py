@@ -38,13 +38,8 @@ from attribution.index.work import ExtendSettings, Source
 Estimates = Literal["kept", "anew"]
 ESTIMATED = ("fisher", "fisher-all", "ekfac")  # from all images
 SHARE = 0.05  # of the images, up to which their change leaves estimates as they are unless it is said otherwise
-CAPTIONS, THUMBNAILS, LATENTS, LOSSES, INFLUENCE = (
-    "captions",
-    "thumbnails",
-    "latents",
-    "base_losses",
-    "gradients/influence",
-)
+CAPTIONS, THUMBNAILS, LATENTS, LOSSES = "captions", "thumbnails", "latents", "base_losses"
+WHITENED = {"fisher": "gradients/influence", "ekfac": "gradients/influence+"}  # by what: made anew with it
 
 
 @dataclass(frozen=True)
@@ -75,6 +70,11 @@ class Renewal:
     def old(self) -> Path:
         """Where the index's files lie now."""
         return self.source.out / self.held.folder
+
+    @property
+    def whitening(self) -> list[str]:
+        """The estimates by which gradients are whitened that are kept: those of new images need them, too."""
+        return [estimate for estimate, gradients in WHITENED.items() if gradients in self.merged]
 
     @property
     def added(self) -> Source:
@@ -128,9 +128,10 @@ def renewal_of(source: Source, more: ExtendSettings, estimates: Estimates | None
             since |= {} if own else {name: earlier}
         else:
             anew |= _estimated_anew(name, source, made)
-    if "fisher" in anew and isinstance(influence := merged.get(INFLUENCE), GradientRecord):
-        anew[INFLUENCE] = replace(influence, shape=())  # whitened by it
-        del merged[INFLUENCE]
+    for estimate, gradients in WHITENED.items():
+        if estimate in anew and isinstance(made := merged.get(gradients), GradientRecord):
+            anew[gradients] = replace(made, shape=())
+            del merged[gradients]
     for name, step in held.steps.items():
         if step.finished and isinstance(step.made, ListRecord):
             faiss()  # refuses before any work

@@ -4,31 +4,25 @@ A step is made block by block: a range of rows (or of samples) goes in, a block 
 another, so they can be made in any order and anywhere; only `build.py` writes them down.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import ImageOps
-from safetensors import SafetensorError
 from torch import Tensor
 
 from attribution.diffusion.noise import NoiseBank, NoiseSettings
 from attribution.diffusion.pictures import to_pixels
-from attribution.diffusion.pipeline import Model
-from attribution.diffusion.weights import checkpoint
 from attribution.errors import InputError
-from attribution.index.checksums import sha256_of, sha256_of_file
 from attribution.index.features import FEATURES, Encoder, open_feature
+from attribution.index.gradients import GRADIENTS
 from attribution.index.imported import fisher_of_file, fisher_record, latents_of_file, latents_record
 from attribution.index.listed import LISTED
-from attribution.index.manifest import FeatureRecord, FisherRecord, GradientRecord, ImportRecord
+from attribution.index.manifest import FeatureRecord, FisherRecord, ImportRecord
 from attribution.index.pictures import THUMBNAIL_SIDE, packed_thumbnail
 from attribution.index.places import located, portable
 from attribution.index.stored import Sums, as_array, load_tensors, open_array
@@ -38,7 +32,6 @@ from attribution.index.work import ExtendSettings, Part, Source, Step, Work, in_
 from attribution.unlearning.ekfac import add_moments, eigenvectors, rotate
 from attribution.unlearning.fisher import Samples, add_squares, compress
 from attribution.unlearning.gradients import per_image_gradients, trace
-from attribution.unlearning.projection import GRADIENT_OUTPUTS, Projection, gradients_by_call, whitening
 from attribution.unlearning.score import VIEWS, losses_by_column
 
 PICTURES = 16  # that a feature's network is given at once
@@ -232,71 +225,6 @@ def _joined(bases: Sequence[str], source: Source, network: Encoder, made: Featur
     return Work(shape[0], JOINED, in_one(placed), made=replace(made, shape=shape), shape=shape)
 
 
-def _gradient_record(_name: str, source: Source, more: ExtendSettings) -> GradientRecord:
-    Projection(more.projection.dimension, more.projection.seed)  # refuses before any work
-    sources: Sequence[str | None] = more.checkpoints or (None,)
-    return GradientRecord(
-        **asdict(more.projection),
-        weights=source.settings.fisher.weights,
-        checkpoints=tuple(each and portable(each, source.out) for each in sources),
-    )
-
-
-def _gradient(name: str, source: Source, record: GradientRecord) -> Work:
-    model, encoded, views = source.model, source.encoded, list(range(source.views))
-    bank, count = source.bank(source.settings.noise), len(encoded)
-    influence = name == "influence"  # tells an image from its mirror; TRAK takes their mean
-    kept = len(views) if influence else 1
-    scales = whitening(load_tensors(source.files / "fisher.safetensors"), record.whitening) if influence else None
-    project, output = Projection(record.dimension, record.seed, scales), GRADIENT_OUTPUTS[name]
-
-    def projected(rows: Sequence[int]) -> Iterator[tuple[float, Tensor]]:
-        latents = encoded.view(rows, views).flatten(0, 1)
-        text = encoded.text(model, rows).repeat_interleave(len(views), 0)
-        batch = source.at_once.gradients
-        for share, sums in gradients_by_call(model, record.weights, latents, text, bank, project, output, batch):
-            yield share, sums.reshape(len(rows), kept, -1, record.dimension).mean(2)
-
-    def scaled(rows: range) -> Iterator[Part]:
-        for share, found in projected([row % count for row in rows]):
-            yield share if share < 1 else as_array(found * scale, np.float16)
-
-    scale = record.scale if record.shape else _scale(projected([0]))  # one for all rows, also for those that came later
-    shape = (len(record.checkpoints), count, kept, record.dimension)
-    return Work(
-        len(record.checkpoints) * count,
-        source.settings.batch,
-        scaled,
-        lambda row: row % count,
-        replace(record, scale=scale, shape=shape, sha256=_sha256_of_checkpoints(model, record.located(source.out))),
-        shape,
-        parts=len(record.checkpoints),
-        during=lambda part: checkpoint(model, record.located(source.out)[part]),
-    )
-
-
-def _sha256_of_checkpoints(model: Model, sources: list[str | None]) -> tuple[str, ...]:
-    """Hashes of the U-Nets of other pipelines than the model itself."""
-    return tuple(_sha256_of_checkpoint(model, source) for source in sources if source is not None)
-
-
-def _sha256_of_checkpoint(model: Model, source: str) -> str:
-    """Read from the U-Net's file where it has one that is read: the network itself is made but once, for its part."""
-    file = Path(source, "unet", "diffusion_pytorch_model.safetensors")
-    if file.is_file():
-        with suppress(SafetensorError):  # which making the network tells better
-            return sha256_of_file(file, model.dtype)
-    with checkpoint(model, source):
-        return sha256_of(model.unet.state_dict())
-
-
-def _scale(projected: Iterator[tuple[float, Tensor]]) -> float:
-    """The power of two that brings gradients like the first ones to about one: float16 holds 6e-5 to 65504."""
-    *_, (_, first) = projected
-    size = float(first.square().mean().sqrt())
-    return 2.0 ** -round(math.log2(max(size, 1e-30))) if math.isfinite(size) else 1.0
-
-
 STEPS: dict[str, Step] = {
     "captions": Step(_nothing, _captions),
     "thumbnails": Step(_nothing, _thumbnails),
@@ -307,10 +235,7 @@ STEPS: dict[str, Step] = {
     "ekfac-factors": Step(_of_index, _factors),
     "ekfac": Step(_of_index, _ekfac, scaffold="ekfac-factors"),
     **{f"features/{name}": Step(partial(_feature_record, name), partial(_feature, name)) for name in FEATURES},
-    **{
-        f"gradients/{name}": Step(partial(_gradient_record, name), partial(_gradient, name))
-        for name in GRADIENT_OUTPUTS
-    },
+    **GRADIENTS,
     **LISTED,
 }
 REQUIRED = ("captions", "thumbnails", "latents", "base_losses", "fisher")  # of every index

@@ -23,7 +23,7 @@ from attribution.index.checksums import checksums_of, damage_of, written
 from attribution.index.found import manifest_to_begin, sweep
 from attribution.index.manifest import MANIFEST, DataRecord, FeatureRecord, GradientRecord, Manifest, StepRecord
 from attribution.index.merged import Merge
-from attribution.index.renewal import INFLUENCE, LATENTS, THUMBNAILS, Estimates, Renewal, renewal_of, unchanged
+from attribution.index.renewal import LATENTS, THUMBNAILS, Estimates, Renewal, renewal_of, unchanged
 from attribution.index.rows import listed
 from attribution.index.steps import STEPS
 from attribution.index.typed import refuse_differing
@@ -101,8 +101,8 @@ def _make_added(renewal: Renewal, tell: Watch, make: Maker) -> Iterator[BuildPro
     source, out = renewal.added, renewal.source.out
     wanted = manifest_to_begin(source, DataRecord(len(source.training), source.training.sha256()))
     builder = Builder(source, _begun(source.files, wanted), source.files)
-    if INFLUENCE in renewal.merged:
-        shutil.copyfile(renewal.old / "fisher.safetensors", source.files / "fisher.safetensors")
+    for estimate in renewal.whitening:
+        shutil.copyfile(renewal.old / f"{estimate}.safetensors", source.files / f"{estimate}.safetensors")
     for name, record in renewal.merged.items():
         if builder.manifest.finished(name):
             continue

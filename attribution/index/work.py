@@ -53,7 +53,7 @@ class ExtendSettings:
         ekfac: EK-FAC of the index's weights, for the method "unlearning+".
         features: for the methods of these names: clip, clip-text, dino, dinov2, clip-abc, dino-abc, fast.
         feature_weights: folder, file or hub id by feature; by default the published ones.
-        gradients: loss (for trak and journey-trak), d-trak, influence.
+        gradients: loss (for trak and journey-trak), d-trak, influence, influence+ (needs EK-FAC).
         projection: of the gradients.
         checkpoints: pipelines whose U-Nets the gradients are averaged over; none is the index's model alone.
         approximate: features that the index holds, or is to hold, whose vectors are put into lists, of which a search
@@ -146,7 +146,7 @@ class Work:
     row: Callable[[int], int] = lambda row: row
     made: Record | None = None
     shape: tuple[int, ...] | None = None
-    dtype: type[np.floating] = np.float16
+    dtype: type[np.number] = np.float16
     total: Callable[[Sums], Sums] | None = None
     parts: int = 1
     during: Callable[[int], AbstractContextManager[None]] = lambda _part: nullcontext()

@@ -15,7 +15,7 @@ from attribution.methods.accepted import check_values, with_search
 from attribution.methods.answer import Answer, AttributeSettings, Attribution, default_top_k
 from attribution.methods.chance import chance
 from attribution.methods.features import feature
-from attribution.methods.influence import influence
+from attribution.methods.influence import influence, signed_influence
 from attribution.methods.pixel import pixel
 from attribution.methods.trak import trak
 from attribution.methods.unlearning import unlearning
@@ -117,6 +117,14 @@ METHODS: dict[str, Method] = {
         ("gradients/influence",),
         ("fisher",),
         NEWTON,
+    ),
+    "influence+": Method(
+        signed_influence,
+        "first-order loss change by EK-FAC, of the signs of training gradients",
+        "after Grosse et al. 2023",
+        artifacts=("gradients/influence+",),
+        reads=("ekfac",),
+        uses=("noise_seed",),
     ),
     "trak": Method(
         partial(trak, "loss", False),

@@ -9,7 +9,7 @@ from attribution.diffusion.weights import WEIGHT_PATTERNS
 from attribution.errors import InputError
 from attribution.index.index import Index
 from attribution.methods.answer import AttributeSettings
-from attribution.methods.candidates import SOURCE, has_source
+from attribution.methods.candidates import require_source, sources
 from attribution.methods.rehearsed import read_rehearsed
 from attribution.unlearning.race import RaceSettings
 from attribution.unlearning.score import ScoreKind
@@ -73,9 +73,9 @@ def with_search(settings: AttributeSettings, index: Index) -> AttributeSettings:
         IndexMismatch: what was measured is damaged, or of another model.
     """
     race = settings.race
-    if race.pool and not has_source(index):
-        index.require(f"gradients/{SOURCE}")
-    everyone = race.pool == 0 or not has_source(index)
+    if race.pool:
+        require_source(index)
+    everyone = race.pool == 0 or not sources(index)
     race = replace(race, pool=0) if everyone else _suiting(race, index, settings.k)
     _check_columns(race.columns, index.base_losses.shape[-1])
     keep, growth, survivors = race.pace

@@ -133,8 +133,8 @@ class Attribution:
         model_sha256: of the model.
         rows: of the training set, best first: the first MOST_RANKS that have a final score.
         ranked: how many have a final score, or are among those that an approximate search is good for.
-        typical: the median score of TYPICAL training images, the same ones for every query and however it is searched,
-            on all noises; None where it does not unlearn.
+        typical: the median score of TYPICAL training images on TYPICAL_NOISES noises, the same ones for every query
+            and however it is searched; None where it does not unlearn.
         evidence: what the query itself tells of whether the model made it; None in runs that are older than that.
         scores: of the first MOST_SCORES of `rows`; a run that an earlier version kept has none.
         step_sizes: alpha of each step, where it was found by its effect; otherwise the settings name it.

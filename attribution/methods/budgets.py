@@ -7,8 +7,7 @@ from attribution.index.index import Index
 from attribution.methods import METHODS
 from attribution.methods.accepted import with_search
 from attribution.methods.answer import AttributeSettings
-from attribution.methods.candidates import SOURCE, pool_of
-from attribution.methods.trak import trak_predictions
+from attribution.methods.candidates import chosen_predictions, pool_of
 from attribution.methods.unlearning import predicted
 from attribution.unlearning.race import Pace, RaceSettings
 
@@ -47,6 +46,6 @@ def calls(index: Index, settings: AttributeSettings) -> tuple[int, int]:
     """
     method, unlearn = METHODS[settings.method], settings.unlearn.predictions
     if "race" in method.uses:
-        asked = unlearn + (trak_predictions(index, SOURCE, False) if pool_of(settings) else 0)
+        asked = unlearn + (chosen_predictions(index) if pool_of(settings) else 0)
         return asked, predicted(index, settings) - asked
     return (unlearn if method.curvature else 0), 0

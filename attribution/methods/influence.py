@@ -1,5 +1,6 @@
 """First-order influence: what the Newton step does to each training loss, without measuring any (Appendix A.3)."""
 
+from collections.abc import Generator
 from threading import Event
 
 import numpy as np
@@ -7,12 +8,14 @@ import torch
 from torch import Tensor
 
 from attribution.diffusion.pipeline import Model
+from attribution.diffusion.weights import checkpoint
 from attribution.index.index import Index
 from attribution.methods.answer import Answer, AttributeSettings, Clock, Progress, check_stop, ranked
-from attribution.methods.trak import projected_gradients
+from attribution.methods.trak import projected_gradients, seen_gradient, trak_predictions
 from attribution.query.encoded import Encoded
 from attribution.unlearning.projection import Projection, first_order, whitening
-from attribution.unlearning.score import Scores
+from attribution.unlearning.score import Floats, Scores
+from attribution.unlearning.signs import agreement
 from attribution.unlearning.step import newton_step, query_bank, query_gradient
 
 
@@ -37,6 +40,41 @@ def influence(model: Model, index: Index, asked: Encoded, settings: AttributeSet
         slopes += first_order(each[:, :views], projected)
     slopes /= len(phi) * kept.scale
     yield ranked(model, index, asked.query, settings, Scores.exact(slopes), len(bank), clock)
+
+
+SIGNED = "influence+"
+
+
+def signed_influence(model: Model, index: Index, asked: Encoded, settings: AttributeSettings, stop: Event) -> Answer:
+    """First-order influence by EK-FAC, of the signs of training gradients; see `unlearning.signs`."""
+    clock, predictions = Clock(), trak_predictions(index, SIGNED, False)
+    scores = yield from signed_scores(model, index, asked, settings, stop, clock, predictions)
+    yield ranked(model, index, asked.query, settings, Scores.exact(scores), predictions, clock)
+
+
+def signed_scores(
+    model: Model,
+    index: Index,
+    asked: Encoded,
+    settings: AttributeSettings,
+    stop: Event,
+    clock: Clock,
+    predictions: int,
+) -> Generator[Progress, None, Floats]:
+    """Yields Progress, of all `predictions`, and returns the scores of all training images, (N, views).
+
+    The query's gradient is taken at the noises that the training images' were, which is far better than at others,
+    however many these are.
+    """
+    bits, _ = projected_gradients(index, SIGNED)
+    bank, total = index.bank(model, settings.noise_seed), np.zeros(bits.shape[1:3])
+    for number, source in enumerate(index.checkpoints(SIGNED)):
+        check_stop(stop)
+        yield Progress("gradient", number * len(bank), predictions, clock.total())
+        with checkpoint(model, source):
+            wanted = seen_gradient(model, index, SIGNED, asked, bank, index.signs, settings.unlearn.batch)
+        total += agreement(bits[number], wanted) / len(bits)
+    return total
 
 
 def _unscaled(change: Tensor, scale: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from attribution.unlearning.projection import (
     GRADIENT_OUTPUTS,
     ROWS,
     GradientSettings,
+    Projecting,
     Projection,
     first_order,
     mean_gradients,
@@ -154,25 +155,23 @@ def trak_scores(
         bank = journey_bank(noises, model.latent_shape, model.train_timesteps)
     else:
         bank = index.bank(model, settings.noise_seed)
-    project, output = Projection(kept.dimension, kept.seed), GRADIENT_OUTPUTS[name]
+    project = Projection(kept.dimension, kept.seed)
     total: Floats = np.zeros(len(index))
     for number, source in enumerate(index.checkpoints(name)):
         check_stop(stop)
         yield Progress("gradient", number * len(bank), predictions, clock.total())
         with checkpoint(model, source):
-            wanted = mean_gradients(
-                model,
-                index.weights,
-                asked.latents,
-                asked.text,
-                bank,
-                project,
-                output,
-                settings.unlearn.batch,
-                asked.mask,
-            )[0]
+            wanted = seen_gradient(model, index, name, asked, bank, project, settings.unlearn.batch)
         total += _kernel(index, name, number, kept.damping).scores(phi[number, :, 0], wanted) / len(phi)
     return total
+
+
+def seen_gradient(
+    model: Model, index: Index, name: str, asked: Encoded, bank: NoiseBank, project: Projecting, batch: int
+) -> Tensor:
+    """The query's own gradient, projected as those in the index of this name are: (dimension,)."""
+    picture, output = (asked.latents, asked.text), GRADIENT_OUTPUTS[name]
+    return mean_gradients(model, index.weights, *picture, bank, project, output, batch, asked.mask)[0]
 
 
 @lru_cache(maxsize=8)

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from attribution.batches import batches
-from attribution.diffusion.noise import NoiseBank
+from attribution.diffusion.noise import NoiseBank, spread
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import pretrained, unlearned
 from attribution.index.index import Index
@@ -27,12 +27,11 @@ from attribution.methods.answer import (
     check_stop,
     to_results,
 )
-from attribution.methods.candidates import SAMPLED, SOURCE, beside, best_rows, pool_of, searched
-from attribution.methods.trak import trak_predictions, trak_scores
+from attribution.methods.candidates import SAMPLED, beside, choose, chosen_predictions, pool_of, searched
 from attribution.query.encoded import Encoded
 from attribution.unlearning.race import Measure, Round, Standing, evaluations, exhaustive, race, schedule
 from attribution.unlearning.rise import step_to, trial_bank
-from attribution.unlearning.score import TYPICAL, Floats, Scores, score
+from attribution.unlearning.score import TYPICAL, TYPICAL_NOISES, Floats, Scores, score, typical_losses
 from attribution.unlearning.step import (
     UnlearnSettings,
     add_step,
@@ -105,14 +104,14 @@ def unlearning(model: Model, index: Index, asked: Encoded, settings: AttributeSe
 def _entered(
     model: Model, index: Index, asked: Encoded, settings: AttributeSettings, stop: Event, clock: Clock, total: int
 ) -> Generator[Progress, None, Entered]:
-    """Who takes part: everyone, or those that SOURCE ranks first, and some by chance."""
+    """Who takes part: everyone, or those that are chosen, and some by chance."""
     if not (pool := pool_of(settings)):
         return Entered(likely_first(asked.query.prompt, index.captions), [])
-    scores = yield from trak_scores(SOURCE, False, model, index, asked, settings, stop, clock, total)
-    rows, predictions = best_rows(scores, pool), trak_predictions(index, SOURCE, False)
-    sampled, first = beside(len(index), rows), estimated(index, scores, rows[: settings.k])
+    chosen = yield from choose(model, index, asked, settings, pool, stop, clock, total)
+    sampled, predictions = beside(len(index), chosen.rows), chosen_predictions(index)
+    first = estimated(index, chosen.scores, chosen.first)
     clock.lap("candidates")
-    entered = Entered([*rows, *sampled], sampled, first, predictions)
+    entered = Entered([*chosen.rows, *sampled], sampled, first, predictions)
     yield Progress("unlearning", predictions, total, clock.total(), first, True, entered.estimate)
     return entered
 
@@ -121,12 +120,13 @@ def _typical(
     index: Index, settings: AttributeSettings, measure: Measure, base: Floats, at: Callable[[int], Progress]
 ) -> Generator[Progress, None, tuple[float, int]]:
     """The typical score, and how many losses that took."""
-    rows, made = typical_rows(len(index)), 0
-    after = np.empty_like(base[rows])
-    for which, column, losses in measure(rows, range(base.shape[-1]), index.views):
+    rows, columns, made = typical_rows(len(index)), spread(base.shape[-1])[:TYPICAL_NOISES], 0
+    after = np.empty((len(rows), len(index.views), len(columns)), base.dtype)
+    for which, column, losses in measure(rows, columns, index.views):
         after[which, :, column], made = losses, made + losses.size
         yield at(made)
-    return float(np.median(score(base[rows], after, settings.score).value)), made
+    before = base[rows][..., columns]
+    return float(np.median(score(before, after, settings.score).value)), made
 
 
 def estimated(index: Index, scores: Floats, rows: Sequence[int]) -> tuple[Result, ...]:
@@ -232,9 +232,8 @@ def likely_first(prompt: str, captions: Sequence[str]) -> list[int]:
 
 def predicted(index: Index, settings: AttributeSettings) -> int:
     """Predictions that an answer by unlearning takes."""
-    columns: int = index.base_losses.shape[-1]
-    typical = min(TYPICAL, len(index)) * len(index.views) * columns
-    chosen = trak_predictions(index, SOURCE, False) if pool_of(settings) else 0
+    typical = typical_losses(len(index), len(index.views), index.base_losses.shape[-1])
+    chosen = chosen_predictions(index) if pool_of(settings) else 0
     raced = evaluations(_rounds(index, settings))
     return chosen + settings.unlearn.predictions + _measured(settings) * (typical + raced)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,7 +23,12 @@ from attribution.unlearning.gradients import OutputFunction, per_image_gradients
 ROWS = 1024  # training images in one block of a streamed pass
 
 # What is differentiated: the loss for TRAK, JourneyTRAK and influence; its own output function for D-TRAK.
-GRADIENT_OUTPUTS: dict[str, OutputFunction] = {"loss": paired_loss, "d-trak": prediction_norm, "influence": paired_loss}
+GRADIENT_OUTPUTS: dict[str, OutputFunction] = {
+    "loss": paired_loss,
+    "d-trak": prediction_norm,
+    "influence": paired_loss,
+    "influence+": paired_loss,
+}
 
 
 @dataclass(frozen=True)
@@ -30,10 +36,11 @@ class GradientSettings:
     """How gradients are kept and compared.
 
     Attributes:
-        dimension: of a projected gradient.
+        dimension: of a projected gradient; of influence+, whose numbers take a bit each, sixteen times as many.
         seed: of the projection, and of JourneyTRAK's noises.
         damping: ridge of TRAK's kernel, as a share of the mean of its diagonal.
-        whitening: damping of the Fisher information whose root influence's gradients are divided by.
+        whitening: damping of the Fisher information, or of EK-FAC, whose root the gradients of influence, and of
+            influence+, are divided by.
         journey: where JourneyTRAK takes the query's gradient, a share of the schedule from 0 (clean) to 1 (all noise).
         journey_noises: that this one gradient is averaged over.
     """
@@ -44,6 +51,17 @@ class GradientSettings:
     whitening: float = 0.1
     journey: float = 0.7
     journey_noises: int = 16
+
+
+class Projecting(Protocol):
+    """Fewer numbers in place of a gradient, from which inner products can be told."""
+
+    @property
+    def dimension(self) -> int:
+        """How many numbers."""
+
+    def __call__(self, gradients: dict[str, Tensor]) -> Tensor:
+        """(B, dimension) of (B, *parameter shape) by parameter name, float32, or float64 if they are."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +129,7 @@ def gradients_by_call(
     latents: Tensor,
     text: Tensor,
     bank: NoiseBank,
-    project: Projection,
+    project: Projecting,
     output: OutputFunction,
     batch: int,
     mask: Tensor | None = None,
@@ -154,7 +172,7 @@ def mean_gradients(
     latents: Tensor,
     text: Tensor,
     bank: NoiseBank,
-    project: Projection,
+    project: Projecting,
     output: OutputFunction,
     batch: int,
     mask: Tensor | None = None,

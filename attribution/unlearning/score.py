@@ -25,6 +25,12 @@ Losses = Callable[
     Iterator[tuple[slice, int, Floats]],
 ]
 TYPICAL = 32  # training images that stand for all in the typical score
+TYPICAL_NOISES = 4  # that they are scored on: whose images these are moves their median more than more noises do
+
+
+def typical_losses(images: int, views: int, columns: int) -> int:
+    """Losses that a typical score takes, of a training set of so many images and a bank of so many columns."""
+    return min(TYPICAL, images) * views * min(TYPICAL_NOISES, columns)
 
 
 @dataclass(frozen=True)
