@@ -28,8 +28,9 @@ from attribution.methods.unlearning import unlearn_query
 from attribution.query.encoded import encode
 from attribution.query.prompts import prompt_with
 from attribution.query.query import Box, Query
+from attribution.unlearning.race import RaceSettings
 from attribution.unlearning.schedules import Tried, cheapest, try_schedules
-from attribution.unlearning.score import Floats
+from attribution.unlearning.score import Floats, cells
 
 FEWEST = 2
 MEASURED = "rehearsal"  # in the index's folder: the changes of each picture's candidates, which may be deleted
@@ -87,7 +88,8 @@ def rehearse(model: Model, index: Index, settings: RehearsalSettings) -> Iterato
     """
     settings = replace(settings, candidates=min(settings.candidates, len(index)))
     check(index, settings)
-    asked = check_settings(model, index, AttributeSettings(best_method(index), top_k=settings.top_k))
+    plain = AttributeSettings(best_method(index), top_k=settings.top_k, race=RaceSettings(pool=0))
+    asked = check_settings(model, index, plain)  # whatever was rehearsed before
     made_with = {"index": index.id, "model": model.sha256, "method": asked.method, "sources": sources(index)}
     made_with |= {name: getattr(settings, name) for name in ("seed", "candidates")}
     queue = open_queue(index.path / MEASURED, made_with)
@@ -131,7 +133,7 @@ def box_anywhere(size: tuple[int, int], rng: np.random.Generator) -> Box:
 def _changes(
     model: Model, index: Index, query: Query, settings: AttributeSettings, candidates: int
 ) -> Generator[str | Floats, None, None]:
-    """Yields what is being done, and at last how candidates' losses change: (C, views, S), likely ones first."""
+    """Yields what is being done, and at last how losses change: (C, views, S), likely rows and views first."""
     asked, total = encode(model, query, index.center_crop), chosen_predictions(index)
     chosen = yield from _telling(choose(model, index, asked, settings, candidates, Event(), Clock(), total))
     rows = chosen.rows
@@ -145,7 +147,10 @@ def _changes(
         ):
             after[which, :, column] = losses
             yield f"candidates on all noises, {which.stop:,} of {len(rows):,}"
-    yield after - index.base_losses[rows][:, : len(views)]
+    changes = after - index.base_losses[rows][:, : len(views)]
+    if chosen.likely is not None and len(views) > 1:
+        changes = changes[cells(range(len(rows)), np.asarray(views) ^ chosen.likely[rows, None])]
+    yield changes
 
 
 def _telling(steps: Generator[Progress, None, Chosen]) -> Generator[str, None, Chosen]:

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from attribution.batches import batches
@@ -31,7 +32,7 @@ from attribution.index.blocks import Made, Task, end_of, gaps_of
 from attribution.index.crew import Call, Crew, ray
 from attribution.index.manifest import StepRecord
 from attribution.index.worker import AskedLosses, AskedStep, Held, Worker, on
-from attribution.unlearning.score import EncodedSet, Floats, Losses
+from attribution.unlearning.score import EncodedSet, Floats, Losses, Views, views_at, width
 
 AUTO = "auto"
 ANSWERS, JOINED = 5.0, 15.0  # s within which the machine of an address has to answer, and Ray there
@@ -177,14 +178,15 @@ class Cluster:
             bank: NoiseBank,
             rows: Sequence[int],
             columns: Sequence[int],
-            views: Sequence[int],
+            views: Views,
             batch: int = 64,
         ) -> Iterator[tuple[slice, int, Floats]]:
             weights = {name: each.cpu() for changed, _ in model.changed for name, each in changed.items()}
             asked = AskedLosses(path.resolve(), ray().put(bank), ray().put(weights))
-            at_once = max(1, batch // len(views))
+            at_once = max(1, batch // width(views))
             chunks = [range(some.start, some.start + at_once) for some in batches(len(rows), at_once)]
-            calls = (_losses_call(asked, [rows[i % len(rows)] for i in each], columns, views) for each in chunks)
+            filled = ([i % len(rows) for i in each] for each in chunks)
+            calls = (_losses_call(asked, [rows[i] for i in each], columns, views_at(views, each)) for each in filled)
             for which, losses in zip(chunks, self.crew.results(calls), strict=True):
                 here = slice(which.start, min(which.stop, len(rows)))
                 for column in range(len(columns)):
@@ -205,5 +207,5 @@ def _block(asked: AskedStep, part: int, gap: range, rows: range, worker: Any) ->
     return worker.block.remote(asked, part, gap, rows)
 
 
-def _losses_call(asked: AskedLosses, rows: list[int], columns: Sequence[int], views: Sequence[int]) -> Call:
-    return lambda worker: worker.losses.remote(asked, rows, list(columns), list(views))
+def _losses_call(asked: AskedLosses, rows: list[int], columns: Sequence[int], views: Views) -> Call:
+    return lambda worker: worker.losses.remote(asked, rows, list(columns), np.asarray(views))

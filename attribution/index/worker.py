@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from attribution.batches import in_parts
 from attribution.diffusion.overlaid import open_model
@@ -167,13 +168,23 @@ class Worker:
             )
         return work
 
-    def losses(self, asked: AskedLosses, rows: Sequence[int], columns: Sequence[int], views: Sequence[int]) -> Floats:
-        """Losses of some training images under the weights asked for: (n, views, columns), in one batch if it fits."""
+    def losses(
+        self, asked: AskedLosses, rows: Sequence[int], columns: Sequence[int], views: NDArray[np.integer]
+    ) -> Floats:
+        """Losses of some training images under the weights asked for: (n, views, columns), in one batch if it fits.
+
+        Args:
+            asked: the index, the noises, the weights.
+            rows: of the training set.
+            columns: of the noise bank.
+            views: (v,) of all rows, or (n, v) of each.
+        """
         self._leave()
         training = encoded_of(asked.path)
         with holding(self.model, self._fetch(asked.weights)):
-            batch, bank = len(rows) * len(views), self._fetch(asked.bank)
-            chunks = training_losses(self.model, training, bank, rows, columns, views, batch)
+            batch, bank = len(rows) * views.shape[-1], self._fetch(asked.bank)
+            of = views if views.ndim == 2 else views.tolist()
+            chunks = training_losses(self.model, training, bank, rows, columns, of, batch)
             return np.concatenate([losses for _, losses in chunks])
 
     def _fetch(self, place: Any) -> Any:

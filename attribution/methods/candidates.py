@@ -1,11 +1,12 @@
 """Candidates for a race, by methods that only read what the index holds; and what is known of those left out."""
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from threading import Event
 
 import numpy as np
+from numpy.typing import NDArray
 
 from attribution.diffusion.pipeline import Model
 from attribution.errors import InputError
@@ -53,11 +54,13 @@ class Chosen:
         rows: the candidates, likely ones first.
         first: the first rows of the first source alone.
         scores: (N,) of all training images, by that.
+        likely: (N,) the view of each in which it is likely to score higher; None where no source tells them apart.
     """
 
     rows: list[int]
     first: list[int]
     scores: Floats
+    likely: NDArray[np.integer] | None
 
 
 def choose(
@@ -82,17 +85,19 @@ def choose(
         clock: since the beginning.
         total: predictions that will be made.
     """
-    given, made = list[Floats](), 0
+    settings = replace(settings, noise_seed=None)  # at other noises than theirs, stored gradients tell far less
+    given, made, likely = list[Floats](), 0, None
     for source in sources(index):
         if source == SIGNED:
             steps = signed_scores(model, index, asked, settings, stop, clock, total)
         else:
             steps = trak_scores(source, False, model, index, asked, settings, stop, clock, total)
         scores = yield from _after(made, steps)
-        given.append(scores.max(1) if scores.ndim == 2 else scores)
+        likely = scores.argmax(1) if source == SIGNED else likely
+        given.append(scores.max(1) if source == SIGNED else scores)
         made += trak_predictions(index, source, False)
     rankings = [best_rows(scores, count) for scores in given]
-    return Chosen(in_turns(rankings, count), rankings[0][: settings.k], given[0])
+    return Chosen(in_turns(rankings, count), rankings[0][: settings.k], given[0], likely)
 
 
 def _after(made: int, steps: Generator[Progress, None, Floats]) -> Generator[Progress, None, Floats]:

@@ -6,6 +6,7 @@ from functools import partial
 from threading import Event
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from attribution.batches import batches
@@ -31,7 +32,18 @@ from attribution.methods.candidates import SAMPLED, beside, choose, chosen_predi
 from attribution.query.encoded import Encoded
 from attribution.unlearning.race import Measure, Round, Standing, evaluations, exhaustive, race, schedule
 from attribution.unlearning.rise import step_to, trial_bank
-from attribution.unlearning.score import TYPICAL, TYPICAL_NOISES, Floats, Scores, score, typical_losses
+from attribution.unlearning.score import (
+    TYPICAL,
+    TYPICAL_NOISES,
+    Floats,
+    Scores,
+    Views,
+    cells,
+    score,
+    typical_losses,
+    views_at,
+    width,
+)
 from attribution.unlearning.step import (
     UnlearnSettings,
     add_step,
@@ -49,12 +61,14 @@ class Entered:
     Attributes:
         rows: of the training set, likely ones first.
         sampled: the last of them, by chance from outside the pool; none where everyone takes part.
+        likely: (N,) the view of each training image in which it is likely to score higher; None where that is unknown.
         first: a first estimate of the results, where the rows were chosen by what the index holds.
         predictions: that choosing took.
     """
 
     rows: list[int]
     sampled: list[int]
+    likely: NDArray[np.integer] | None = None
     first: tuple[Result, ...] = ()
     predictions: int = 0
 
@@ -88,7 +102,8 @@ def unlearning(model: Model, index: Index, asked: Encoded, settings: AttributeSe
         clock.lap("typical")
 
         done, begun = done + each * made, not first  # a first estimate stays until all were looked at
-        for standing in race(measure, base, _rounds(index, settings), entered.rows, settings.score, settings.k):
+        rounds, likely = _rounds(index, settings), entered.likely
+        for standing in race(measure, base, rounds, entered.rows, settings.score, settings.k, likely):
             begun |= standing.ended
             results = to_results(standing, index, settings.k) if begun else ()
             yield at("scoring", done + each * standing.evaluations, results)
@@ -111,7 +126,7 @@ def _entered(
     sampled, predictions = beside(len(index), chosen.rows), chosen_predictions(index)
     first = estimated(index, chosen.scores, chosen.first)
     clock.lap("candidates")
-    entered = Entered([*chosen.rows, *sampled], sampled, first, predictions)
+    entered = Entered([*chosen.rows, *sampled], sampled, chosen.likely, first, predictions)
     yield Progress("unlearning", predictions, total, clock.total(), first, True, entered.estimate)
     return entered
 
@@ -155,9 +170,7 @@ def _losses(
 def _measure(model: Model, index: Index, bank: NoiseBank, batch: int, stop: Event) -> Measure:
     """Losses of training images under the weights that the model has now, for a race."""
 
-    def measure(
-        rows: Sequence[int], columns: Sequence[int], views: Sequence[int]
-    ) -> Iterator[tuple[slice, int, Floats]]:
+    def measure(rows: Sequence[int], columns: Sequence[int], views: Views) -> Iterator[tuple[slice, int, Floats]]:
         for which, column, losses in index.losses_by(model, index.encoded, bank, rows, columns, views, batch):
             check_stop(stop)
             check_scores(losses, rows[which], index)
@@ -169,13 +182,14 @@ def _measure(model: Model, index: Index, bank: NoiseBank, batch: int, stop: Even
 def _with_base(model: Model, measure: Measure, base: Floats, batch: int) -> Measure:
     """Measure losses under the pretrained weights too, into `base` (N, views, S), a batch before those after it."""
 
-    def both(rows: Sequence[int], columns: Sequence[int], views: Sequence[int]) -> Iterator[tuple[slice, int, Floats]]:
-        for some in batches(len(rows), max(1, batch // len(views))):
-            here = rows[some.start : some.stop]
+    def both(rows: Sequence[int], columns: Sequence[int], views: Views) -> Iterator[tuple[slice, int, Floats]]:
+        for some in batches(len(rows), max(1, batch // width(views))):
+            here, seen = rows[some.start : some.stop], views_at(views, some)
             with pretrained(model):
-                for which, column, losses in measure(here, columns, views):
-                    base[np.ix_(here[which], views, [columns[column]])] = losses[..., None]
-            for which, column, losses in measure(here, columns, views):
+                for which, column, losses in measure(here, columns, seen):
+                    at = cells(here[which], views_at(seen, range(len(here))[which]), [columns[column]])
+                    base[at] = losses[..., None]
+            for which, column, losses in measure(here, columns, seen):
                 yield slice(some.start + which.start, some.start + which.stop), column, losses
 
     return both

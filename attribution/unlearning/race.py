@@ -1,21 +1,23 @@
 """Successive halving: score many on a little noise, the better part on more, the survivors on all of it.
 
 Everyone takes part, or a pool of candidates. All who are compared were seen with the same noises: what a noise does to
-every image is no difference between two. What the survivors end with is exactly the exhaustive score. The exhaustive
-way is a race of one round.
+every image is no difference between two. Before mirrors take part, each image is looked at in one view, that in which
+it is likely to score higher, where that is known. What the survivors end with is exactly the exhaustive score. The
+exhaustive way is a race of one round.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from attribution.diffusion.noise import spread
-from attribution.unlearning.score import VIEWS, Floats, ScoreKind, Scores, score
+from attribution.unlearning.score import VIEWS, Floats, ScoreKind, Scores, Views, cells, score
 
 # (rows, columns, views) -> (which of rows, which of columns, losses after unlearning (chunk, views)), chunk by chunk
-Measure = Callable[[Sequence[int], Sequence[int], Sequence[int]], Iterator[tuple[slice, int, Floats]]]
+Measure = Callable[[Sequence[int], Sequence[int], Views], Iterator[tuple[slice, int, Floats]]]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class RaceSettings:
         survivors: no round but the first has fewer images than this; None likewise.
         columns: the order in which the bank's columns are taken, every one once; none is what suits the index, or an
             order whose every beginning is spread over the schedule.
+        late_mirrors: mirrors take part in the last round alone, rather than from the second one on.
     """
 
     pool: int | None = None
@@ -39,6 +42,7 @@ class RaceSettings:
     growth: float | None = None
     survivors: int | None = None
     columns: tuple[int, ...] = ()
+    late_mirrors: bool = field(default=False, metadata={"added": True})  # files may lack it, see `index.typed`
 
     @property
     def pace(self) -> "Pace":
@@ -61,7 +65,7 @@ AMONG = Pace(0.5, 2.5, 64)  # with half of these, one more of the first ten is m
 
 @dataclass(frozen=True)
 class Round:
-    """One round: how many images, on which columns of the bank, in which views."""
+    """One round: how many images, on which columns of the bank, in which views; in one of two, the likelier one's."""
 
     images: int
     columns: tuple[int, ...]
@@ -107,9 +111,9 @@ def schedule(
     order, both, pace = settings.columns or tuple(spread(columns)), tuple(views), settings.pace
     rounds = [Round(images, order[: settings.first_columns], both[:1])]
     while rounds[-1].columns != order or rounds[-1].views != both:
-        width = min(columns, max(len(rounds[-1].columns) + 1, round(len(rounds[-1].columns) * pace.growth)))
+        wide = min(columns, max(len(rounds[-1].columns) + 1, round(len(rounds[-1].columns) * pace.growth)))
         count = min(rounds[-1].images, max(pace.survivors, round(rounds[-1].images * pace.keep)))
-        rounds.append(Round(count, order[:width], both))
+        rounds.append(Round(count, order[:wide], both[:1] if settings.late_mirrors and wide < columns else both))
     return [replace(rounds[0], images=images + beside), *rounds[1:]]
 
 
@@ -135,6 +139,7 @@ def race(
     order: Sequence[int],
     kind: ScoreKind = "difference",
     leaders: int = 10,
+    likely: NDArray[np.integer] | None = None,
 ) -> Iterator[Standing]:
     """Run a schedule; yields a standing after every call of the U-Net, and one at the end of each round.
 
@@ -145,16 +150,26 @@ def race(
         order: the rows in the order in which the first round takes them: likely ones first.
         kind: of score.
         leaders: how many images a standing has while its round is under way.
+        likely: (N,) the view of each image in which it is likely to score higher; None is the image, not its mirror.
     """
     after = np.full(base_losses.shape, np.nan, base_losses.dtype)
     rows, done, total = list(order), 0, evaluations(rounds)
 
+    def seen(of: Sequence[int], views: tuple[int, ...]) -> Views:
+        """The views of a round, of each of some images the likelier one or the other where it is one of two."""
+        if likely is None or len(views) == base_losses.shape[1]:
+            return views
+        own: NDArray[np.integer] = np.asarray(views) ^ likely[np.asarray(of, np.intp), None]
+        return own
+
     def standing(of: list[int], this: Round, ended: bool) -> Standing:
-        at = np.ix_(of, this.views, sorted(this.columns))
+        views = seen(of, this.views)
+        at = cells(of, views, sorted(this.columns))
         scores = score(base_losses[at], after[at], kind)
-        best = scores.best_first(of)
-        settled = ended and this is rounds[-1]
+        best, settled = scores.best_first(of), ended and this is rounds[-1]
         losses = np.stack([base_losses[at], after[at]], 2)[best, scores.flip[best].astype(int)] if settled else None
+        if isinstance(views, np.ndarray):
+            scores = replace(scores, flip=views[:, 0] == 1)
         return Standing(tuple(int(of[i]) for i in best), scores.take(best), done, total, ended, settled, losses)
 
     latest: Standing | None = None
@@ -162,8 +177,8 @@ def race(
         rows, leading = rows[: this.images], list[int]()
         parts = list(_missing(rounds[number - 1] if number else None, this))
         for views, columns in parts:
-            for which, column, losses in measure(rows, columns, views):
-                after[np.ix_(rows[which], views, [columns[column]])] = losses[..., None]
+            for which, column, losses in measure(rows, columns, seen(rows, views)):
+                after[cells(rows[which], seen(rows[which], views), [columns[column]])] = losses[..., None]
                 done += losses.size
                 whole = (views, columns) == parts[-1] and column == len(columns) - 1
                 if whole:  # these images have all of this round's noises now

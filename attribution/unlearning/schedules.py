@@ -1,7 +1,8 @@
 """How a search should go, found by trying schedules on losses that were measured whole.
 
 For some pictures the change of many candidates' losses is known on all noises. A race can then be run on what is known,
-without the model, and its first images compared with the first on all noises.
+without the model, and its first images compared with the first on all noises. Of the views of a candidate, the one in
+which it is likely to score higher comes first throughout, where that is known.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,12 +12,12 @@ from itertools import product
 import numpy as np
 
 from attribution.unlearning.race import Measure, RaceSettings, evaluations, race, schedule
-from attribution.unlearning.score import VIEWS, Floats
+from attribution.unlearning.score import VIEWS, Floats, Views, cells
 
-POOLS = (256, 384, 512, 768, 1024)
+POOLS = (192, 256, 384, 512, 768, 1024)
 KEEPS = (0.125, 0.25, 0.375, 0.5)
-GROWTHS = (2.5, 3.34)  # to all of ten columns in four rounds, and in three
-SURVIVORS = (32, 48, 64)
+GROWTHS = (2.0, 2.5, 3.34)  # to all of ten columns in five rounds, in four and in three
+SURVIVORS = (24, 32, 48, 64)
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,9 @@ def found(changes: Floats, settings: RaceSettings, top_k: int) -> float:
 def _known(changes: Floats) -> Measure:
     """Losses that are known, where those before unlearning are taken as nothing."""
 
-    def measure(
-        rows: Sequence[int], columns: Sequence[int], views: Sequence[int]
-    ) -> Iterator[tuple[slice, int, Floats]]:
+    def measure(rows: Sequence[int], columns: Sequence[int], views: Views) -> Iterator[tuple[slice, int, Floats]]:
         for number, column in enumerate(columns):
-            yield slice(0, len(rows)), number, changes[np.ix_(rows, views, [column])][..., 0]
+            yield slice(0, len(rows)), number, changes[cells(rows, views, [column])][..., 0]
 
     return measure
 
@@ -99,8 +98,8 @@ def schedules(candidates: int, top_k: int) -> list[RaceSettings]:
     """Schedules that are worth trying among so many candidates, without an order of columns."""
     pools = [pool for pool in POOLS if top_k <= pool <= candidates] or [candidates]
     return [
-        RaceSettings(pool, keep, 1, growth, max(survivors, 2 * top_k))
-        for pool, keep, growth, survivors in product(pools, KEEPS, GROWTHS, SURVIVORS)
+        RaceSettings(pool, keep, 1, growth, max(survivors, 2 * top_k), late_mirrors=late)
+        for pool, keep, growth, survivors, late in product(pools, KEEPS, GROWTHS, SURVIVORS, (False, True))
     ]
 
 

@@ -19,9 +19,10 @@ from attribution.files import let_go
 ScoreKind = Literal["difference", "skew"]
 Floats = NDArray[np.floating]
 VIEWS = (0, 1)  # a training image and its mirror
+Views = Sequence[int] | NDArray[np.integer]  # of all rows the same; or (n, v) of each row its own
 # (model, training set, bank, rows, columns, views, batch): `losses_by_call`, or what does the same elsewhere
 Losses = Callable[
-    [Model, "EncodedSet", NoiseBank, Sequence[int], Sequence[int], Sequence[int], int],
+    [Model, "EncodedSet", NoiseBank, Sequence[int], Sequence[int], Views, int],
     Iterator[tuple[slice, int, Floats]],
 ]
 TYPICAL = 32  # training images that stand for all in the typical score
@@ -50,9 +51,9 @@ class EncodedSet:
     def __len__(self) -> int:
         return len(self.captions)
 
-    def view(self, rows: Sequence[int], views: Sequence[int]) -> Tensor:
+    def view(self, rows: Sequence[int], views: Views) -> Tensor:
         """Latents of rows and views: (n, views, C, h, w) float32."""
-        picked = np.asarray(self.latents[list(rows)])[:, list(views)]
+        picked = np.asarray(self.latents[list(rows)])[cells(range(len(rows)), views)]
         let_go(self.latents)
         return torch.from_numpy(picked.astype(np.promote_types(picked.dtype, np.float32)))
 
@@ -68,15 +69,30 @@ class EncodedSet:
         return padded
 
 
-def losses_of(
-    model: Model, training: EncodedSet, bank: NoiseBank, rows: Sequence[int], views: Sequence[int] = VIEWS
-) -> Tensor:
+def cells(rows: Sequence[int], views: Views, columns: Sequence[int] | None = None) -> tuple[NDArray[np.integer], ...]:
+    """Where losses of rows and views are in an array (N, views, ...), of some columns or whole: (n, v[, columns])."""
+    at = np.asarray(views) if np.ndim(views) == 2 else np.asarray(views)[None]
+    here: tuple[NDArray[np.integer], ...] = (np.asarray(rows, np.intp)[:, None], at)
+    return here if columns is None else (here[0][..., None], here[1][..., None], np.asarray(columns, np.intp))
+
+
+def views_at(views: Views, places: Sequence[int]) -> Views:
+    """The views of some rows, by their places."""
+    return views[np.asarray(places)] if isinstance(views, np.ndarray) else views
+
+
+def width(views: Views) -> int:
+    """In how many views each row is looked at."""
+    return int(views.shape[1]) if isinstance(views, np.ndarray) else len(views)
+
+
+def losses_of(model: Model, training: EncodedSet, bank: NoiseBank, rows: Sequence[int], views: Views = VIEWS) -> Tensor:
     """Losses of some training images at all columns of a bank: (n, views, columns), on the model's device."""
     return torch.stack(list(losses_by_column(model, training, bank, rows, views)), -1)
 
 
 def losses_by_column(
-    model: Model, training: EncodedSet, bank: NoiseBank, rows: Sequence[int], views: Sequence[int] = VIEWS
+    model: Model, training: EncodedSet, bank: NoiseBank, rows: Sequence[int], views: Views = VIEWS
 ) -> Iterator[Tensor]:
     """Like `losses_of`, a column of the bank at a time, by one call of the U-Net each: (n, views)."""
     encoded = _encoded(model, training, rows, views)
@@ -84,7 +100,7 @@ def losses_by_column(
         yield _losses_at(model, *encoded, bank, column)
 
 
-def _encoded(model: Model, training: EncodedSet, rows: Sequence[int], views: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _encoded(model: Model, training: EncodedSet, rows: Sequence[int], views: Views) -> tuple[Tensor, Tensor]:
     """Latents (n, views, C, h, w) and captions of some training images; see `EncodedSet`."""
     return training.view(rows, views), training.text(model, rows)
 
@@ -103,7 +119,7 @@ def training_losses(
     bank: NoiseBank,
     rows: Sequence[int],
     columns: Sequence[int],
-    views: Sequence[int] = VIEWS,
+    views: Views = VIEWS,
     batch: int = 64,
 ) -> Iterator[tuple[slice, Floats]]:
     """Losses of training images, a chunk of them at a time; see `losses_by_call`.
@@ -125,7 +141,7 @@ def losses_by_call(
     bank: NoiseBank,
     rows: Sequence[int],
     columns: Sequence[int],
-    views: Sequence[int] = VIEWS,
+    views: Views = VIEWS,
     batch: int = 64,
 ) -> Iterator[tuple[slice, int, Floats]]:
     """Losses of training images, one call of the U-Net at a time: a chunk of images at each column in turn.
@@ -139,10 +155,11 @@ def losses_by_call(
     bank = bank.select(list(columns))
 
     def begin(which: range) -> tuple[tuple[Tensor, Tensor], Tensor]:  # with a call, to learn whether so many fit
-        encoded = _encoded(model, training, [rows[i % len(rows)] for i in which], views)
+        places = [i % len(rows) for i in which]
+        encoded = _encoded(model, training, [rows[place] for place in places], views_at(views, places))
         return encoded, _losses_at(model, *encoded, bank, 0)
 
-    at_once = max(1, batch // len(views))
+    at_once = max(1, batch // width(views))
     for which, (encoded, first) in in_batches(math.ceil(len(rows) / at_once) * at_once, at_once, begin):
         here = slice(which.start, min(which.stop, len(rows)))
         count = here.stop - here.start

@@ -141,9 +141,16 @@ def table_measure(after, chunk, seen=None):
         for start in range(0, len(rows), chunk):
             which = slice(start, min(start + chunk, len(rows)))
             for place, column in enumerate(columns):
+                each = views[which] if np.ndim(views) == 2 else [views] * len(rows[which])
                 if seen is not None:
-                    seen.extend((row, view, column) for row in rows[which] for view in views)
-                yield which, place, after[np.ix_(rows[which], views, [column])][..., 0]
+                    seen.extend((row, view, column) for row, own in zip(rows[which], each, strict=True) for view in own)
+                yield (
+                    which,
+                    place,
+                    np.array(
+                        [[after[row, view, column] for view in own] for row, own in zip(rows[which], each, strict=True)]
+                    ),
+                )
 
     return measure
 
@@ -164,7 +171,7 @@ def test_the_count_of_evaluations_is_what_is_really_evaluated(images, columns, v
     assert counts == sorted(counts)
 
 
-SAMPLE = 8 * 2 * 8  # predictions for the typical score: here of all eight images
+SAMPLE = 8 * 2 * 4  # predictions for the typical score: here of all eight images, on four noises
 
 
 def test_an_answer_reports_its_evaluations(model32, index32, query):
@@ -270,3 +277,56 @@ def test_survivors_of_a_long_race_are_the_exhaustive_best_and_end_with_their_sco
     ours, theirs = by_row(fast), by_row(whole)
     assert all(ours[row] == theirs[row] for row in ours)
     assert [row % 100 for row in fast.rows[:30]] == [0] * 30
+
+
+def slow_race(after, rounds, order, likely):
+    """A race on changes (N, 2, S), written out: every round's rows with their scores and views, best first."""
+    rows, found = list(order), []
+    for this in rounds:
+        scored = []
+        for row in rows[: this.images]:
+            views = this.views if len(this.views) == 2 else (likely[row],)
+            means = {view: np.mean([after[row, view, column] for column in this.columns]) for view in views}
+            view = max(means, key=means.get)
+            scored.append((-means[view], row, view))
+        found.append(sorted(scored))
+        rows = [row for _, row, _ in found[-1]]
+    return found
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_images_are_looked_at_in_their_likelier_view_before_mirrors_take_part(late, chunk):
+    rng, settings = np.random.default_rng(11), replace(TIGHT, survivors=10, late_mirrors=late)
+    after, likely = rng.normal(size=(60, 2, 8)), rng.integers(0, 2, 60)
+    order, rounds, seen = [int(row) for row in rng.permutation(60)], schedule(60, 8, settings), []
+    ways = [len(this.views) for this in rounds]
+    assert ways == ([1] * (len(rounds) - 1) + [2] if late else [1] + [2] * (len(rounds) - 1))
+    standings = list(race(table_measure(after, chunk, seen), np.zeros_like(after), rounds, order, likely=likely))
+    assert len(seen) == len(set(seen)) == evaluations(rounds) == standings[-1].evaluations
+    expected = slow_race(after, rounds, order, likely)
+    for ended, scored in zip([each for each in standings if each.ended], expected, strict=True):
+        assert list(ended.rows) == [row for _, row, _ in scored]
+        assert list(ended.scores.flip) == [view == 1 for _, _, view in scored]
+        assert_close(ended.scores.value, np.array([-value for value, _, _ in scored]), rtol=1e-12, atol=0)
+
+
+def test_the_view_that_is_likely_costs_a_late_race_no_image_that_is_first_in_its_mirror():
+    rng = np.random.default_rng(2)
+    after = rng.normal(0, 0.1, (200, 2, 10))
+    likely = rng.integers(0, 2, 200)
+    after[np.arange(200), likely] += np.linspace(0, 3, 200)[:, None]  # each image in one view alone
+    rounds = schedule(200, 10, RaceSettings(keep=0.25, survivors=20, late_mirrors=True))
+    *_, told = race(table_measure(after, 64), np.zeros_like(after), rounds, range(200), likely=likely)
+    *_, untold = race(table_measure(after, 64), np.zeros_like(after), rounds, range(200))
+    best = set(np.argsort(-after.mean(-1).max(1))[:10].tolist())
+    assert len(best & set(told.rows[:10])) >= 9 > len(best & set(untold.rows[:10]))
+
+
+@pytest.mark.parametrize("batch", [2, 5, 16])
+def test_losses_of_views_that_each_row_has_for_itself_are_those_of_all(model, index, batch):
+    bank, rows, views = index.bank(model), [5, 2, 7, 0, 1], np.array([[1], [0], [0], [1], [1]])
+    whole = np.concatenate([t for _, t in training_losses(model, index.encoded, bank, range(8), range(8), batch=6)])
+    parts = training_losses(model, index.encoded, bank, rows, [3, 0], views, batch=batch)
+    part = np.concatenate([t for _, t in parts])
+    assert_close(part, whole[rows, views[:, 0]][:, None, [3, 0]], rtol=1e-11, atol=0)
