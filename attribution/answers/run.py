@@ -66,9 +66,8 @@ def _asked(settings: AttributeSettings) -> dict[str, Any]:
     for part, name in ((told, "noise_seed"), (told["unlearn"], "rise"), (told["unlearn"], "images")):
         if part[name] is None:
             del part[name]
-    for name in ("columns", "late_mirrors"):  # that earlier versions did not have
-        if not told["race"][name]:
-            del told["race"][name]
+    if not settings.race.columns:
+        del told["race"]["columns"]
     if not settings.race.pool:
         told["race"] = {"first_columns": settings.race.first_columns, **settings.race.pace._asdict()}
     return told

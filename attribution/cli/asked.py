@@ -65,7 +65,12 @@ def _check_folder(flag: str, path: Path, folder: Path) -> None:
 
 
 def check_results(
-    folder: Path | None, out: Path | None, results: Path | None, computes: bool = False, plot: Path | None = None
+    folder: Path | None,
+    out: Path | None,
+    results: Path | None,
+    computes: bool = False,
+    plot: Path | None = None,
+    further: bool = False,
 ) -> None:
     """Refuse, before any work, files of results that would not be read or written, and work without a folder.
 
@@ -75,6 +80,7 @@ def check_results(
         results: a file of finished results.
         computes: something else needs a folder too.
         plot: a file that a figure is written to.
+        further: the folder can add to finished results.
 
     Raises:
         InputError: names what does not go together, or cannot be written.
@@ -83,5 +89,5 @@ def check_results(
     check_file("--plot", plot, (".png", ".svg", ".pdf"))
     if folder is None and (out is not None or computes):
         raise InputError("what is computed is kept in a folder; add --folder DIR to print or compute what it holds")
-    if folder is not None and results is not None:
+    if folder is not None and results is not None and not further:
         raise InputError(f"--results {results} is printed as it is; leave out --folder, or --results")

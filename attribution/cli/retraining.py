@@ -68,18 +68,22 @@ def lds(
         folder: of the world for proofs, with its index and what `retrain` has trained.
         out: a file that the results of the folder are written to.
         results: a file of results to print, with all of its methods where none are named; the one that comes with this
-            program by default.
+            program by default. With --folder, methods that it lacks are scored there, and judged by its trainings.
         plot: a figure of what is printed, PNG, SVG or PDF.
     """
-    check_results(folder, out, results, plot=plot)
+    check_results(folder, out, results, plot=plot, further=True)
     if folder is None:
         _print_lds(results or committed("lds"), settings, plot)
         return
     model, index = opened(folder / "index")
     queries = halves.queries_of(model, settings.queries)
+    held = None if results is None else read_results(results, "lds")
     made = halves.made_of(index, model, queries, settings)
     check_replaced(out, made)
-    evidence = halves.gathered(folder, model, index, queries, settings)
+    if held is not None:
+        evidence = halves.with_further_methods(held, folder, model, index, queries, settings)
+    else:
+        evidence = halves.gathered(folder, model, index, queries, settings)
     if out is not None:
         write_results(out, made, halves.packed(evidence))
     _show_lds(evidence, plot)

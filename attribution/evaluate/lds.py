@@ -4,8 +4,10 @@ python -m attribution.scenes.proof --out DIR         # the world for proofs: pic
 python -m attribution evaluate retrain --folder DIR  # trains; as many processes at once as there are cores
 python -m attribution evaluate lds --folder DIR --out FILE.npz
 python -m attribution evaluate lds                   # prints the results that come with this program
+python -m attribution evaluate lds --folder DIR --results OLD.npz --out NEW.npz   # adds methods that these lack
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations, islice
@@ -22,6 +24,7 @@ from attribution.evaluate.results import Made, Results, by_method, rounded
 from attribution.evaluate.retrain import MEASURED, Removal, halves, measured
 from attribution.evaluate.scored import exhaustively, held, is_held, score_shuffled, scored
 from attribution.index.index import Index
+from attribution.index.typed import told_of
 from attribution.query.query import Query
 from attribution.scenes.compose import WorldSettings
 from attribution.scenes.proof import PROOF
@@ -31,7 +34,10 @@ from attribution.unlearning.score import Floats
 
 MANY = 3  # halves that two seeds must share to be compared
 PATIENCE = 50  # prompts, after which a model that drew none of their objects is of another world
-JUDGED = ("unlearning", "unlearning+", "influence", "d-trak", "trak", "dino", "clip", "clip-text", "pixel", "random")
+JUDGED = (
+    *("unlearning", "unlearning+", "influence+", "influence", "d-trak", "trak"),
+    *("dino", "clip", "clip-text", "pixel", "random"),
+)
 
 
 CONTROLLED = "unlearning+"  # the method that the controls are of
@@ -142,6 +148,30 @@ def gathered(folder: Path, model: Model, index: Index, queries: Sequence[Query],
         pass
     whole = is_held(folder, index, few, SHUFFLED)  # or another process is still at it
     return replace(found, shuffled=held(folder, index, few, SHUFFLED)) if whole else found
+
+
+def with_further_methods(
+    results: Results, folder: Path, model: Model, index: Index, queries: Sequence[Query], settings: LdsSettings
+) -> Evidence:
+    """Finished results, and the scores of methods that they lack, judged by the same trainings.
+
+    Raises:
+        InputError: the results are of another model, training set, training, or other queries than the folder's.
+    """
+    own, made = made_of(index, model, queries, settings), results.made
+    wanted = (own.model_sha256, own.images, json.loads(json.dumps(told_of(own.fixed))))
+    for what, ours, theirs in zip(
+        ("model", "number of images", "queries or training"), wanted, _judged_by(made), strict=True
+    ):
+        if ours != theirs:
+            raise InputError(f"the results are of another {what} than {folder}; name the folder that they were made of")
+    evidence = unpacked(results)
+    further = [method for method in settings.methods if method not in evidence.scores]
+    return replace(evidence, scores={**evidence.scores, **scored(folder, model, index, queries, further)})
+
+
+def _judged_by(made: Made) -> tuple[str, int, dict[str, Any]]:
+    return made.model_sha256, made.images, made.fixed
 
 
 def trained_evidence(

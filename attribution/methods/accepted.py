@@ -94,7 +94,6 @@ def _suiting(race: RaceSettings, index: Index, top_k: int) -> RaceSettings:
         race.growth or suits.growth,
         race.survivors or suits.survivors,
         race.columns or suits.columns,
-        race.late_mirrors or suits.late_mirrors,
     )
 
 

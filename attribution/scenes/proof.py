@@ -37,7 +37,7 @@ ADDED = ExtendSettings(  # what every method reads
     feature_weights={
         name: str(EMBEDDED.parent / of) for name, of in (("clip", "clip"), ("clip-text", "clip"), ("dino", "dino"))
     },
-    gradients=("loss", "d-trak", "influence"),
+    gradients=("loss", "d-trak", "influence", "influence+"),
     projection=GradientSettings(dimension=512),
 )
 

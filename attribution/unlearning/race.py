@@ -1,13 +1,13 @@
 """Successive halving: score many on a little noise, the better part on more, the survivors on all of it.
 
 Everyone takes part, or a pool of candidates. All who are compared were seen with the same noises: what a noise does to
-every image is no difference between two. Before mirrors take part, each image is looked at in one view, that in which
-it is likely to score higher, where that is known. What the survivors end with is exactly the exhaustive score. The
+every image is no difference between two. In the first round each image is looked at in one view, that in which it is
+likely to score higher, where that is known. What the survivors end with is exactly the exhaustive score. The
 exhaustive way is a race of one round.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +33,6 @@ class RaceSettings:
         survivors: no round but the first has fewer images than this; None likewise.
         columns: the order in which the bank's columns are taken, every one once; none is what suits the index, or an
             order whose every beginning is spread over the schedule.
-        late_mirrors: mirrors take part in the last round alone, rather than from the second one on.
     """
 
     pool: int | None = None
@@ -42,7 +41,6 @@ class RaceSettings:
     growth: float | None = None
     survivors: int | None = None
     columns: tuple[int, ...] = ()
-    late_mirrors: bool = field(default=False, metadata={"added": True})  # files may lack it, see `index.typed`
 
     @property
     def pace(self) -> "Pace":
@@ -113,7 +111,7 @@ def schedule(
     while rounds[-1].columns != order or rounds[-1].views != both:
         wide = min(columns, max(len(rounds[-1].columns) + 1, round(len(rounds[-1].columns) * pace.growth)))
         count = min(rounds[-1].images, max(pace.survivors, round(rounds[-1].images * pace.keep)))
-        rounds.append(Round(count, order[:wide], both[:1] if settings.late_mirrors and wide < columns else both))
+        rounds.append(Round(count, order[:wide], both))
     return [replace(rounds[0], images=images + beside), *rounds[1:]]
 
 

@@ -98,8 +98,8 @@ def schedules(candidates: int, top_k: int) -> list[RaceSettings]:
     """Schedules that are worth trying among so many candidates, without an order of columns."""
     pools = [pool for pool in POOLS if top_k <= pool <= candidates] or [candidates]
     return [
-        RaceSettings(pool, keep, 1, growth, max(survivors, 2 * top_k), late_mirrors=late)
-        for pool, keep, growth, survivors, late in product(pools, KEEPS, GROWTHS, SURVIVORS, (False, True))
+        RaceSettings(pool, keep, 1, growth, max(survivors, 2 * top_k))
+        for pool, keep, growth, survivors in product(pools, KEEPS, GROWTHS, SURVIVORS)
     ]
 
 

@@ -26,7 +26,7 @@ Losses = Callable[
     Iterator[tuple[slice, int, Floats]],
 ]
 TYPICAL = 32  # training images that stand for all in the typical score
-TYPICAL_NOISES = 4  # that they are scored on: whose images these are moves their median more than more noises do
+TYPICAL_NOISES = 3  # that they are scored on: whose images these are moves their median more than more noises do
 
 
 def typical_losses(images: int, views: int, columns: int) -> int:
