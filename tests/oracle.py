@@ -239,6 +239,17 @@ def ekfac(grads, factors, damping):
     return moved
 
 
+def whitened(grads, factors, damping):
+    """F^-1/2 grad in the eigenbasis of E[a a^T] and E[g g^T], by name."""
+    found = {}
+    for name, grad in grads.items():
+        a, g, gradients = factors[name]
+        qa, qs = torch.linalg.eigh(a)[1], torch.linalg.eigh(g)[1]
+        spread = sum((qs.T @ each @ qa) ** 2 for each in gradients) / len(gradients)
+        found[name] = (qs.T @ grad @ qa) / torch.sqrt(spread + damping * spread.mean())
+    return found
+
+
 # Projected gradients
 
 

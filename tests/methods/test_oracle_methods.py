@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from conftest import make_tiny_tokenizer, random_picture, save_tiny_pipeline
+from conftest import ALL_GRADIENTS, make_tiny_tokenizer, random_picture, save_tiny_pipeline
 from diffusers import StableDiffusionPipeline
 from near import assert_close
 from networks import tiny_clip, tiny_dinov2, tiny_mappers, tiny_unet, tiny_vit
@@ -34,7 +34,6 @@ from attribution.unlearning.step import UnlearnSettings
 SHAPE, LENGTH = (4, 8, 8), 1000  # of latents, and of the schedule
 KEPT = GradientSettings(dimension=2100, seed=23, damping=0.05, whitening=0.3, journey=0.4, journey_noises=3)
 UNLEARN = UnlearnSettings(step_size=0.3, damping=0.1, timesteps=2, noises=1, seed=8, batch=4)
-ALL_GRADIENTS = ("loss", "d-trak", "influence")
 PROMPT = "a red kite and a blue key"  # the kite has several tokens
 BOX = ((5.0, 3.0, 19.5, 30.0),)  # px; cells have 4
 BOXES = ((2.0, 2.0, 19.0, 14.0), (8.0, 9.0, 31.0, 32.0))  # they share some cells
@@ -312,6 +311,34 @@ def test_influence_equals_the_oracles_gradients_times_its_newton_step(world, slo
     assert {result.row: result.flip for result in found.results} == dict(enumerate((table.argmax(1) == 1).tolist()))
 
 
+@pytest.mark.parametrize("region", REGIONS)
+def test_signed_influence_equals_the_oracles_sum_over_the_eigenbases_of_its_own_ekfac(world, slopes, region):
+    truth, views = world.truth, world.kind.views
+    x, text, mask = the_query(truth, region)
+    own = oracle.query_gradient(truth.pipe, x, text, truth.noises, mask)
+    wanted = flat(oracle.whitened(own, truth.factors, KEPT.whitening))
+    table = np.array([[wanted @ np.sign(numbers) for numbers in both] for both in whitened(truth, slopes["loss"])])
+    found = answer(world, region, method="influence+", top_k=8)
+    largest = float(np.abs(table).max())
+    assert_scores(found, table.max(1).tolist(), rtol=1e-3, atol=2e-3 * largest)  # eigenbases are kept in float32
+    assert {result.row: result.flip for result in found.results} == dict(enumerate((table.argmax(1) == 1).tolist()))
+    assert found.evaluations == len(truth.noises)
+    assert table.shape == (8, views)
+
+
+def whitened(truth, rows):
+    """(N, views, P) gradients in the order of the names, each in the oracle's own eigenbases and over their roots."""
+    shapes = {name: truth.start[name].shape for name in sorted(oracle.weights(truth.pipe))}
+    ends = np.cumsum([shape.numel() for shape in shapes.values()])[:-1]
+
+    def one(row):
+        parts = zip(shapes, np.split(row, ends), strict=True)
+        grads = {name: torch.from_numpy(part).reshape(shapes[name]) for name, part in parts}
+        return flat(oracle.whitened(grads, truth.factors, KEPT.whitening))
+
+    return np.array([[one(row) for row in both] for both in rows])
+
+
 # Methods of features
 
 
@@ -405,5 +432,5 @@ def test_a_generated_picture_is_the_oracles_at_every_guidance(world, guidance, s
 def test_every_method_of_the_table_is_known_to_the_oracle():
     unlearn = {method for method, *_ in EXHAUSTIVE}
     kin, features = {"trak", "journey-trak", "d-trak"}, {"clip", "clip-text", "dino", "dinov2", "clip-abc", "dino-abc"}
-    others = {"influence", "pixel", "random", "fast"}  # of which tests/evaluate/test_distill.py knows the last
+    others = {"influence", "influence+", "pixel", "random", "fast"}  # of which tests/evaluate/test_distill.py knows the last
     assert METHODS.keys() == unlearn | kin | features | others
