@@ -157,14 +157,20 @@ def measured(before, after, skew):
     return found
 
 
-def race(before, after, skew, keep, first_columns, growth, survivors):
-    """Rows that are left after halving, best first: all columns and views only for those who get so far."""
-    count, views, columns = before.shape
+def spread(columns):
+    """Columns in the order of the golden ratio's multiples, the middle one first."""
     order = []
     for step in range(8 * columns):
         column = int((0.5 + step * GOLDEN) % 1 * columns)
         if column not in order:
             order.append(column)
+    return order
+
+
+def race(before, after, skew, keep, first_columns, growth, survivors):
+    """Rows that are left after halving, best first: all columns and views only for those who get so far."""
+    count, views, columns = before.shape
+    order = spread(columns)
     rows, width, seen = list(range(count)), first_columns, 1
     while True:
         at = np.ix_(rows, range(seen), order[:width])

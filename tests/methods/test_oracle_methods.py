@@ -432,5 +432,5 @@ def test_a_generated_picture_is_the_oracles_at_every_guidance(world, guidance, s
 def test_every_method_of_the_table_is_known_to_the_oracle():
     unlearn = {method for method, *_ in EXHAUSTIVE}
     kin, features = {"trak", "journey-trak", "d-trak"}, {"clip", "clip-text", "dino", "dinov2", "clip-abc", "dino-abc"}
-    others = {"influence", "influence+", "pixel", "random", "fast"}  # of which tests/evaluate/test_distill.py knows the last
+    others = {"influence", "influence+", "pixel", "random", "fast"}  # tests/evaluate/test_distill.py knows the last
     assert METHODS.keys() == unlearn | kin | features | others
