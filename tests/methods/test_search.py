@@ -306,6 +306,19 @@ def test_the_bound_on_what_was_left_out(sampled, entered, expected):
     assert ("belong there" in found.sentence) == (expected is not None)
 
 
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("d-trak", "that d-trak ranks first were searched."),
+        ("influence+", "that influence+ ranks first were searched."),
+        ("influence+ and d-trak", "that influence+ and d-trak rank first, taken in turns, were searched."),
+    ],
+)
+def test_the_sentence_names_the_sources(source, told):
+    found = Searched("candidates", 4096, 10, source, 512, 64, 1)
+    assert found.sentence.startswith(f"The 512 of 4,096 training images {told} Of 64 others, ")
+
+
 def test_the_bound_holds_in_nineteen_cases_of_twenty():
     rng, shares = np.random.default_rng(1), np.repeat([0.01, 0.05, 0.2], 400)
     bounds = [Searched("candidates", 999, 1, "x", 9, 30, int(rng.binomial(30, share))).missed for share in shares]
