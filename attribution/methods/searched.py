@@ -17,8 +17,7 @@ class Searched:
             methods that compare vectors, the images in the lists that are nearest.
         images: of the training set.
         top_k: how many were looked for.
-        source: the method that the candidates are the first of, or "one and another" that gave them in turns; "" where
-            everyone is one.
+        source: the method, or methods, that the candidates are the first of; "" where everyone is one.
         pool: how many candidates it gave.
         sampled: images by chance from outside of these, that took part too.
         entered: how many of them are among the first K.
@@ -72,8 +71,8 @@ class Searched:
             return f"All training images were looked at, and the better part of them again and again{why}."
         if not self.outside:
             return f"All {self.images:,} training images were candidates."
-        ranked = "rank first, taken in turns," if " and " in self.source else "ranks first"
-        chosen = f"The {self.pool:,} of {self.images:,} training images that {self.source} {ranked} were searched."
+        rank = "rank" if " and " in self.source else "ranks"
+        chosen = f"The {self.pool:,} of {self.images:,} training images that {self.source} {rank} first were searched."
         return f"{chosen} {self._left_out}".strip()
 
     @property

@@ -29,6 +29,7 @@ from attribution.query.query import Query
 from attribution.unlearning.fisher import FisherSettings
 from attribution.unlearning.projection import GradientSettings
 from attribution.unlearning.race import RaceSettings
+from attribution.unlearning.score import TYPICAL_NOISES
 from attribution.unlearning.step import UnlearnSettings
 
 SHAPE, LENGTH = (4, 8, 8), 1000  # of latents, and of the schedule
@@ -217,9 +218,11 @@ def test_scores_of_methods_that_unlearn_equal_the_oracles(world, method, region,
         pairs = [world.truth.before[result.row, int(flip)], after[result.row, int(flip)]]
         assert_close(np.array(result.losses).T, np.stack(pairs), rtol=rtol, atol=0, check_dtype=False)
     assert found.ranked == 8
-    gradients, everyone = settings.steps * settings.timesteps * settings.noises, 8 * world.kind.views * 4
-    assert found.evaluations == gradients + 2 * everyone  # once for the typical score, of a sample that is all of them
-    assert found.typical == pytest.approx(median(value for value, *_ in expected), rel=rtol, abs=atol)
+    gradients, each = settings.steps * settings.timesteps * settings.noises, 8 * world.kind.views
+    columns = oracle.spread(4)[:TYPICAL_NOISES]  # of the typical score, here of all images
+    assert found.evaluations == gradients + each * 4 + each * len(columns)
+    typical = median(oracle.score(world.truth.before[..., columns], after[..., columns], "score" in more))
+    assert found.typical == pytest.approx(typical, rel=rtol, abs=atol)
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def test_the_count_of_evaluations_is_what_is_really_evaluated(images, columns, v
     assert counts == sorted(counts)
 
 
-SAMPLE = 8 * 2 * 4  # predictions for the typical score: here of all eight images, on four of eight noises
+SAMPLE = 8 * 2 * 4  # predictions for the typical score: here of all eight images, on four noises
 
 
 def test_an_answer_reports_its_evaluations(model32, index32, query):
