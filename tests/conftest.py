@@ -46,6 +46,7 @@ CAPTIONS = [
     "nothing but blue",
 ]
 CHECKPOINTS = {"first": 11, "second": 12}  # seeds
+ALL_GRADIENTS = ("loss", "d-trak", "influence", "influence+")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -306,7 +307,7 @@ def full_folder(index_folder: Path, model32: Model, extend_all: Callable[..., No
         ekfac=True,
         features=tuple(weights),
         feature_weights={name: str(path) for name, path in weights.items()},
-        gradients=("loss", "d-trak", "influence"),
+        gradients=ALL_GRADIENTS,
     )
     return folder
 
@@ -335,7 +336,7 @@ def exact_index(
 
     def make() -> Index:
         folder = Path(shutil.copytree(index.path, tmp_path_factory.mktemp("exact") / "index"))
-        extend_all(folder, model, dimension=8192, ekfac=True, gradients=("loss", "d-trak", "influence"))
+        extend_all(folder, model, dimension=8192, ekfac=True, gradients=ALL_GRADIENTS)
         return Index.open(folder)
 
     made: Index = once(("exact", model.source), make)

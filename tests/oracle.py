@@ -157,14 +157,20 @@ def measured(before, after, skew):
     return found
 
 
-def race(before, after, skew, keep, first_columns, growth, survivors):
-    """Rows that are left after halving, best first: all columns and views only for those who get so far."""
-    count, views, columns = before.shape
+def spread(columns):
+    """Columns in the order of the golden ratio's multiples, the middle one first."""
     order = []
     for step in range(8 * columns):
         column = int((0.5 + step * GOLDEN) % 1 * columns)
         if column not in order:
             order.append(column)
+    return order
+
+
+def race(before, after, skew, keep, first_columns, growth, survivors):
+    """Rows that are left after halving, best first: all columns and views only for those who get so far."""
+    count, views, columns = before.shape
+    order = spread(columns)
     rows, width, seen = list(range(count)), first_columns, 1
     while True:
         at = np.ix_(rows, range(seen), order[:width])
@@ -237,6 +243,17 @@ def ekfac(grads, factors, damping):
         spread = sum((qs.T @ each @ qa) ** 2 for each in gradients) / len(gradients)
         moved[name] = qs @ ((qs.T @ grad @ qa) / (spread + damping * spread.mean())) @ qa.T
     return moved
+
+
+def whitened(grads, factors, damping):
+    """F^-1/2 grad in the eigenbasis of E[a a^T] and E[g g^T], by name."""
+    found = {}
+    for name, grad in grads.items():
+        a, g, gradients = factors[name]
+        qa, qs = torch.linalg.eigh(a)[1], torch.linalg.eigh(g)[1]
+        spread = sum((qs.T @ each @ qa) ** 2 for each in gradients) / len(gradients)
+        found[name] = (qs.T @ grad @ qa) / torch.sqrt(spread + damping * spread.mean())
+    return found
 
 
 # Projected gradients

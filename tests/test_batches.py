@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import build_all
+from conftest import ALL_GRADIENTS, build_all
 
 from attribution.batches import batches, in_batches
 from attribution.errors import WorkFailed
@@ -81,11 +81,11 @@ def small_device(monkeypatch):
 def projected(index, model, extend_all, tmp_path_factory):
     """The float64 model's index with EK-FAC and gradients of few dimensions."""
     folder = shutil.copytree(index.path, tmp_path_factory.mktemp("projected") / "index")
-    extend_all(folder, model, dimension=64, ekfac=True, gradients=("loss", "d-trak", "influence"))
+    extend_all(folder, model, dimension=64, ekfac=True, gradients=ALL_GRADIENTS)
     return Index.open(folder)
 
 
-@pytest.mark.parametrize("method", ["unlearning", "unlearning+", "influence", "trak", "d-trak"])
+@pytest.mark.parametrize("method", ["unlearning", "unlearning+", "influence", "influence+", "trak", "d-trak"])
 def test_a_small_device_gives_the_same_answer(projected, model, query, small_device, method):
     wanted = AttributeSettings(top_k=8, unlearn=UnlearnSettings(timesteps=9, batch=16), batch=12)
     settings = fitting(wanted, method)

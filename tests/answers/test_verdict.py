@@ -2,19 +2,24 @@
 
 import json
 from dataclasses import replace
+from statistics import median
 
 import numpy as np
+import oracle
 import pytest
 
 from attribution.answers.calibration import ENOUGH, FORMAT_VERSION, Calibration, read_calibration
 from attribution.answers.verdict import verdict_of
+from attribution.diffusion.weights import unlearned
 from attribution.errors import IndexMismatch
 from attribution.index.index import Index
-from attribution.methods import attribute
+from attribution.methods import attribute, check_settings
 from attribution.methods.answer import AttributeSettings
-from attribution.methods.unlearning import typical_rows
+from attribution.methods.unlearning import typical_rows, unlearn_query
+from attribution.query.encoded import encode
 from attribution.query.evidence import Evidence
 from attribution.unlearning.race import RaceSettings
+from attribution.unlearning.score import TYPICAL_NOISES, losses_of
 from attribution.unlearning.step import UnlearnSettings
 
 UNRELATED = tuple(number / 1000 for number in range(199, -1, -1))  # 0.199 to 0
@@ -123,14 +128,27 @@ def test_a_clear_source_is_above_every_unrelated_question():
 
 
 def test_verdict_and_typical_score_are_the_same_by_halving_and_exhaustively(model, index, query):
-    """The typical score is the median of the same training images on all noises; here of all eight."""
+    """The typical score is the median of the same training images, here of all eight, on the same few noises."""
     settings = AttributeSettings(top_k=8, exhaustive=True, unlearn=UnlearnSettings(step_size=0.1, timesteps=5))
     *_, everything = attribute(model, index, query, settings)
     halving = replace(settings, top_k=1, exhaustive=False, race=RaceSettings(first_columns=1, survivors=2))
     *_, some = attribute(model, index, query, halving)
     assert some.evidence == everything.evidence is not None
     assert some.typical == everything.typical
-    assert everything.typical == pytest.approx(np.median([result.score for result in everything.results]))
+    columns = oracle.spread(8)[:TYPICAL_NOISES]
+    expected = oracle.score(
+        index.base_losses[..., columns], changed(model, index, query, settings)[..., columns], False
+    )
+    assert everything.typical == pytest.approx(median(expected))
+
+
+def changed(model, index, query, settings):
+    """All losses after the query was unlearned: (N, views, columns)."""
+    asked = encode(model, query, index.center_crop)
+    with unlearned(model, index.weights) as weights:
+        for _ in unlearn_query(model, index, asked, check_settings(model, index, settings).newton, weights):
+            pass
+        return losses_of(model, index.encoded, index.bank(model), range(8)).cpu().numpy()
 
 
 def test_the_typical_images_are_few_and_fixed():

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,8 +24,10 @@ from attribution.evaluate.machine import Meter, Spent, peak_memory
 from attribution.evaluate.recipe import RecipeSettings, Run, fraction, measure
 from attribution.evaluate.stretched import stretch
 from attribution.index.index import Index
+from attribution.index.manifest import Manifest
 from attribution.methods import METHODS, attribute
 from attribution.methods.answer import AttributeSettings
+from attribution.methods.candidates import sources
 from attribution.query.encoded import encode
 from attribution.query.query import Query
 from attribution.unlearning.step import UnlearnSettings, query_bank
@@ -91,7 +95,8 @@ def taken(seconds, predictions, rows=()):
     return Taken(Spent(seconds, 2 * seconds, predictions), tuple(rows))
 
 
-def test_a_line_holds_medians_ratios_and_means():
+@pytest.mark.parametrize(("estimate", "lds"), [("d-trak", 0.2), ("influence+", 0.25), ("", None)])
+def test_a_line_holds_medians_ratios_and_means(estimate, lds):
     best, other = list(range(60)), [*range(5), *range(60, 115)]
     takes = {
         GENERATE: {number: taken(2.0, 50) for number in range(3)},
@@ -101,12 +106,13 @@ def test_a_line_holds_medians_ratios_and_means():
         EXHAUSTIVE: {0: taken(50.0, 4_000, best)},
     }
     again = {"unlearning+": {1: taken(1.0, 1, [*range(8), 70, 71])}}
-    lines = {line.way: line for line in summary(takes, again, "unlearning+", {"unlearning+": 0.3, "d-trak": 0.2}, 200)}
+    known = {"unlearning+": 0.3, "d-trak": 0.2, "influence+": 0.25}
+    lines = {line.way: line for line in summary(takes, again, "unlearning+", estimate, known, 200)}
     settled, first = lines["unlearning+"], lines[ESTIMATE]
     assert (settled.queries, settled.evaluations, settled.seconds, settled.cpu_seconds) == (3, 400, 5.0, 10.0)
     assert (settled.fewer, settled.faster, settled.pictures) == (100, 100, 2.5)
     assert (settled.overlap, settled.correlation, settled.steadiness) == ({10: 1.0, 50: 1.0}, pytest.approx(1), 0.8)
-    assert (settled.lds, first.lds, lines[EXHAUSTIVE].lds, lines[RECIPE].lds) == (0.3, 0.2, 0.3, None)
+    assert (settled.lds, first.lds, lines[EXHAUSTIVE].lds, lines[RECIPE].lds) == (0.3, lds, 0.3, None)
     assert (first.overlap, first.correlation, first.steadiness) == ({10: 0.5}, None, None)  # ten are too few
     assert (lines[RECIPE].correlation, lines[RECIPE].overlap) == (pytest.approx(-1), {})  # it ranks a few images
     assert table([first]).splitlines()[-1].startswith(f"| {ESTIMATE} | 1 | 10 | 1 | 2 | 4,000 | 500 | 0.5 | 0.50 |  |")
@@ -114,7 +120,7 @@ def test_a_line_holds_medians_ratios_and_means():
 
 def test_ways_without_an_exhaustive_ranking_or_a_recipe_have_no_comparison():
     only = {GENERATE: {0: taken(2.0, 50)}, "clip": {0: taken(1.0, 0, range(9))}}
-    line = summary(only, {}, "unlearning+", {}, 9)[1]
+    line = summary(only, {}, "unlearning+", "d-trak", {}, 9)[1]
     assert (line.fewer, line.faster, line.overlap, line.correlation, line.lds) == (None, None, {}, None, None)
 
 
@@ -172,21 +178,42 @@ def test_a_search_is_measured_at_every_size(model32, full_index):
     assert found.sizes[0].spent["unlearning"].predictions == found.sizes[1].spent["unlearning"].predictions
 
 
-def test_a_stretched_index_begins_with_its_own_images_and_goes_on_with_others_near(full_index, model32, tmp_path):
-    assert list(stretch(full_index, tmp_path, 20)) == ["latents", "base_losses", "gradients/d-trak"]
+@pytest.mark.parametrize("named", [["d-trak"], ["influence+"], ["influence+", "d-trak"]])
+def test_a_stretched_index_begins_with_its_own_images_and_goes_on_with_others_near(
+    full_folder, model32, query, tmp_path, named
+):
+    folder = Path(shutil.copytree(full_folder, full_folder.parent / f"of-{tmp_path.name}"))
+    for source in {"d-trak", "influence+"} - set(named):
+        Manifest.read(folder).lacking(f"gradients/{source}").write(folder)
+    full_index = Index.open(folder)
+    assert list(stretch(full_index, tmp_path, 20)) == ["latents", "base_losses", *(f"gradients/{n}" for n in named)]
     index = Index.open(tmp_path)
     index.check(model32)
     assert len(index) == 20
+    assert sources(index) == named
     assert (index.captions[17], index.ids[17]) == (full_index.captions[1], "17")
     np.testing.assert_array_equal(index.base_losses[8:16], full_index.base_losses)
-    for new, old in (
-        (index.latents, full_index.latents),
-        (index.array("gradients/d-trak")[0], full_index.array("gradients/d-trak")[0]),
-    ):
+    pairs = [(index.latents, full_index.latents)]
+    pairs += [tuple(each.array(f"gradients/{name}")[0] for each in (index, full_index)) for name in named]
+    for new, old in pairs:
         np.testing.assert_array_equal(new[:8], old)
-        apart_by = np.abs(np.float32(new[8:16]) - np.float32(old))
-        assert 0 < apart_by.max() < old.astype(np.float32).std()
         assert not np.array_equal(new[8:12], new[16:20])
+        if old.dtype == np.uint8:
+            assert new.dtype == np.uint8
+            turned = np.unpackbits(new[8:16] ^ old, axis=-1)
+            assert 0.04 < turned.mean() < 0.06  # of a thousand bits in each of sixteen rows
+            assert (np.abs(turned.mean((0, 1)) - 0.05) < 0.3).all()
+        else:
+            apart_by = np.abs(np.float32(new[8:16]) - np.float32(old))
+            assert 0 < apart_by.max() < old.astype(np.float32).std()
+    for name in named:
+        *_, answer = attribute(model32, index, query, AttributeSettings(name, top_k=20))
+        *_, own = attribute(model32, full_index, query, AttributeSettings(name, top_k=8))
+        assert answer.settings.method == name
+        if name == "influence+":
+            theirs = {result.row: result.score for result in own.results}
+            assert {each.row: each.score for each in answer.results if each.row < 8} == theirs
+    shutil.rmtree(folder)
 
 
 def test_work_apart_has_a_process_of_its_own_and_its_end_is_told():

@@ -49,6 +49,7 @@ from attribution.evaluate.lessons import (
 from attribution.index.added import add_joined
 from attribution.index.features import open_feature
 from attribution.index.index import Index
+from attribution.index.manifest import Manifest
 from attribution.index.towers import Towers
 from attribution.index.verify import verify
 from attribution.methods import attribute
@@ -192,6 +193,21 @@ def test_pictures_are_ranked_by_kind(held, full_index):
     for lesson in held["held"]:
         assert sorted(lesson.rows.tolist()) == list(range(8))
         assert set(lesson.ranked) == {"dino", "clip", "clip-text", "d-trak", "random"}
+
+
+def test_an_index_with_influence_plus_alone_has_lessons_but_no_quick_ones(model32, full_folder, tmp_path):
+    folder = Path(shutil.copytree(full_folder, full_folder.parent / f"lessons-{tmp_path.name}"))
+    Manifest.read(folder).lacking("gradients/d-trak").write(folder)
+    index, few = Index.open(folder), replace(FEW, queries=1, held_out=1, held_pool=7)
+    queue = lessons_in(tmp_path / "work", index, few)
+    *_, last = ask(queue, model32, index, few)
+    assert (last.kind, last.done) == ("query", 1)
+    names = names_of(index, few)
+    assert {kind: len(each) for kind, each in names.items()} == {"quick": 0, "held": 1, "query": 1}
+    (lesson,), (held_out,) = (read_lessons(queue, names[kind]) for kind in ("query", "held"))
+    assert len(set(lesson.rows.tolist())) == 3
+    assert set(held_out.ranked) == {"dino", "clip", "clip-text", "random"}
+    shutil.rmtree(folder)
 
 
 def test_a_held_out_ranking_is_the_exhaustive_one(held, model32, full_index):

@@ -11,6 +11,7 @@ from attribution.errors import IndexMismatch, InputError
 from attribution.evaluate.queue import Queue
 from attribution.evaluate.rehearsal import MEASURED, RehearsalSettings, query_of, rehearse
 from attribution.index.index import SEARCH, Index
+from attribution.index.manifest import Manifest
 from attribution.methods import attribute, check_settings
 from attribution.methods.answer import AttributeSettings
 from attribution.methods.rehearsed import Rehearsed, read_rehearsed
@@ -57,6 +58,30 @@ def test_the_changes_are_those_of_an_exhaustive_answer(model32, own):
         assert ours <= theirs + 2e-5
         every = np.array([result.score for result in whole.results])
         assert all(np.abs(every - score).min() < 2e-5 for score in scores)
+
+
+@pytest.mark.parametrize("named", [["d-trak"], ["influence+"], ["influence+", "d-trak"]])
+def test_candidates_of_a_rehearsal_are_those_of_the_sources_that_there_are(model32, own, named):
+    for source in {"d-trak", "influence+"} - set(named):
+        Manifest.read(own.path).lacking(f"gradients/{source}").write(own.path)
+    index = Index.open(own.path)
+    list(rehearse(model32, index, replace(SETTINGS, candidates=3)))
+    for number in range(2):
+        asked = query_of(model32, index, SETTINGS.seed, number)
+        ranked = [list(attribute(model32, index, asked, AttributeSettings(name, top_k=8)))[-1].rows for name in named]
+        rows = list(dict.fromkeys(row for places in zip(*ranked, strict=True) for row in places))[:3]
+        settings = AttributeSettings("unlearning+", top_k=8, exhaustive=True)
+        *_, whole = attribute(model32, index, asked, settings)
+        scores = {result.row: result.score for result in whole.results}
+        changes = Queue(index.path / MEASURED).result(f"{number:04d}")["changes"]
+        np.testing.assert_allclose(changes.mean(-1).max(1), [scores[row] for row in rows], rtol=0, atol=2e-5)
+
+
+def test_what_was_measured_by_other_sources_is_refused(model32, own):
+    list(rehearse(model32, own, SETTINGS))
+    Manifest.read(own.path).lacking("gradients/influence+").write(own.path)
+    with pytest.raises(InputError, match="sources"):
+        next(rehearse(model32, Index.open(own.path), SETTINGS))
 
 
 def test_what_was_measured_is_not_measured_again(model32, own, monkeypatch):

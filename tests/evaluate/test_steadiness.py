@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import build_all, random_picture
+from conftest import ALL_GRADIENTS, build_all, random_picture
 
 from attribution.cli import main
 from attribution.errors import InputError
@@ -22,7 +22,7 @@ from attribution.query.query import Query
 from attribution.unlearning.projection import GradientSettings
 from attribution.unlearning.step import UnlearnSettings
 
-SETTINGS = SteadinessSettings(queries=2, methods=("influence", "d-trak", "random", "pixel"))
+SETTINGS = SteadinessSettings(queries=2, methods=("influence", "influence+", "d-trak", "random", "pixel"))
 QUERIES = [
     Query("a red bird and a blue key", random_picture(99), 1),
     Query("a green bus", random_picture(98), 2, ((0.0, 0.0, 16.0, 32.0),)),
@@ -48,7 +48,7 @@ def second(full_folder, model32, tiny_settings, tmp_path_factory):
     """A second build: the same pictures and gradients, other noises."""
     noise = replace(tiny_settings.noise, seed=77)
     folder = build_all(tmp_path_factory.mktemp("second") / "index", model32, replace(tiny_settings, noise=noise))
-    gradients = ExtendSettings(gradients=("loss", "d-trak", "influence"), projection=GradientSettings(dimension=64))
+    gradients = ExtendSettings(ekfac=True, gradients=ALL_GRADIENTS, projection=GradientSettings(dimension=64))
     for _ in build(folder, model32, replace(tiny_settings, noise=noise), gradients):
         pass
     return Index.open(folder)
@@ -66,7 +66,7 @@ def test_every_method_that_draws_noise_has_a_line_and_no_other():
     named = {line.method for line in lines((), False)}
     assert named == {name for name, method in METHODS.items() if {"noise_seed", "random_seed"} & set(method.uses)}
     assert named >= {"unlearning", "unlearning+", "influence", "d-trak", "trak", "journey-trak", "random"}
-    assert {line.method for line in lines((), True)} == {"influence", "d-trak", "trak", "journey-trak"}
+    assert {line.method for line in lines((), True)} == {"influence", "influence+", "d-trak", "trak", "journey-trak"}
     with pytest.raises(InputError, match="there is no method 'magic'"):
         lines(("magic",), False)
 
@@ -78,7 +78,7 @@ def test_the_two_answers_of_a_line_differ_in_their_noises_alone(line):
     assert replace(first, **blank) == replace(again, **blank)
     assert first.exhaustive == ("exhaustive" in METHODS[line.method].uses)
     seeds = (first.noise_seed, first.seed), (again.noise_seed, again.seed)
-    own_noises = line.second and line.method in ("trak", "d-trak")  # then the second build's differ
+    own_noises = line.second and line.method in ("trak", "d-trak", "influence+")  # then the second build's differ
     assert (seeds[0] == seeds[1]) == own_noises
 
 
@@ -87,12 +87,14 @@ def test_the_two_answers_of_a_line_differ_in_their_noises_alone(line):
 
 def test_what_is_measured_is_what_the_answers_say(model32, full_index, second, tmp_path):
     done = list(measure(tmp_path, model32, full_index, second, QUERIES, SETTINGS))
-    assert len(done) == len(set(done)) == 2 * (3 + 2)  # influence, d-trak and random; the first two by both builds
+    assert len(done) == len(set(done)) == 2 * (4 + 3)  # random, and by both builds influence, influence+ and d-trak
     assert list(measure(tmp_path, model32, full_index, second, QUERIES, SETTINGS)) == []
     found = {each.line: each for each in measured(tmp_path, full_index.id)}
     assert set(found) == {
         Line("influence"),
         Line("influence", True),
+        Line("influence+"),
+        Line("influence+", True),
         Line("d-trak"),
         Line("d-trak", True),
         Line("random"),
@@ -124,7 +126,7 @@ def test_a_measurement_goes_on_where_it_was_stopped(model32, full_index, tmp_pat
     assert not list(tmp_path.glob("*.claim"))
     rest = list(measure(tmp_path, model32, full_index, None, QUERIES, SETTINGS))
     assert first not in rest
-    assert len(rest) == 5
+    assert len(rest) == 7
 
 
 def test_methods_that_the_index_cannot_answer_are_left_out_unless_they_are_named(model32, index32, tmp_path):

@@ -136,7 +136,7 @@ def test_two_workers_make_every_step_with_the_same_bytes(cluster, model32, tiny_
         ekfac=True,
         features=("clip-text", "dino"),
         feature_weights={"clip-text": str(clip), "dino": str(dino)},
-        gradients=("loss", "influence"),
+        gradients=("loss", "influence", "influence+"),
         projection=GradientSettings(dimension=32),
         checkpoints=(str(save_tiny_pipeline(base / "ray-other", "v_prediction", seed=11)), str(tiny_folder)),
         approximate=("dino",),
@@ -145,7 +145,7 @@ def test_two_workers_make_every_step_with_the_same_bytes(cluster, model32, tiny_
     run(build(here, model32, tiny_settings, asked))
     run(build(base / "two-workers", model32, tiny_settings, asked, make=cluster.made))
     assert files_of(base / "two-workers") == files_of(here)
-    assert len(Manifest.read(here).steps) == 13
+    assert len(Manifest.read(here).steps) == 14
 
 
 @pytest.mark.parametrize("estimates", ["kept", "anew"])
@@ -161,7 +161,7 @@ def test_two_workers_update_an_index_with_the_same_bytes(
         shutil.copyfile(pictures / f"p{number}.png", now / f"p{number}.png")
     random_picture(8).save(now / "p8.png")
     (now / "metadata.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    added = ExtendSettings(ekfac=True, gradients=("loss",), projection=GradientSettings(dimension=32))
+    added = ExtendSettings(ekfac=True, gradients=("loss", "influence+"), projection=GradientSettings(dimension=32))
     full = shutil.copytree(index_folder, index_folder.parent / f"full-then-{estimates}")
     run(build(full, model32, tiny_settings, added))
     changed = replace(tiny_settings, data=DataSettings(train_data_dir=now))

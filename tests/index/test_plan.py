@@ -19,7 +19,10 @@ from attribution.unlearning.fisher import FisherSettings, samples_for
 from attribution.unlearning.projection import GradientSettings
 
 MORE = ExtendSettings(
-    fisher_all=True, ekfac=True, gradients=("loss", "influence"), projection=GradientSettings(dimension=64)
+    fisher_all=True,
+    ekfac=True,
+    gradients=("loss", "influence", "influence+"),
+    projection=GradientSettings(dimension=64),
 )
 
 
@@ -61,8 +64,29 @@ def test_a_plan_of_an_index_that_is_there_is_of_what_it_lacks(model32, tiny_sett
     made = {each.step for each in build(plain_copy, model32, tiny_settings, MORE)}
     assert set(costs) == {LOOKED_AT, *made, *QUERIES}
     assert costs["gradients/loss"].count == 2
-    assert costs["gradients/influence"].count == 8
+    assert costs["gradients/influence"].count == costs["gradients/influence+"].count == 8
     assert [each.name for each in plan(plain_copy, model32, tiny_settings, MORE)] == [LOOKED_AT, *QUERIES]
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_signed_gradients_are_priced_where_ekfac_is_there_and_where_it_is_begun(
+    model32, tiny_settings, plain_copy, held
+):
+    """From EK-FAC that is made in a passing folder, or from the index's own."""
+    more = replace(MORE, fisher_all=False, gradients=("influence+",))
+    steps = build(plain_copy, model32, tiny_settings, ExtendSettings(ekfac=True))
+    for each in steps:
+        if not held and each.step == "ekfac-factors":
+            steps.close()
+            break
+    before = files_of(plain_copy)
+    costs = {each.name: each for each in plan(plain_copy, model32, tiny_settings, more)}
+    assert files_of(plain_copy) == before
+    assert costs["gradients/influence+"].count == 8
+    assert ("ekfac" in costs) != held
+    run = {each.step for each in build(plain_copy, model32, tiny_settings, more)}
+    assert set(costs) == {LOOKED_AT, *run, *QUERIES}
+    assert costs["gradients/influence+"].bytes == pytest.approx(written(plain_copy, "gradients/influence+"), rel=0.1)
 
 
 def test_a_plan_refuses_what_a_build_does(model32, tiny_settings, plain_copy, tmp_path):
@@ -71,6 +95,8 @@ def test_a_plan_refuses_what_a_build_does(model32, tiny_settings, plain_copy, tm
         next(plan(plain_copy, model32, other))
     with pytest.raises(InputError, match="no feature 'sift'"):
         next(plan(tmp_path / "index", model32, tiny_settings, ExtendSettings(features=("sift",))))
+    with pytest.raises(InputError, match="add --ekfac"):
+        next(plan(tmp_path / "index", model32, tiny_settings, ExtendSettings(gradients=("influence+",))))
 
 
 def test_a_plan_measures_no_more_calls_than_it_needs(model32, tiny_settings, tmp_path, monkeypatch):

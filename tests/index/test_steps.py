@@ -14,21 +14,24 @@ from attribution.diffusion import memory
 from attribution.diffusion.memory import AtOnce
 from attribution.diffusion.pipeline import Model
 from attribution.errors import InputError
-from attribution.index import stored
+from attribution.index import gradients, stored
 from attribution.index.build import build
 from attribution.index.data import DataSettings
 from attribution.index.index import Index
 from attribution.index.manifest import Manifest
 from attribution.index.steps import STEPS
 from attribution.index.work import ExtendSettings
-from attribution.methods import attribute
+from attribution.methods import attribute, fitting
 from attribution.methods.answer import AttributeSettings
 from attribution.unlearning.fisher import Samples
 from attribution.unlearning.projection import GradientSettings
 from attribution.unlearning.step import UnlearnSettings
 
 MORE = ExtendSettings(
-    fisher_all=True, ekfac=True, gradients=("loss", "influence"), projection=GradientSettings(dimension=64)
+    fisher_all=True,
+    ekfac=True,
+    gradients=("loss", "influence", "influence+"),
+    projection=GradientSettings(dimension=64),
 )
 
 
@@ -49,7 +52,7 @@ def test_a_build_that_is_killed_at_every_write_of_its_manifest_has_the_same_byte
     model32, tiny_settings, tmp_path, monkeypatch
 ):
     """Just before and just after each write; each time the build goes on from what there is."""
-    more = replace(MORE, fisher_all=False, gradients=("loss",))
+    more = replace(MORE, fisher_all=False, gradients=("loss", "influence+"))
     run(build(tmp_path / "whole", model32, tiny_settings, more))
     write, attempts, writes = Manifest.write, 0, 0
 
@@ -112,6 +115,13 @@ def test_an_addition_that_was_begun_with_other_settings_begins_anew(model32, tin
     assert Index.open(plain_copy).array("gradients/loss").shape == (1, 8, 1, 64)
 
 
+def test_signed_gradients_without_ekfac_are_refused_before_any_work(model32, tiny_settings, tmp_path):
+    asked = ExtendSettings(gradients=("influence+",), projection=MORE.projection)
+    with pytest.raises(InputError, match=r"^--gradients influence\+ are whitened by EK-FAC, which .*; add --ekfac$"):
+        next(build(tmp_path / "index", model32, tiny_settings, asked))
+    assert not (tmp_path / "index" / "manifest.json").exists()
+
+
 def test_unknown_additions_are_refused_before_any_work(model32, tiny_settings, tmp_path):
     with pytest.raises(InputError, match="no feature 'sift'"):
         next(build(tmp_path / "index", model32, tiny_settings, ExtendSettings(features=("sift",))))
@@ -170,6 +180,35 @@ def test_sums_name_the_image_that_is_not_finite(model32, tiny_settings, plain_co
         run(build(plain_copy, model32, tiny_settings, ExtendSettings(fisher_all=True, ekfac=True)))
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("batch", [1, 6])
+def test_a_signed_gradient_that_is_not_finite_names_its_image(
+    model32, tiny_settings, plain_copy, monkeypatch, value, batch
+):
+    """Its signs would be as good as any other's."""
+    asked = replace(MORE, fisher_all=False, gradients=("influence+",))
+    run(build(plain_copy, model32, tiny_settings, replace(asked, gradients=())))
+    wanted = model32.encode_captions([CAPTIONS[5]])
+    by_call = gradients.gradients_by_call
+
+    def spoiled(model, subset, latents, text, *rest):
+        rows = [number for number, each in enumerate(text) if torch.allclose(each, wanted[0], atol=1e-5)]
+        for share, sums in by_call(model, subset, latents, text, *rest):
+            sums = sums.clone()
+            sums[rows, 3] = value
+            yield share, sums
+
+    monkeypatch.setattr(gradients, "gradients_by_call", spoiled)
+    settings = replace(tiny_settings, batch=batch)
+    told = "^the gradient of training image p5.png is not finite; check the model's weights, mend the image or leave"
+    with pytest.raises(InputError, match=told):
+        run(build(plain_copy, model32, settings, asked))
+    assert "gradients/influence+" not in Index.open(plain_copy).artifacts
+    monkeypatch.undo()
+    run(build(plain_copy, model32, settings, asked))
+    assert Index.open(plain_copy).array("gradients/influence+").dtype == np.uint8
+
+
 # What opening reads
 
 
@@ -224,14 +263,15 @@ def test_a_training_picture_is_the_image_itself_where_it_is_still_there(
 def test_an_index_of_a_bfloat16_model_can_be_built_and_asked(tiny_folder, tiny_settings, query, tmp_path):
     half = Model.load(tiny_folder, torch.device("cpu"), torch.bfloat16)
     folder = tmp_path / "index"
-    run(build(folder, half, tiny_settings, replace(MORE, fisher_all=False, gradients=("influence",))))
+    run(build(folder, half, tiny_settings, replace(MORE, fisher_all=False, gradients=("influence", "influence+"))))
     index = Index.open(folder)
     assert (index.latents.dtype, index.base_losses.dtype) == (np.float16, np.float32)
     assert all(values.dtype == torch.float32 for values in index.fisher.values())
     assert len(np.unique(index.base_losses)) > 100  # not rounded to three digits
     unlearn = UnlearnSettings(timesteps=3, noises=2)
-    for method in ("unlearning+", "influence"):
-        *_, answer = attribute(half, index, query, AttributeSettings(method=method, top_k=3, unlearn=unlearn))
+    for method in ("unlearning+", "influence", "influence+"):
+        settings = fitting(AttributeSettings(top_k=3, unlearn=unlearn), method)
+        *_, answer = attribute(half, index, query, settings)
         assert len(answer.results) == 3
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CAPTIONS, build_all, random_picture, save_tiny_pipeline
+from conftest import ALL_GRADIENTS, CAPTIONS, build_all, random_picture, save_tiny_pipeline
 from safetensors.torch import load_file
 
 from attribution.cli import main
@@ -43,6 +43,7 @@ NOW = {
     "p3.png": (3, CAPTIONS[3]),
     "new-3.png": (53, "an apple on a bus"),
 }
+WHITENED = ("influence", "influence+")  # by Fisher information, and by EK-FAC
 STAYED = {0: 0, 2: 7, 3: 2, 5: 1, 7: 3}  # rows now, and then
 
 
@@ -82,7 +83,7 @@ def more(full_folder):
         ekfac=True,
         features=tuple(weights),
         feature_weights={name: str(path) for name, path in weights.items()},
-        gradients=("loss", "d-trak", "influence"),
+        gradients=ALL_GRADIENTS,
         projection=GradientSettings(dimension=64),
     )
 
@@ -134,9 +135,9 @@ def calls(full_folder, model32, now):
 def test_only_new_images_are_encoded_and_measured(calls, full_folder):
     out, seen = calls
     assert seen["encoded"] == 4 * 2
-    losses, gradients = 6 * 8, 3 * 4 * 2 * 8  # a call of the losses holds three images and their mirrors
+    losses, gradients = 6 * 8, 4 * 4 * 2 * 8  # a call of the losses holds three images and their mirrors
     assert seen["predicted"] <= 2 * losses + gradients
-    for name in ("latents", "base_losses", "features/dino", "gradients/influence"):
+    for name in ("latents", "base_losses", "features/dino", *(f"gradients/{each}" for each in ALL_GRADIENTS)):
         before, after = np.load(full_folder / f"{name}.npy"), np.load(out / Manifest.read(out).folder / f"{name}.npy")
         before, after = (each[0] if name[:4] == "grad" else each for each in (before, after))
         assert len(after) == 9
@@ -167,10 +168,10 @@ def test_every_method_answers_as_an_index_that_was_built_from_scratch(calls, fre
         shutil.copytree(fresh, folder)
         for name in manifest.kept:
             shutil.copyfile(out / manifest.folder / f"{name}.safetensors", folder / f"{name}.safetensors")
-        whitened = "gradients/influence"
-        (folder / f"{whitened}.npy").unlink()
-        Manifest.read(folder).lacking(whitened).write(folder)
-        asked = ExtendSettings(gradients=("influence",), projection=GradientSettings(dimension=64))
+        for whitened in WHITENED:
+            (folder / f"gradients/{whitened}.npy").unlink()
+            Manifest.read(folder).lacking(f"gradients/{whitened}").write(folder)
+        asked = ExtendSettings(gradients=WHITENED, projection=GradientSettings(dimension=64))
         run(build(folder, model32, now_of(Index.open(folder)), asked))
     few = AttributeSettings(top_k=9, unlearn=UnlearnSettings(timesteps=2, noises=1))
     found = []
@@ -185,6 +186,29 @@ def now_of(index):
     """The settings that an index was built with."""
     own = index.manifest.settings
     return BuildSettings(own.data, own.noise, own.fisher, 6)
+
+
+@pytest.mark.exact_bits
+def test_signs_of_rows_that_stayed_are_of_the_estimates_that_were_kept_and_made_anew_with_new_ones(
+    plain_copy, model32, now
+):
+    """In an index that has no other gradients, and no other estimates but the one that each has."""
+    asked = ExtendSettings(ekfac=True, gradients=("influence+",), projection=GradientSettings(dimension=16))
+    run(build(plain_copy, model32, now_of(Index.open(plain_copy)), asked))
+    before, bases = (Index.open(plain_copy), load_file(plain_copy / "ekfac.safetensors"))
+    kept, anew = (copied(plain_copy, f"{plain_copy.name}-{each}") for each in ("kept", "anew"))
+    signs = np.array(before.array("gradients/influence+")[0])
+    found = {}
+    for out, estimates in ((kept, "kept"), (anew, "anew")):
+        run(update(out, model32, now, estimates=estimates))
+        index = Index.open(out)
+        found[estimates] = np.array(index.array("gradients/influence+")[0])
+        same = load_file(out / index.manifest.folder / "ekfac.safetensors")
+        assert all(same[key].equal(bases[key]) for key in bases) == (estimates == "kept")
+    assert found["kept"].shape == found["anew"].shape == (9, 2, 32)
+    np.testing.assert_array_equal(found["kept"][list(STAYED)], signs[list(STAYED.values())])
+    differs = (found["anew"][list(STAYED)] != signs[list(STAYED.values())]).any((1, 2))
+    assert differs.all()
 
 
 def test_everything_else_is_of_the_changed_folder(calls, fresh):
@@ -389,13 +413,15 @@ def test_a_dry_run_is_of_the_new_images(full_folder, model32, now, more, monkeyp
     before = files_of(full_folder)
     costs = {each.name: each for each in plan_update(full_folder, model32, now, more, "kept")}
     assert files_of(full_folder) == before
-    assert [costs[name].count for name in ("latents", "base_losses", "gradients/influence")] == [4, 4, 4]
+    made = ("latents", "base_losses", *(f"gradients/{each}" for each in WHITENED))
+    assert [costs[name].count for name in made] == [4, 4, 4, 4]
     assert (costs[KEPT].count, "fisher" in costs) == (5, False)
     assert next(iter(costs)) == LOOKED_AT
     assert list(costs)[-2:] == list(QUERIES)
     again = {each.name: each.count for each in plan_update(full_folder, model32, now, more, "anew")}
     assert again["fisher"] == 37
-    assert again["gradients/influence"] == 9
+    assert [again[f"gradients/{each}"] for each in WHITENED] == [9, 9]
+    assert "ekfac" in again
 
 
 # Killed

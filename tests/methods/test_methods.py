@@ -310,7 +310,8 @@ def test_an_addition_with_other_settings_is_refused_and_changes_nothing(full_fol
     ("asked", "told"),
     [
         ({"features": ("sift",)}, "no feature 'sift'; accepted are clip"),
-        ({"gradients": ("hessian",)}, "no gradients 'hessian'; accepted are loss, d-trak, influence"),
+        ({"gradients": ("hessian",)}, r"no gradients 'hessian'; accepted are loss, d-trak, influence, influence\+$"),
+        ({"gradients": ("influence+",)}, r"^--gradients influence\+ are whitened by EK-FAC, which .*; add --ekfac$"),
         ({"features": ("clip-abc",)}, "needs a mapper's file"),
         (
             {"features": ("clip-abc",), "feature_weights": {"clip-abc": "m.pth"}},

@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from conftest import make_tiny_tokenizer, random_picture, save_tiny_pipeline
+from conftest import ALL_GRADIENTS, make_tiny_tokenizer, random_picture, save_tiny_pipeline
 from diffusers import StableDiffusionPipeline
 from near import assert_close
 from networks import tiny_clip, tiny_dinov2, tiny_mappers, tiny_unet, tiny_vit
@@ -29,12 +29,12 @@ from attribution.query.query import Query
 from attribution.unlearning.fisher import FisherSettings
 from attribution.unlearning.projection import GradientSettings
 from attribution.unlearning.race import RaceSettings
+from attribution.unlearning.score import TYPICAL_NOISES
 from attribution.unlearning.step import UnlearnSettings
 
 SHAPE, LENGTH = (4, 8, 8), 1000  # of latents, and of the schedule
 KEPT = GradientSettings(dimension=2100, seed=23, damping=0.05, whitening=0.3, journey=0.4, journey_noises=3)
 UNLEARN = UnlearnSettings(step_size=0.3, damping=0.1, timesteps=2, noises=1, seed=8, batch=4)
-ALL_GRADIENTS = ("loss", "d-trak", "influence")
 PROMPT = "a red kite and a blue key"  # the kite has several tokens
 BOX = ((5.0, 3.0, 19.5, 30.0),)  # px; cells have 4
 BOXES = ((2.0, 2.0, 19.0, 14.0), (8.0, 9.0, 31.0, 32.0))  # they share some cells
@@ -218,9 +218,11 @@ def test_scores_of_methods_that_unlearn_equal_the_oracles(world, method, region,
         pairs = [world.truth.before[result.row, int(flip)], after[result.row, int(flip)]]
         assert_close(np.array(result.losses).T, np.stack(pairs), rtol=rtol, atol=0, check_dtype=False)
     assert found.ranked == 8
-    gradients, everyone = settings.steps * settings.timesteps * settings.noises, 8 * world.kind.views * 4
-    assert found.evaluations == gradients + 2 * everyone  # once for the typical score, of a sample that is all of them
-    assert found.typical == pytest.approx(median(value for value, *_ in expected), rel=rtol, abs=atol)
+    gradients, each = settings.steps * settings.timesteps * settings.noises, 8 * world.kind.views
+    columns = oracle.spread(4)[:TYPICAL_NOISES]  # of the typical score, here of all images
+    assert found.evaluations == gradients + each * 4 + each * len(columns)
+    typical = median(oracle.score(world.truth.before[..., columns], after[..., columns], "score" in more))
+    assert found.typical == pytest.approx(typical, rel=rtol, abs=atol)
 
 
 @pytest.mark.parametrize(
@@ -310,6 +312,34 @@ def test_influence_equals_the_oracles_gradients_times_its_newton_step(world, slo
     found = answer(world, region, method="influence", top_k=8, unlearn=settings)
     assert_scores(found, table.max(1).tolist(), rtol=1e-4 if region == "word" else 1e-6)
     assert {result.row: result.flip for result in found.results} == dict(enumerate((table.argmax(1) == 1).tolist()))
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_signed_influence_equals_the_oracles_sum_over_the_eigenbases_of_its_own_ekfac(world, slopes, region):
+    truth, views = world.truth, world.kind.views
+    x, text, mask = the_query(truth, region)
+    own = oracle.query_gradient(truth.pipe, x, text, truth.noises, mask)
+    wanted = flat(oracle.whitened(own, truth.factors, KEPT.whitening))
+    table = np.array([[wanted @ np.sign(numbers) for numbers in both] for both in whitened(truth, slopes["loss"])])
+    found = answer(world, region, method="influence+", top_k=8)
+    largest = float(np.abs(table).max())
+    assert_scores(found, table.max(1).tolist(), rtol=1e-3, atol=2e-3 * largest)  # eigenbases are kept in float32
+    assert {result.row: result.flip for result in found.results} == dict(enumerate((table.argmax(1) == 1).tolist()))
+    assert found.evaluations == len(truth.noises)
+    assert table.shape == (8, views)
+
+
+def whitened(truth, rows):
+    """(N, views, P) gradients in the order of the names, each in the oracle's own eigenbases and over their roots."""
+    shapes = {name: truth.start[name].shape for name in sorted(oracle.weights(truth.pipe))}
+    ends = np.cumsum([shape.numel() for shape in shapes.values()])[:-1]
+
+    def one(row):
+        parts = zip(shapes, np.split(row, ends), strict=True)
+        grads = {name: torch.from_numpy(part).reshape(shapes[name]) for name, part in parts}
+        return flat(oracle.whitened(grads, truth.factors, KEPT.whitening))
+
+    return np.array([[one(row) for row in both] for both in rows])
 
 
 # Methods of features
@@ -405,5 +435,5 @@ def test_a_generated_picture_is_the_oracles_at_every_guidance(world, guidance, s
 def test_every_method_of_the_table_is_known_to_the_oracle():
     unlearn = {method for method, *_ in EXHAUSTIVE}
     kin, features = {"trak", "journey-trak", "d-trak"}, {"clip", "clip-text", "dino", "dinov2", "clip-abc", "dino-abc"}
-    others = {"influence", "pixel", "random", "fast"}  # of which tests/evaluate/test_distill.py knows the last
+    others = {"influence", "influence+", "pixel", "random", "fast"}  # tests/evaluate/test_distill.py knows the last
     assert METHODS.keys() == unlearn | kin | features | others

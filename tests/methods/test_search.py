@@ -1,6 +1,7 @@
 """Searches among candidates: who they are, what is refused, and what an answer says of them."""
 
 import json
+import shutil
 import sys
 from dataclasses import asdict, replace
 from threading import Event
@@ -12,11 +13,15 @@ from attribution.answers.report import _settings, to_json
 from attribution.answers.run import Run, _asked
 from attribution.diffusion.pipeline import Model
 from attribution.errors import InputError, Stopped
+from attribution.index.index import Index
+from attribution.index.manifest import Manifest
 from attribution.methods import answer, attribute, check_settings
 from attribution.methods.accepted import POOL, POOL_EACH
-from attribution.methods.answer import AttributeSettings
-from attribution.methods.candidates import SAMPLED, beside, best_rows
+from attribution.methods.answer import AttributeSettings, Clock
+from attribution.methods.budgets import calls
+from attribution.methods.candidates import SAMPLED, beside, best_rows, choose, chosen_predictions, in_turns, sources
 from attribution.methods.searched import Searched
+from attribution.methods.unlearning import predicted
 from attribution.query.encoded import encode
 from attribution.unlearning.race import AMONG, EVERYONE, RaceSettings, schedule
 from attribution.unlearning.step import UnlearnSettings
@@ -33,6 +38,24 @@ def one_beside(monkeypatch):
         monkeypatch.setattr(sys.modules[f"attribution.methods.{module}"], "SAMPLED", 1)
 
 
+ALONE = {"d-trak": ["d-trak"], "influence+": ["influence+"], "both": ["influence+", "d-trak"]}
+
+
+@pytest.fixture(params=ALONE)
+def sourced(request, full_folder):
+    """The index that holds everything, but for the gradients that it has no candidates by; and the sources it has."""
+    folder, manifest = full_folder, Manifest.read(full_folder)
+    lacking = [source for source in ALONE["both"] if source not in ALONE[request.param]]
+    if lacking:
+        folder = full_folder.parent / f"candidates-by-{request.param}"
+        if not folder.exists():
+            shutil.copytree(full_folder, folder)
+            for source in lacking:
+                manifest.lacking(f"gradients/{source}").write(folder)
+                (folder / f"gradients/{source}.npy").unlink()
+    return Index.open(folder), ALONE[request.param]
+
+
 def found(model, index, query, settings, stop=None):
     *progress, last = attribute(model, index, query, settings, stop)
     made = [step.evaluations for step in progress]
@@ -43,7 +66,8 @@ def found(model, index, query, settings, stop=None):
 
 @pytest.mark.usefixtures("one_beside")
 @pytest.mark.parametrize("method", ["unlearning", "unlearning+", "unlearning-sgd"])
-def test_the_first_of_a_search_have_the_exhaustive_scores(model32, full_index, query, method):
+def test_the_first_of_a_search_have_the_exhaustive_scores(model32, sourced, query, method):
+    full_index, named = sourced
     asked = replace(SMALL, method=method, unlearn=replace(QUICK, step_size=None))
     last = found(model32, full_index, query, asked)
     whole = found(model32, full_index, query, replace(asked, top_k=8, exhaustive=True, race=RaceSettings()))
@@ -53,40 +77,77 @@ def test_the_first_of_a_search_have_the_exhaustive_scores(model32, full_index, q
         assert ours == pytest.approx(theirs, rel=1e-3, abs=2e-5)
         assert len(result.losses) == CELLS // 2
     assert last.typical == pytest.approx(whole.typical, rel=1e-3, abs=2e-5)
-    assert (last.search.how, last.search.pool, last.search.source) == ("candidates", 5, "d-trak")
+    assert (last.search.how, last.search.pool, last.search.source) == ("candidates", 5, " and ".join(named))
     assert (last.search.sampled, last.search.outside, last.ranked) == (1, 3, 4)
     assert Model.sha256.func(model32) == model32.sha256
 
 
 @pytest.mark.usefixtures("one_beside")
 @pytest.mark.parametrize("noise_seed", [None, 7])
-def test_as_many_predictions_are_made_as_are_counted(model32, full_index, query, monkeypatch, noise_seed):
+def test_as_many_predictions_are_made_as_are_counted(model32, sourced, query, monkeypatch, noise_seed):
+    full_index, _ = sourced
     settings = check_settings(model32, full_index, replace(SMALL, batch=1, noise_seed=noise_seed))
     asked, made, predict = encode(model32, query), [], model32.predict
     monkeypatch.setattr(model32, "predict", lambda noisy, *given: (made.append(len(noisy)), predict(noisy, *given))[1])
     *_, last = answer(model32, full_index, asked, settings)
-    assert last.evaluations == sum(made)
+    assert last.evaluations == sum(made) == predicted(full_index, settings) == sum(calls(full_index, settings))
 
 
 @pytest.mark.parametrize("batch", [1, 5, 64])
-def test_an_answer_does_not_depend_on_the_batch_size(model32, full_index, query, batch):
+def test_an_answer_does_not_depend_on_the_batch_size(model32, sourced, query, batch):
+    full_index, _ = sourced
     ours, theirs = (found(model32, full_index, query, replace(SMALL, batch=size)) for size in (6, batch))
     assert ours.rows == theirs.rows
     assert (ours.search, ours.evaluations) == (theirs.search, theirs.evaluations)
 
 
-def test_a_first_estimate_is_there_before_any_loss_is_measured_and_stays_until_all_were(model32, full_index, query):
+def test_a_first_estimate_is_there_before_any_loss_is_measured_and_stays_until_all_were(model32, sourced, query):
+    full_index, named = sourced
     *progress, last = attribute(model32, full_index, query, SMALL)
     estimated = [step for step in progress if step.estimated]
-    *_, d_trak = attribute(model32, full_index, query, AttributeSettings("d-trak", top_k=2))
-    assert estimated[0].evaluations == d_trak.evaluations  # nothing else
-    assert {tuple(result.row for result in step.results) for step in estimated} == {d_trak.rows[:2]}
+    given = [list(attribute(model32, full_index, query, AttributeSettings(name, top_k=2)))[-1] for name in named]
+    assert estimated[0].evaluations == sum(each.evaluations for each in given)  # nothing else
+    first = given[0].rows[:2]
+    assert {tuple(result.row for result in step.results) for step in estimated} == {first}
     assert {step.stage for step in estimated} == {"unlearning", "scoring"}
     measured = [step for step in progress if step.results and not step.estimated]
     assert progress[-len(measured) :] == measured
     assert measured[-1].results == last.results
-    assert {step.estimate for step in progress if step.estimated or step.results} == {d_trak.rows[:2]}
-    assert last.search.estimate == d_trak.rows[:2]
+    assert {step.estimate for step in progress if step.estimated or step.results} == {first}
+    assert last.search.estimate == first
+
+
+def test_an_estimate_is_scored_by_the_first_source(model32, sourced, query):
+    full_index, named = sourced
+    *progress, _ = attribute(model32, full_index, query, SMALL)
+    shown = next(step for step in progress if step.estimated).results
+    *_, alone = attribute(model32, full_index, query, AttributeSettings(named[0], top_k=2))
+    assert [(each.row, each.score) for each in shown] == [(each.row, each.score) for each in alone.results]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8])
+def test_candidates_are_the_first_of_each_source_in_turns(model32, sourced, query, count):
+    full_index, named = sourced
+    assert sources(full_index) == named
+    settings = check_settings(model32, full_index, replace(SMALL, top_k=1))
+    total = chosen_predictions(full_index)
+    steps = choose(model32, full_index, encode(model32, query), settings, count, Event(), Clock(), total)
+    made = []
+    while True:
+        try:
+            made.append(next(steps))
+        except StopIteration as end:
+            chosen = end.value
+            break
+    ranked = [
+        list(list(attribute(model32, full_index, query, AttributeSettings(name, top_k=8)))[-1].rows) for name in named
+    ]
+    turns = [row for places in zip(*ranked, strict=True) for row in places]
+    assert chosen.rows == list(dict.fromkeys(turns))[:count]
+    assert chosen.first == ranked[0][:1]
+    assert [step.evaluations for step in made] == [number * total // len(named) for number in range(len(named))]
+    assert {step.total for step in made} == {total}
+    assert total == 8 * len(named)
 
 
 def test_a_stop_in_the_midst_leaves_the_model_as_it_was(model32, full_index, query):
@@ -145,6 +206,17 @@ def test_what_no_search_can_have_is_refused_before_any_work(model32, full_index,
         attribute(model32, full_index, query, replace(SMALL, race=race))
 
 
+def test_gradients_of_other_weights_than_the_indexs_give_no_candidates(model32, sourced, query, monkeypatch):
+    index, named = sourced
+    other = {key: replace(record, weights="attn") for key, record in index.artifacts.items() if "gradients" in key}
+    monkeypatch.setattr(Index, "gradients", lambda _, name: other[f"gradients/{name}"])
+    assert sources(index) == []
+    told = "holds no gradients/d-trak" if named == ["influence+"] else "are of other weights than the index; add those"
+    with pytest.raises(InputError, match=told):
+        check_settings(model32, index, SMALL)
+    assert check_settings(model32, index, replace(SMALL, race=RaceSettings())).race.pool == 0
+
+
 def test_a_pool_without_gradients_is_refused_and_what_to_add_is_told(model32, index32, query):
     with pytest.raises(InputError, match=r"holds no gradients/d-trak; .* `python -m attribution index .* --gradients"):
         attribute(model32, index32, query, SMALL)
@@ -196,6 +268,19 @@ def test_the_first_rows_are_those_of_a_full_sort_and_ties_go_to_the_earlier():
         assert [scores[row] for row in ours] == sorted(scores, reverse=True)[:count]
 
 
+def test_rankings_are_taken_in_turns_each_row_once():
+    assert in_turns([[0, 1, 2, 3]], 3) == [0, 1, 2]
+    assert in_turns([[0, 1, 2, 3], [3, 0, 4, 5]], 4) == [0, 3, 1, 2]
+    assert in_turns([[0, 1, 2, 3], [3, 0, 4, 5]], 5) == [0, 3, 1, 2, 4]
+    assert in_turns([[0, 1, 2], [0, 1, 2]], 3) == [0, 1, 2]
+    assert in_turns([[0, 1], [1, 0], [2, 3]], 4) == [0, 1, 2, 3]
+    rng = np.random.default_rng(3)
+    for count in (1, 7, 20):
+        one, other = ([int(row) for row in rng.permutation(20)[:count]] for _ in range(2))
+        every = dict.fromkeys(row for pair in zip(one, other, strict=True) for row in pair)
+        assert in_turns([one, other], count) == list(every)[:count]
+
+
 def test_images_by_chance_are_from_outside_the_pool_and_the_same_ones_each_time():
     pool = list(range(0, 4096, 3))
     sampled = beside(4096, pool)
@@ -219,6 +304,19 @@ def test_the_bound_on_what_was_left_out(sampled, entered, expected):
     found = Searched("candidates", 4096, 10, "d-trak", 256, sampled, entered)
     assert found.missed == (expected if expected is None else pytest.approx(expected, abs=1e-3))
     assert ("belong there" in found.sentence) == (expected is not None)
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("d-trak", "that d-trak ranks first were searched."),
+        ("influence+", "that influence+ ranks first were searched."),
+        ("influence+ and d-trak", "that influence+ and d-trak rank first were searched."),
+    ],
+)
+def test_the_sentence_names_the_sources(source, told):
+    found = Searched("candidates", 4096, 10, source, 512, 64, 1)
+    assert found.sentence.startswith(f"The 512 of 4,096 training images {told} Of 64 others, ")
 
 
 def test_the_bound_holds_in_nineteen_cases_of_twenty():

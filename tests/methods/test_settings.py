@@ -18,7 +18,7 @@ TAKES = {
     "unlearning+": UNLEARNS,
     "unlearning-sgd": UNLEARNS - {"damping", "images"},
     "influence": NEWTON,
-    **{name: {"noise_seed"} for name in ("trak", "journey-trak", "d-trak")},
+    **{name: {"noise_seed"} for name in ("influence+", "trak", "journey-trak", "d-trak")},
     **{name: {"exhaustive"} for name in ("clip", "clip-text", "dino", "dinov2", "fast")},
     "random": {"random_seed"},
 }

@@ -72,7 +72,9 @@ def test_images_that_a_first_estimate_did_not_name_are_marked(answers, full_inde
         marked = re.findall(r"data-row='(\d+)'(?:(?!</li>).)*class='came'", html, re.DOTALL)
         assert [int(row) for row in marked] == rows[2:]
         assert f"Of these {len(rows)}, the first estimate had named 2; the others are marked as new." in html
-    assert "class='came'" not in panel(*ASKED, {"unlearning": answer}, full_index, 4, False)
+    for named in (tuple(rows), ()):  # all of them; or none is known, as of earlier runs
+        known = replace(answer, search=replace(answer.search, estimate=named))
+        assert "class='came'" not in panel(*ASKED, {"unlearning": known}, full_index, 4, False)
 
 
 def test_a_panel_tells_how_its_images_were_found(answers, full_index):

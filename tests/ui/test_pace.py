@@ -15,6 +15,7 @@ from attribution.ui import words
 from attribution.ui.asking import Questions
 from attribution.ui.pace import LONG, Pace, budgets, choices, measured, paced
 from attribution.ui.studio import Picture
+from attribution.unlearning.score import TYPICAL_NOISES
 
 
 def seconds_of(html):
@@ -35,9 +36,10 @@ def test_calls_are_those_that_an_answer_makes(model32, full_index, index32, hold
 
 def test_methods_that_read_vectors_cost_nothing_worth_telling(model32, full_index):
     asked = [
-        check_settings(model32, full_index, AttributeSettings(name, 2)) for name in ("d-trak", "pixel", "influence")
+        check_settings(model32, full_index, AttributeSettings(name, 2))
+        for name in ("d-trak", "influence+", "pixel", "influence")
     ]
-    assert [calls(full_index, each) for each in asked] == [(0, 0), (0, 0), (200, 0)]
+    assert [calls(full_index, each) for each in asked] == [(0, 0), (0, 0), (0, 0), (200, 0)]
     assert Pace(0.5, 1.0).seconds(full_index, asked) == 100
 
 
@@ -57,7 +59,10 @@ def test_the_page_tells_how_long_each_takes(model32, full_index):
     assert all(each > 0 for each in (measured(model32, full_index).gradient, measured(model32, full_index).loss))
     assert words.budgets(budgets(None, model32, full_index, 2))[-1] == ("Every image", "all")
     label, name = words.budgets(budgets(Pace(10, 100), model32, full_index, 2))[-1]
-    assert (name, label) == ("all", f"Every image · about {words.seconds(10 * 350 + 100 * 2 * 128)}")
+    assert (name, label) == (
+        "all",
+        f"Every image · about {words.seconds(10 * 350 + 100 * (16 * TYPICAL_NOISES + 128))}",
+    )
 
 
 def test_what_takes_long_is_begun_when_that_was_told(handlers, studio):  # noqa: F811
