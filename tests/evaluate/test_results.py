@@ -122,11 +122,32 @@ def test_the_command_prints_a_part_of_a_file(halves_file, capsys):
         (("--methods", "magic"), "there is no method 'magic'; accepted are unlearning, "),
         (("--steps", "5"), "training = "),
         (("--out", "x.npz"), "add --folder DIR"),
-        (("--folder", "nowhere"), "leave out --folder, or --results"),
     ],
 )
 def test_the_command_refuses_what_a_file_cannot_say(halves_file, capsys, arguments, words):
     assert words in refused("lds", "--results", halves_file, *arguments, capsys=capsys)
+
+
+def test_further_methods_are_judged_by_finished_trainings_of_the_same_world(halves, tmp_path, model32, index32):
+    settings = lds.LdsSettings(queries=4, methods=("d-trak", "pixel", "random"))
+    kept, losses = halves.kept[:, : len(index32)], halves.losses
+    scores = {"d-trak": SCORES["d-trak"][:, : len(index32)]}
+    own = lds.made_of(index32, model32, QUERIES, settings)
+    write_results(tmp_path / "old.npz", own, lds.packed(Evidence(np.arange(12), kept, losses, scores)))
+    old = read_results(tmp_path / "old.npz", "lds")
+    found = lds.with_further_methods(old, tmp_path, model32, index32, QUERIES, settings)
+    assert found.scores.keys() == {"d-trak", "pixel", "random"}
+    np.testing.assert_array_equal(found.scores["d-trak"], lds.unpacked(old).scores["d-trak"])
+    asked = scored(tmp_path / "anew", model32, index32, QUERIES, ("pixel",))
+    np.testing.assert_array_equal(found.scores["pixel"], asked["pixel"])
+    np.testing.assert_array_equal(found.losses, lds.unpacked(old).losses)
+    for what, other in (
+        ("model", replace(old, made=replace(old.made, model_sha256="0" * 64))),
+        ("number of images", replace(old, made=replace(old.made, images=7))),
+        ("queries or training", replace(old, made=replace(old.made, fixed={**old.made.fixed, "queries": []}))),
+    ):
+        with pytest.raises(InputError, match=f"the results are of another {what} than"):
+            lds.with_further_methods(other, tmp_path, model32, index32, QUERIES, settings)
 
 
 def test_scores_of_some_queries_serve_when_more_are_asked(tmp_path, monkeypatch):

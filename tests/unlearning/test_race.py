@@ -14,7 +14,7 @@ from attribution.methods.unlearning import unlearn_query
 from attribution.query.encoded import encode
 from attribution.unlearning import race as race_module
 from attribution.unlearning.race import RaceSettings, evaluations, exhaustive, race, schedule
-from attribution.unlearning.score import losses_by_call, training_losses
+from attribution.unlearning.score import TYPICAL_NOISES, losses_by_call, training_losses
 from attribution.unlearning.step import UnlearnSettings
 
 UNLEARN = UnlearnSettings(step_size=0.3, timesteps=3, noises=1, batch=4)
@@ -171,7 +171,7 @@ def test_the_count_of_evaluations_is_what_is_really_evaluated(images, columns, v
     assert counts == sorted(counts)
 
 
-SAMPLE = 8 * 2 * 4  # predictions for the typical score: here of all eight images, on four noises
+SAMPLE = 8 * 2 * TYPICAL_NOISES  # predictions for the typical score: here of all eight images
 
 
 def test_an_answer_reports_its_evaluations(model32, index32, query):
