@@ -19,7 +19,7 @@ from attribution.diffusion.pipeline import Model, check_seed
 from attribution.errors import InputError
 from attribution.evaluate.arrays import Arrays
 from attribution.evaluate.queue import Queue, open_queue
-from attribution.evaluate.rehearsal import box_anywhere
+from attribution.evaluate.rehearsal import query_of
 from attribution.index.features import FEATURES
 from attribution.index.index import Index
 from attribution.methods import answer, best_method, check_settings, fitting
@@ -206,15 +206,12 @@ def _ranked(model: Model, index: Index, asked: Encoded, settings: AttributeSetti
 def question(model: Model, index: Index, seed: int, number: int) -> Query:
     """A generated picture of its own for each number, every other one with a box.
 
-    In the embedded world the prompts are new and a box is around an object; elsewhere prompts are training captions,
-    and a box is a quarter of the picture, anywhere.
+    In the embedded world the prompts are new and a box is around an object; elsewhere a search is rehearsed by the same
+    questions: training captions in which one thing is another, and a quarter of the picture, anywhere.
     """
-    rng = np.random.default_rng([seed, number])
     if index.path.resolve() == EMBEDDED:
         subject = next(islice(subjects(seed), number, None))
         picture = model.generate(subject.prompt, subject.seed)
         box = locate(picture, subject.names[number // 2 % 2], subject.style) if number % 2 else None
         return Query(subject.prompt, picture, subject.seed, (box,) if box else ())
-    prompt, own = index.captions[int(rng.integers(len(index)))], int(rng.integers(2**31))
-    picture = model.generate(prompt, own)
-    return Query(prompt, picture, own, (box_anywhere(picture.size, rng),) if number % 2 else ())
+    return query_of(model, index, seed, number)
