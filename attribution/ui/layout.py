@@ -20,7 +20,7 @@ from attribution.ui.studio import Studio
 from attribution.ui.style import COLOURS
 
 EDGE = 8  # px, the least side of a drawn box on the screen
-QUICK = ("d-trak", "dino", "clip", "pixel")  # compared with at first
+QUICK = ("influence+", "d-trak", "dino", "clip")  # compared with at first
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def to_bits(numbers: Tensor) -> Bits:
 
 
 def agreement(bits: Bits, query: Tensor, rows: int = ROWS) -> NDArray[np.float64]:
-    """The query's numbers, each with the sign that an image's number has, summed up.
+    """How far signs agree with the query's numbers, these by their size: 1 where every one does, -1 where none does.
 
     Args:
         bits: (N, views, dimension / 8) from `to_bits`, memory-mapped or not.
@@ -98,9 +98,10 @@ def agreement(bits: Bits, query: Tensor, rows: int = ROWS) -> NDArray[np.float64
         rows: in memory at once.
 
     Returns:
-        (N, views).
+        (N, views); zeros where the query's numbers are.
     """
-    tables = _sums_by_byte(query.detach().to("cpu", torch.float64).numpy())
+    numbers = query.detach().to("cpu", torch.float64).numpy()
+    tables = _sums_by_byte(numbers / (np.abs(numbers).sum() or 1.0))
     result = np.zeros(bits.shape[:-1])
     for block in batches(len(bits), rows):
         columns = np.ascontiguousarray(np.moveaxis(bits[block.start : block.stop], -1, 0))

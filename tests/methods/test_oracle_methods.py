@@ -320,6 +320,7 @@ def test_signed_influence_equals_the_oracles_sum_over_the_eigenbases_of_its_own_
     x, text, mask = the_query(truth, region)
     own = oracle.query_gradient(truth.pipe, x, text, truth.noises, mask)
     wanted = flat(oracle.whitened(own, truth.factors, KEPT.whitening))
+    wanted = wanted / np.abs(wanted).sum()
     table = np.array([[wanted @ np.sign(numbers) for numbers in both] for both in whitened(truth, slopes["loss"])])
     found = answer(world, region, method="influence+", top_k=8)
     largest = float(np.abs(table).max())

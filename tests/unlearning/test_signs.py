@@ -185,11 +185,12 @@ def one_by_one(gradients):
 
 
 def plain_agreement(numbers, query):
-    """One image, one view, one number after another: its sign times the query's number."""
+    """One image, one view, one number after another: its sign times the query's number, over the sizes of these."""
+    size = sum(map(abs, query.tolist()))
     found = np.zeros(numbers.shape[:2])
     for image, views in enumerate(numbers.tolist()):
         for view, values in enumerate(views):
-            found[image, view] = sum(u if value > 0 else -u for value, u in zip(values, query.tolist(), strict=False))
+            found[image, view] = sum(u if value > 0 else -u for value, u in zip(values, query.tolist(), strict=False)) / size
     return found
 
 
