@@ -190,7 +190,8 @@ def plain_agreement(numbers, query):
     found = np.zeros(numbers.shape[:2])
     for image, views in enumerate(numbers.tolist()):
         for view, values in enumerate(views):
-            found[image, view] = sum(u if value > 0 else -u for value, u in zip(values, query.tolist(), strict=False)) / size
+            signed = (u if value > 0 else -u for value, u in zip(values, query.tolist(), strict=False))
+            found[image, view] = sum(signed) / size
     return found
 
 
