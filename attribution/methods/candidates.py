@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from attribution.diffusion.pipeline import Model
 from attribution.errors import InputError
 from attribution.index.index import Index
-from attribution.methods.answer import AttributeSettings, Clock, Progress
+from attribution.methods.answer import AttributeSettings, Clock, Progress, Result, to_results
 from attribution.methods.influence import SIGNED, signed_scores
 from attribution.methods.searched import Searched
 from attribution.methods.trak import trak_predictions, trak_scores
 from attribution.query.encoded import Encoded
+from attribution.unlearning.race import Standing
 from attribution.unlearning.score import Floats, Scores
 
 D_TRAK = "d-trak"
@@ -52,14 +53,12 @@ class Chosen:
 
     Attributes:
         rows: the candidates, likely ones first.
-        first: the first rows of the first source alone.
-        scores: (N,) of all training images, by that.
+        first: a first estimate of the results: those of the first source alone, with its scores.
         likely: (N,) the view of each in which it is likely to score higher; None where no source tells them apart.
     """
 
     rows: list[int]
-    first: list[int]
-    scores: Floats
+    first: tuple[Result, ...]
     likely: NDArray[np.integer] | None
 
 
@@ -75,6 +74,8 @@ def choose(
 ) -> Generator[Progress, None, Chosen]:
     """The first images of every source, taken in turns: yields Progress, of all `total` predictions.
 
+    The first estimate is there as soon as the first source has ranked the images.
+
     Args:
         model: the index's.
         index: that holds one source at least.
@@ -86,29 +87,45 @@ def choose(
         total: predictions that will be made.
     """
     settings = replace(settings, noise_seed=None)  # at other noises than theirs, stored gradients tell far less
-    given, made, likely = list[Floats](), 0, None
+    given, made, likely, first = list[Floats](), 0, None, tuple[Result, ...]()
     for source in sources(index):
         if source == SIGNED:
             steps = signed_scores(model, index, asked, settings, stop, clock, total)
         else:
             steps = trak_scores(source, False, model, index, asked, settings, stop, clock, total)
-        scores = yield from _after(made, steps)
+        scores = yield from _after(made, first, steps)
         likely = scores.argmax(1) if source == SIGNED else likely
         given.append(scores.max(1) if source == SIGNED else scores)
         made += trak_predictions(index, source, False)
+        if not first:
+            first = estimated(index, given[0], settings.k)
+            yield _with(first, Progress("gradient", made, total, clock.total()))
     rankings = [best_rows(scores, count) for scores in given]
-    return Chosen(in_turns(rankings, count), rankings[0][: settings.k], given[0], likely)
+    return Chosen(in_turns(rankings, count), first, likely)
 
 
-def _after(made: int, steps: Generator[Progress, None, Floats]) -> Generator[Progress, None, Floats]:
-    """Progress of what follows other predictions."""
+def estimated(index: Index, scores: Floats, count: int) -> tuple[Result, ...]:
+    """A first estimate of the results: the first images by scores (N,) that are not the method's."""
+    rows = best_rows(scores, count)
+    return to_results(Standing(tuple(rows), Scores.exact(scores[rows, None]), 0, 0, False, False), index, count)
+
+
+def _with(first: tuple[Result, ...], step: Progress) -> Progress:
+    """Progress with a first estimate, where there is one."""
+    return replace(step, results=first, estimated=bool(first), estimate=tuple(result.row for result in first))
+
+
+def _after(
+    made: int, first: tuple[Result, ...], steps: Generator[Progress, None, Floats]
+) -> Generator[Progress, None, Floats]:
+    """Progress of what follows other predictions, and a first estimate."""
     while True:
         try:
             step = next(steps)
         except StopIteration as end:
             scores: Floats = end.value
             return scores
-        yield Progress(step.stage, made + step.evaluations, step.total, step.seconds)
+        yield _with(first, replace(step, evaluations=made + step.evaluations))
 
 
 def chosen_predictions(index: Index) -> int:

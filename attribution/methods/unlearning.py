@@ -30,13 +30,12 @@ from attribution.methods.answer import (
 )
 from attribution.methods.candidates import SAMPLED, beside, choose, chosen_predictions, pool_of, searched
 from attribution.query.encoded import Encoded
-from attribution.unlearning.race import Measure, Round, Standing, evaluations, exhaustive, race, schedule
+from attribution.unlearning.race import Measure, Round, evaluations, exhaustive, race, schedule
 from attribution.unlearning.rise import step_to, trial_bank
 from attribution.unlearning.score import (
     TYPICAL,
     TYPICAL_NOISES,
     Floats,
-    Scores,
     Views,
     cells,
     score,
@@ -124,10 +123,9 @@ def _entered(
         return Entered(likely_first(asked.query.prompt, index.captions), [])
     chosen = yield from choose(model, index, asked, settings, pool, stop, clock, total)
     sampled, predictions = beside(len(index), chosen.rows), chosen_predictions(index)
-    first = estimated(index, chosen.scores, chosen.first)
     clock.lap("candidates")
-    entered = Entered([*chosen.rows, *sampled], sampled, chosen.likely, first, predictions)
-    yield Progress("unlearning", predictions, total, clock.total(), first, True, entered.estimate)
+    entered = Entered([*chosen.rows, *sampled], sampled, chosen.likely, chosen.first, predictions)
+    yield Progress("unlearning", predictions, total, clock.total(), chosen.first, True, entered.estimate)
     return entered
 
 
@@ -142,13 +140,6 @@ def _typical(
         yield at(made)
     before = base[rows][..., columns]
     return float(np.median(score(before, after, settings.score).value)), made
-
-
-def estimated(index: Index, scores: Floats, rows: Sequence[int]) -> tuple[Result, ...]:
-    """A first estimate of the results: rows, best first, with scores (N,) that are not the method's."""
-    return to_results(
-        Standing(tuple(rows), Scores.exact(scores[list(rows), None]), 0, 0, False, False), index, len(rows)
-    )
 
 
 def typical_rows(images: int) -> list[int]:

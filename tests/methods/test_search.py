@@ -106,10 +106,11 @@ def test_a_first_estimate_is_there_before_any_loss_is_measured_and_stays_until_a
     *progress, last = attribute(model32, full_index, query, SMALL)
     estimated = [step for step in progress if step.estimated]
     given = [list(attribute(model32, full_index, query, AttributeSettings(name, top_k=2)))[-1] for name in named]
-    assert estimated[0].evaluations == sum(each.evaluations for each in given)  # nothing else
+    assert estimated[0].evaluations == given[0].evaluations  # nothing else
     first = given[0].rows[:2]
     assert {tuple(result.row for result in step.results) for step in estimated} == {first}
-    assert {step.stage for step in estimated} == {"unlearning", "scoring"}
+    assert {step.stage for step in estimated} == {"gradient", "unlearning", "scoring"}
+    assert progress[progress.index(estimated[0]) :][: len(estimated)] == estimated  # it does not go away meanwhile
     measured = [step for step in progress if step.results and not step.estimated]
     assert progress[-len(measured) :] == measured
     assert measured[-1].results == last.results
@@ -144,8 +145,9 @@ def test_candidates_are_the_first_of_each_source_in_turns(model32, sourced, quer
     ]
     turns = [row for places in zip(*ranked, strict=True) for row in places]
     assert chosen.rows == list(dict.fromkeys(turns))[:count]
-    assert chosen.first == ranked[0][:1]
-    assert [step.evaluations for step in made] == [number * total // len(named) for number in range(len(named))]
+    assert [result.row for result in chosen.first] == ranked[0][:1]
+    assert [step.evaluations for step in made] == [0, *[8] * len(named)]  # after the first source, the estimate is told
+    assert [step.estimated for step in made] == [False, *[True] * len(named)]
     assert {step.total for step in made} == {total}
     assert total == 8 * len(named)
 
