@@ -215,7 +215,7 @@ def _stages(meter: Meter, model: Model, index: Index, query: Query, settings: At
         stage = ENCODING if last is began else _stage(step) if chosen else CANDIDATES
         now = meter.read()
         spent[stage], last = spent[stage] + (now - last), now
-        chosen |= bool(step.results)
+        chosen |= isinstance(step, Progress) and step.stage == "unlearning"
     return {**spent, ANSWER: last - began}
 
 

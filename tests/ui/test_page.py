@@ -67,7 +67,7 @@ def test_the_whole_way(page: Page, chromium: Browser, address: str) -> None:
         rows = rows_of(page)
         hits = [name in {placed.name for placed in scenes[row].objects} for row in rows]
         assert sum(hits) >= len(hits) / 2, (name, hits)
-        for method in ("dino", "clip", "pixel"):
+        for method in ("influence+", "dino", "clip"):
             assert len(rows_of(page, method)) > 5
     tabs.nth(0).click()
     run_id = page.locator(".kept:visible").get_attribute("data-run")
