@@ -2,6 +2,7 @@
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from attribution.cli.asked import check_folder, opened
@@ -34,7 +35,7 @@ def serve(
     if runs is not None:
         check_folder("--runs", runs)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
-    from attribution.ui.zero import prepare
+    from attribution.ui.zero import on_zero_gpu, prepare
 
     prepare()
     from starlette.middleware import Middleware
@@ -46,7 +47,10 @@ def serve(
     from attribution.ui.studio import Studio
     from attribution.ui.style import CSS, THEME
 
-    model, served = opened(index)
+    with ThreadPoolExecutor(
+        1
+    ) as passing:  # and so are its workers of OpenMP, see Studio; ZeroGPU wants it in this thread
+        model, served = opened(index) if on_zero_gpu() else passing.submit(opened, index).result()
     studio = Studio(model, served, RunFolder(runs or own_folder()), detector)
     studio.ask_above = ask_above
     studio.measure()

@@ -85,7 +85,8 @@ class Studio:
 
     Gradio frees a slot of its queue before cancelled work has ended, so its limits do not protect the weights: the line
     does. First come, first served. Gradio also takes each step of a generator in any of its threads; work for the
-    device is done in one thread of the studio's own, since torch keeps modes, and OpenMP its workers, by thread.
+    device is done in one thread of the studio's own, since torch keeps modes, and OpenMP its workers, by thread: with
+    more workers in all than there are cores these sleep between two loops, and an answer takes a third longer.
 
     Short work does not wait for long work: there is a line for each, and of each one job is under way. Their steps take
     turns in the device's thread, where a short one's finds the pretrained weights, also while a long one has changed
@@ -122,7 +123,7 @@ class Studio:
     def measure(self) -> None:
         """Find out how long answers will take; on ZeroGPU there is no device yet, and the first answer tells."""
         if not on_zero_gpu():
-            self.pace = measured(self.model, self.index)
+            self.pace = self._on_device(measured, self.model, self.index)
 
     def learn(self, found: Sequence[Attribution]) -> None:
         """Take the pace of answers that have ended."""
