@@ -128,7 +128,7 @@ CSS = """
 
 .status p { margin: 0 0 .3rem; min-height: 1.4em; line-height: 1.4; font-variant-numeric: tabular-nums; }
 .status .bar { display: block; height: 4px; border-radius: 2px; background: var(--border-color-primary); }
-.status .bar div { height: 100%; border-radius: 2px; background: ACCENT; transition: width .2s linear; }
+.status .bar div { height: 100%; border-radius: 2px; background: ACCENT; }
 .status[data-state=idle] p { color: var(--body-text-color-subdued); }
 .status:is([data-state=idle], [data-state=asked]) .bar { visibility: hidden; }
 
