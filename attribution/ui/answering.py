@@ -20,7 +20,8 @@ from attribution.ui.layout import Parts
 from attribution.ui.regions import MOST, Region
 from attribution.ui.studio import Studio, Waiting
 
-EVERY = 0.3  # seconds between updates of the status line and of a changing ranking, which takes time to show
+EVERY = 0.3  # seconds between updates of the status line
+REDRAWN = 1.0  # seconds between those of a changing ranking, after its first one: it takes time to show
 
 NOTHING = Progress("waiting", 0, 1, 0.0)
 
@@ -49,6 +50,7 @@ class Answering:
     sampled: GenerateSettings | None = None
     runs: Runs = field(default_factory=list)
     _told: float = 0.0
+    _drawn: float = 0.0
     _changed: bool = False  # a ranking, since its panel was shown
     _lost: NotKept | None = None
 
@@ -71,8 +73,8 @@ class Answering:
         self._states[place] = {**self._states[place], method: state}
         self._changed |= [each.row for each in state.results] != [each.row for each in before.results]
         update: Update = {}
-        if ended or (due and self._changed):
-            self._changed = False
+        if ended or (self._changed and (not before.results or now - self._drawn >= REDRAWN)):
+            self._changed, self._drawn = False, now
             update = {**self._kept(place), self.on.panels[place]: self._panel(place)}
         if due and not ended:
             self._told = now
