@@ -18,7 +18,7 @@ from attribution.errors import InputError
 from attribution.methods import attribute, check_settings, fitting
 from attribution.methods.answer import AttributeSettings, Attribution, Progress
 from attribution.query.query import Query
-from attribution.ui.answering import EVERY, Answering, link_of
+from attribution.ui.answering import REDRAWN, Answering, link_of
 from attribution.ui.asking import Questions
 from attribution.ui.handlers import UNCHANGED, Handlers
 from attribution.ui.jobs import Answered, Job, attributing
@@ -104,11 +104,12 @@ def test_a_changing_ranking_is_shown_now_and_then_and_a_finished_answer_at_once(
 
     rows = [result.row for result in answer.results]
     assert shown(0, ranked(0, 1)) == [rows[0], rows[1]]
-    assert shown(EVERY / 3, ranked(1, 2)) is None
-    assert shown(EVERY / 3, ranked(2, 3)) is None
-    assert shown(EVERY, ranked(2, 3)) == [rows[2], rows[3]]
-    assert shown(EVERY * 2, ranked(2, 3)) is None
-    assert shown(EVERY / 3, ranked(3, 2)) is None
+    assert shown(REDRAWN / 3, ranked(1, 2)) is None
+    assert shown(REDRAWN / 3, ranked(2, 3)) is None
+    assert shown(REDRAWN, ranked(2, 3)) == [rows[2], rows[3]]
+    assert shown(REDRAWN * 2, ranked(2, 3)) is None
+    assert shown(REDRAWN / 3, ranked(3, 2)) == [rows[3], rows[2]]  # none was drawn for long
+    assert shown(REDRAWN / 3, ranked(1, 2)) is None
     assert shown(0, answer) == rows
 
 
