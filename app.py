@@ -47,9 +47,8 @@ def serve(
     from attribution.ui.studio import Studio
     from attribution.ui.style import CSS, THEME
 
-    with ThreadPoolExecutor(
-        1
-    ) as passing:  # and so are its workers of OpenMP, see Studio; ZeroGPU wants it in this thread
+    # OpenMP's workers end with the thread that loads, see Studio; what ZeroGPU changes in torch is of this thread alone
+    with ThreadPoolExecutor(1) as passing:
         model, served = opened(index) if on_zero_gpu() else passing.submit(opened, index).result()
     studio = Studio(model, served, RunFolder(runs or own_folder()), detector)
     studio.ask_above = ask_above

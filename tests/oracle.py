@@ -238,21 +238,24 @@ def ekfac(grads, factors, damping):
     """F^-1 grad in the eigenbasis of E[a a^T] and E[g g^T], over the mean squared gradients there."""
     moved = {}
     for name, grad in grads.items():
-        a, g, gradients = factors[name]
-        qa, qs = torch.linalg.eigh(a)[1], torch.linalg.eigh(g)[1]
-        spread = sum((qs.T @ each @ qa) ** 2 for each in gradients) / len(gradients)
-        moved[name] = qs @ ((qs.T @ grad @ qa) / (spread + damping * spread.mean())) @ qa.T
+        qa, qs, squares = eigenbasis(factors[name])
+        moved[name] = qs @ ((qs.T @ grad @ qa) / (squares + damping * squares.mean())) @ qa.T
     return moved
+
+
+def eigenbasis(factor):
+    """Eigenvectors of E[a a^T] and E[g g^T], and the mean squared gradients in their basis."""
+    a, g, gradients = factor
+    qa, qs = torch.linalg.eigh(a)[1], torch.linalg.eigh(g)[1]
+    return qa, qs, sum((qs.T @ each @ qa) ** 2 for each in gradients) / len(gradients)
 
 
 def whitened(grads, factors, damping):
     """F^-1/2 grad in the eigenbasis of E[a a^T] and E[g g^T], by name."""
     found = {}
     for name, grad in grads.items():
-        a, g, gradients = factors[name]
-        qa, qs = torch.linalg.eigh(a)[1], torch.linalg.eigh(g)[1]
-        spread = sum((qs.T @ each @ qa) ** 2 for each in gradients) / len(gradients)
-        found[name] = (qs.T @ grad @ qa) / torch.sqrt(spread + damping * spread.mean())
+        qa, qs, squares = eigenbasis(factors[name])
+        found[name] = (qs.T @ grad @ qa) / torch.sqrt(squares + damping * squares.mean())
     return found
 
 

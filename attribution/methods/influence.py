@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from attribution.diffusion.pipeline import Model
-from attribution.diffusion.weights import checkpoint
 from attribution.index.index import Index
 from attribution.methods.answer import Answer, AttributeSettings, Clock, Progress, check_stop, ranked
-from attribution.methods.trak import projected_gradients, seen_gradient, trak_predictions
+from attribution.methods.trak import over_checkpoints, projected_gradients, trak_predictions
 from attribution.query.encoded import Encoded
 from attribution.unlearning.projection import Projection, first_order, whitening
 from attribution.unlearning.score import Floats, Scores
@@ -67,14 +66,12 @@ def signed_scores(
     however many these are.
     """
     bits, _ = projected_gradients(index, SIGNED)
-    bank, total = index.bank(model, settings.noise_seed), np.zeros(bits.shape[1:3])
-    for number, source in enumerate(index.checkpoints(SIGNED)):
-        check_stop(stop)
-        yield Progress("gradient", number * len(bank), predictions, clock.total())
-        with checkpoint(model, source):
-            wanted = seen_gradient(model, index, SIGNED, asked, bank, index.signs, settings.unlearn.batch)
-        total += agreement(bits[number], wanted) / len(bits)
-    return total
+
+    def scores(number: int, wanted: Tensor) -> Floats:
+        return agreement(bits[number], wanted)
+
+    given = (SIGNED, scores, index.bank(model, settings.noise_seed), index.signs)
+    return (yield from over_checkpoints(*given, model, index, asked, settings, stop, clock, predictions))
 
 
 def _unscaled(change: Tensor, scale: Tensor) -> Tensor:

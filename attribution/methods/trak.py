@@ -4,7 +4,7 @@ TRAK (Park et al. 2023, arXiv 2303.14186), JourneyTRAK (Georgiev et al. 2023, ar
 (Zheng et al. 2024, arXiv 2311.00500) share one formula; they differ in what is differentiated, and at which timesteps.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -155,23 +155,51 @@ def trak_scores(
         bank = journey_bank(noises, model.latent_shape, model.train_timesteps)
     else:
         bank = index.bank(model, settings.noise_seed)
-    project = Projection(kept.dimension, kept.seed)
-    total: Floats = np.zeros(len(index))
-    for number, source in enumerate(index.checkpoints(name)):
+
+    def scores(number: int, wanted: Tensor) -> Floats:
+        return _kernel(index, name, number, kept.damping).scores(phi[number, :, 0], wanted)
+
+    given = (name, scores, bank, Projection(kept.dimension, kept.seed))
+    return (yield from over_checkpoints(*given, model, index, asked, settings, stop, clock, predictions))
+
+
+def over_checkpoints(
+    name: str,
+    scores: Callable[[int, Tensor], Floats],
+    bank: NoiseBank,
+    project: Projecting,
+    model: Model,
+    index: Index,
+    asked: Encoded,
+    settings: AttributeSettings,
+    stop: Event,
+    clock: Clock,
+    predictions: int,
+) -> Generator[Progress, None, Floats]:
+    """Yields Progress, of all `predictions`, and returns scores, averaged over the checkpoints of some gradients.
+
+    Args:
+        name: of the gradients in the index.
+        scores: of all training images, by a checkpoint's number and the query's projected gradient, (dimension,).
+        bank: noises that the query's gradient is averaged over.
+        project: the query's gradient as those in the index are.
+        model: the index's.
+        index: of the training set.
+        asked: the query.
+        settings: of the answer.
+        stop: set it to stop.
+        clock: since the beginning.
+        predictions: that will be made.
+    """
+    picture, output, total = (asked.latents, asked.text), GRADIENT_OUTPUTS[name], np.zeros(1)
+    how, sources = (settings.unlearn.batch, asked.mask), index.checkpoints(name)
+    for number, source in enumerate(sources):
         check_stop(stop)
         yield Progress("gradient", number * len(bank), predictions, clock.total())
         with checkpoint(model, source):
-            wanted = seen_gradient(model, index, name, asked, bank, project, settings.unlearn.batch)
-        total += _kernel(index, name, number, kept.damping).scores(phi[number, :, 0], wanted) / len(phi)
+            wanted = mean_gradients(model, index.weights, *picture, bank, project, output, *how)[0]
+        total = total + scores(number, wanted) / len(sources)
     return total
-
-
-def seen_gradient(
-    model: Model, index: Index, name: str, asked: Encoded, bank: NoiseBank, project: Projecting, batch: int
-) -> Tensor:
-    """The query's own gradient, projected as those in the index of this name are: (dimension,)."""
-    picture, output = (asked.latents, asked.text), GRADIENT_OUTPUTS[name]
-    return mean_gradients(model, index.weights, *picture, bank, project, output, batch, asked.mask)[0]
 
 
 @lru_cache(maxsize=8)
