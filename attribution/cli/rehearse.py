@@ -7,11 +7,12 @@ from attribution.cli.parsing import Names, flags
 from attribution.cli.progress import watch
 from attribution.evaluate.rehearsal import RehearsalSettings
 from attribution.evaluate.rehearsal import rehearse as measure
+from attribution.methods import BEST
 from attribution.methods.rehearsed import Rehearsed
 
 
 @flags({RehearsalSettings: Names(hidden=("top_k",))})
-def rehearse(*, settings: RehearsalSettings, index: Path | None = None) -> None:
+def rehearse(*, settings: RehearsalSettings, index: Path | None = None, method: str = BEST) -> None:
     """Find how a search of an index should go: how many candidates, and in which order noises; kept in the index.
 
     Generated pictures are searched whole, about a minute of a core each for the embedded index; resumable, and several
@@ -20,8 +21,9 @@ def rehearse(*, settings: RehearsalSettings, index: Path | None = None) -> None:
     Args:
         settings: what is measured, and what a search must find.
         index: an index folder; the embedded one by default.
+        method: that is to search; each has its own schedule, and "best" is the one that is asked where none is named.
     """
-    for step in watch(measure(*opened(index), settings), _told):
+    for step in watch(measure(*opened(index), settings, method), _told):
         if isinstance(step, Rehearsed):
             print(_summary(step))
 

@@ -35,7 +35,7 @@ from attribution.unlearning.score import Floats
 MANY = 3  # halves that two seeds must share to be compared
 PATIENCE = 50  # prompts, after which a model that drew none of their objects is of another world
 JUDGED = (
-    *("unlearning", "unlearning+", "influence+", "influence", "d-trak", "trak"),
+    *("ensemble", "unlearning", "unlearning+", "influence+", "influence", "d-trak", "trak"),
     *("dino", "clip", "clip-text", "pixel", "random"),
 )
 

@@ -7,7 +7,7 @@ box. The schedule that is chosen, and the order of the noise bank's columns, are
 """
 
 import random
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import Event
 
@@ -16,24 +16,24 @@ import numpy as np
 from attribution.answers.run import now
 from attribution.diffusion.pipeline import Model, check_seed
 from attribution.diffusion.weights import unlearned
-from attribution.errors import InputError
+from attribution.errors import IndexMismatch, InputError
 from attribution.evaluate.queue import open_queue
 from attribution.files import write_whole, writing
 from attribution.index.index import SEARCH, Index
-from attribution.methods import best_method, check_settings
+from attribution.methods import BEST, check_settings, method_named
 from attribution.methods.answer import AttributeSettings, Clock, Progress
 from attribution.methods.candidates import Chosen, choose, chosen_predictions, require_source, sources
-from attribution.methods.rehearsed import FORMAT_VERSION, Rehearsed
+from attribution.methods.rehearsed import FORMAT_VERSION, Rehearsals, Rehearsed, read_rehearsals
 from attribution.methods.unlearning import unlearn_query
 from attribution.query.encoded import encode
 from attribution.query.prompts import prompt_with
 from attribution.query.query import Box, Query
 from attribution.unlearning.race import RaceSettings
-from attribution.unlearning.schedules import Tried, cheapest, try_schedules
-from attribution.unlearning.score import Floats, cells
+from attribution.unlearning.schedules import Known, cheapest, try_schedules
+from attribution.unlearning.score import Floats, Views, cells, width
 
 FEWEST = 2
-MEASURED = "rehearsal"  # in the index's folder: the changes of each picture's candidates, which may be deleted
+MEASURED = "rehearsal"  # in the index's folder, by method: what is known of each picture's candidates; may be deleted
 
 
 @dataclass(frozen=True)
@@ -77,22 +77,23 @@ def check(index: Index, settings: RehearsalSettings) -> None:
     require_source(index)
 
 
-def rehearse(model: Model, index: Index, settings: RehearsalSettings) -> Iterator[str | Rehearsed]:
-    """Yields what is being done, and at last how searches go, which is then in the index's folder.
+def rehearse(model: Model, index: Index, settings: RehearsalSettings, method: str = BEST) -> Iterator[str | Rehearsed]:
+    """Yields what is being done, and at last how searches by a method go, which is then in the index's folder.
 
     Interrupted, it goes on where it was when it is called again with the same settings; several processes share it.
     What was measured is kept, so that other shares, and more pictures, can be asked for later.
 
     Raises:
-        InputError: what `check` raises; or the index's folder cannot be written to.
+        InputError: what `check` raises; the method does not search; or the index's folder cannot be written to.
     """
     settings = replace(settings, candidates=min(settings.candidates, len(index)))
     check(index, settings)
-    plain = AttributeSettings(best_method(index), top_k=settings.top_k, race=RaceSettings(pool=0))
-    asked = check_settings(model, index, plain)  # whatever was rehearsed before
-    made_with = {"index": index.id, "model": model.sha256, "method": asked.method, "sources": sources(index)}
+    anew = RaceSettings(pool=0, columns=tuple(range(index.base_losses.shape[-1])))  # whatever was rehearsed before
+    asked = check_settings(model, index, AttributeSettings(method_named(method, index), settings.top_k, race=anew))
+    method = asked.method
+    made_with = {"index": index.id, "model": model.sha256, "method": method, "sources": sources(index)}
     made_with |= {name: getattr(settings, name) for name in ("seed", "candidates")}
-    queue = open_queue(index.path / MEASURED, made_with)
+    queue = open_queue(index.path / MEASURED / method, made_with)
     names = [f"{number:04d}" for number in range(settings.pictures)]
     for name in queue.claimed(names):
         steps = _changes(model, index, query_of(model, index, settings.seed, int(name)), asked, settings.candidates)
@@ -101,19 +102,34 @@ def rehearse(model: Model, index: Index, settings: RehearsalSettings) -> Iterato
                 queue.touch(name)
                 yield f"picture {int(name) + 1} of {settings.pictures}: {step}"
             else:
-                queue.keep(name, {"changes": step})
+                queue.keep(name, step)
     if missing := [name for name in names if not queue.done(name)]:
         raise InputError(f"another process is still at work on {len(missing)} pictures; run this again when it is done")
-    rehearsed = _chosen(model, asked.method, [queue.result(name)["changes"] for name in names], settings)
+    rehearsed = _chosen([_known(queue.result(name), asked) for name in names], settings)
     with writing(index.path):
-        write_whole(index.path / SEARCH, rehearsed.json)
+        methods = {**_held(index), method: rehearsed}
+        write_whole(index.path / SEARCH, Rehearsals(FORMAT_VERSION, model.sha256, methods).json)
     yield rehearsed
 
 
-def _chosen(model: Model, method: str, pictures: Sequence[Floats], settings: RehearsalSettings) -> Rehearsed:
-    best: Tried = cheapest(list(try_schedules(pictures, settings.top_k)), settings.mean, settings.worst)
+def _held(index: Index) -> dict[str, Rehearsed]:
+    """What was rehearsed before, where that can be read and is of the same model."""
+    try:
+        held = read_rehearsals(index)
+    except IndexMismatch:
+        return {}
+    return held.methods if held else {}
+
+
+def _known(result: Mapping[str, Floats], asked: AttributeSettings) -> Known:
+    """What was measured of a picture's candidates."""
+    return Known(result["changes"], asked.kind, result.get("values"))
+
+
+def _chosen(pictures: Sequence[Known], settings: RehearsalSettings) -> Rehearsed:
+    best = cheapest(list(try_schedules(pictures, settings.top_k)), settings.mean, settings.worst)
     told = (now()[:10], settings.pictures, settings.seed, settings.candidates, settings.top_k, best.evaluations)
-    return Rehearsed(FORMAT_VERSION, model.sha256, method, *told, round(best.mean, 4), round(best.worst, 4), best.race)
+    return Rehearsed(*told, round(best.mean, 4), round(best.worst, 4), best.race)
 
 
 def query_of(model: Model, index: Index, seed: int, number: int) -> Query:
@@ -132,25 +148,29 @@ def box_anywhere(size: tuple[int, int], rng: np.random.Generator) -> Box:
 
 def _changes(
     model: Model, index: Index, query: Query, settings: AttributeSettings, candidates: int
-) -> Generator[str | Floats, None, None]:
-    """Yields what is being done, and at last how losses change: (C, views, S), likely rows and views first."""
+) -> Generator[str | dict[str, Floats], None, None]:
+    """Yields what is being done, and at last what is known of the candidates, see `Known`."""
     asked, total = encode(model, query, index.center_crop), chosen_predictions(index)
     chosen = yield from _telling(choose(model, index, asked, settings, candidates, Event(), Clock(), total))
-    rows = chosen.rows
-    bank, views = index.bank(model), index.views
-    after = np.empty((len(rows), len(views), len(bank)), np.float32)
+    rows, bank = chosen.rows, index.bank(model)
+    views: Views = index.views
+    if chosen.likely is not None and len(index.views) > 1:
+        seen = np.asarray(views) ^ chosen.likely[rows, None]
+        views = seen[:, :1] if settings.foresees else seen
+    changes = np.empty((len(rows), width(views), len(bank)), np.float32)
     with unlearned(model, settings.newton.weights or index.weights) as weights:
         for taken in unlearn_query(model, index, asked, settings.newton, weights):
             yield f"unlearning, {taken.predictions:,} predictions"
         for which, column, losses in index.losses_by(
             model, index.encoded, bank, rows, range(len(bank)), views, settings.batch
         ):
-            after[which, :, column] = losses
+            changes[which, :, column] = losses
             yield f"candidates on all noises, {which.stop:,} of {len(rows):,}"
-    changes = after - index.base_losses[rows][:, : len(views)]
-    if chosen.likely is not None and len(views) > 1:
-        changes = changes[cells(range(len(rows)), np.asarray(views) ^ chosen.likely[rows, None])]
-    yield changes
+    changes -= index.base_losses[cells(rows, views)]
+    known = {"changes": changes}
+    if settings.foresees and chosen.foreseen is not None:
+        known["values"] = chosen.foreseen[cells(rows, views)]
+    yield known
 
 
 def _telling(steps: Generator[Progress, None, Chosen]) -> Generator[str, None, Chosen]:

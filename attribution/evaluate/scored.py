@@ -13,7 +13,7 @@ from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import unlearned
 from attribution.evaluate.queue import Queue, open_queue
 from attribution.index.index import Index
-from attribution.methods import attribute, check_settings
+from attribution.methods import METHODS, attribute, check_settings
 from attribution.methods.answer import AttributeSettings, Attribution
 from attribution.methods.unlearning import unlearn_query
 from attribution.query.encoded import encode
@@ -36,7 +36,7 @@ def job_name(name: str, query: Query) -> str:
 
 def exhaustively(index: Index, method: str) -> AttributeSettings:
     """How a method is asked for the scores of all images, on all noises."""
-    return AttributeSettings(method, len(index), method.startswith("unlearning"))
+    return AttributeSettings(method, len(index), "race" in METHODS[method].uses)
 
 
 def scored(

@@ -30,7 +30,6 @@ from attribution.index.steps import STEPS
 from attribution.index.stored import Block, save_tensors
 from attribution.index.work import BuildSettings, ExtendSettings, Source, Work
 from attribution.unlearning.race import RaceSettings, evaluations, exhaustive, schedule
-from attribution.unlearning.score import typical_losses
 from attribution.unlearning.step import UnlearnSettings
 
 LEAST, LONG = 3.0, 20.0  # s that a step is measured for: three calls at least, if they do not take too long
@@ -213,8 +212,7 @@ def queries(source: Source, costs: dict[str, Cost]) -> Iterator[Cost]:
     each, step = losses.seconds / losses.count / views / columns, UnlearnSettings().predictions
     unlearning = step * gradients.seconds / gradients.count
     memory = max(losses.memory, gradients.memory), max(losses.device, gradients.device)
-    typical = typical_losses(count, views, columns)
     raced = (schedule(count, columns, RaceSettings(), tuple(range(views))), exhaustive(count, columns, range(views)))
     for name, rounds in zip(QUERIES, raced, strict=True):
-        predictions = typical + evaluations(rounds)
+        predictions = evaluations(rounds)
         yield Cost(name, step + predictions, unlearning + each * predictions, 0, 0, *memory)

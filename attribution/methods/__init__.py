@@ -12,10 +12,10 @@ from attribution.errors import InputError
 from attribution.index.features import FEATURES
 from attribution.index.index import Index
 from attribution.methods.accepted import check_values, with_search
-from attribution.methods.answer import Answer, AttributeSettings, Attribution, default_top_k
+from attribution.methods.answer import ENSEMBLE, Answer, AttributeSettings, Attribution, default_top_k
 from attribution.methods.chance import chance
 from attribution.methods.features import feature
-from attribution.methods.influence import influence, signed_influence
+from attribution.methods.influence import SIGNED, influence, signed_influence
 from attribution.methods.pixel import pixel
 from attribution.methods.trak import trak
 from attribution.methods.unlearning import unlearning
@@ -81,6 +81,7 @@ def _feature_method(name: str) -> Method:
 
 SCORED = ("latents", "base_losses")
 NEWTON = ("step_size", "damping", "images", "unlearn_timesteps", "unlearn_noises", "unlearn_seed", "noise_seed")
+RISE = 0.5  # of several, the highest LDS and the steadiest
 UNLEARNS = ("exhaustive", "score", "race", "weights", "steps", "rise", *NEWTON)
 METHODS: dict[str, Method] = {
     "unlearning": Method(
@@ -99,7 +100,17 @@ METHODS: dict[str, Method] = {
         ("ekfac",),
         SCORED,
         UNLEARNS,
-        rise=0.5,  # of several, the highest LDS and the steadiest
+        rise=RISE,
+    ),
+    ENSEMBLE: Method(
+        unlearning,
+        "mean of the loss change that unlearning+ measures and the one that influence+ foresees",
+        "Wang et al. 2025 with Grosse et al. 2023",
+        "ek-fac",
+        ("ekfac", f"gradients/{SIGNED}"),
+        SCORED,
+        tuple(name for name in UNLEARNS if name not in ("score", "weights")),
+        rise=RISE,
     ),
     "unlearning-sgd": Method(
         unlearning,
@@ -118,7 +129,7 @@ METHODS: dict[str, Method] = {
         ("fisher",),
         NEWTON,
     ),
-    "influence+": Method(
+    SIGNED: Method(
         signed_influence,
         "first-order loss change by EK-FAC, of the signs of training gradients",
         "after Grosse et al. 2023",
@@ -156,7 +167,7 @@ METHODS: dict[str, Method] = {
 
 
 # By how well they agree with training again (README, "Proof"): the best that an index can answer by comes first.
-PREFERRED = ("unlearning+", "unlearning")
+PREFERRED = (ENSEMBLE, "unlearning+", "unlearning")
 BEST = "best"  # names it
 
 

@@ -10,7 +10,7 @@ from attribution.errors import InputError
 from attribution.index.index import Index
 from attribution.methods.answer import AttributeSettings
 from attribution.methods.candidates import require_source, sources
-from attribution.methods.rehearsed import read_rehearsed
+from attribution.methods.rehearsed import noise_order, rehearsed
 from attribution.unlearning.race import RaceSettings
 from attribution.unlearning.score import ScoreKind
 
@@ -76,24 +76,26 @@ def with_search(settings: AttributeSettings, index: Index) -> AttributeSettings:
     if race.pool:
         require_source(index)
     everyone = race.pool == 0 or not sources(index)
-    race = replace(race, pool=0) if everyone else _suiting(race, index, settings.k)
+    race = replace(race, pool=0) if everyone else _suiting(race, index, settings)
+    if not race.columns:
+        race = replace(race, columns=noise_order(index, settings.method))
     _check_columns(race.columns, index.base_losses.shape[-1])
     keep, growth, survivors = race.pace
     return replace(settings, race=replace(race, keep=keep, growth=growth, survivors=max(survivors, 2 * settings.k)))
 
 
-def _suiting(race: RaceSettings, index: Index, top_k: int) -> RaceSettings:
+def _suiting(race: RaceSettings, index: Index, settings: AttributeSettings) -> RaceSettings:
     """A race among candidates, with what it leaves open as it was found to suit the index."""
-    rehearsed = read_rehearsed(index)
-    suits = rehearsed.race if rehearsed else RaceSettings(POOL)
-    wanted = min(len(index), max(suits.pool or POOL, POOL_EACH * top_k))
+    held = rehearsed(index, settings.method)
+    suits = held.race if held else RaceSettings(POOL)
+    wanted = min(len(index), max(suits.pool or POOL, POOL_EACH * settings.k))
     return RaceSettings(
         wanted if race.pool is None else race.pool,
         race.keep or suits.keep,
         race.first_columns,
         race.growth or suits.growth,
         race.survivors or suits.survivors,
-        race.columns or suits.columns,
+        race.columns,
     )
 
 

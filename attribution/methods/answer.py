@@ -22,6 +22,7 @@ from attribution.unlearning.score import Floats, ScoreKind, Scores
 from attribution.unlearning.step import UnlearnSettings
 
 TOP_K = 10
+ENSEMBLE = "ensemble"  # the method whose scores are half foreseen, half measured
 MOST_SCORES = 200  # that an answer keeps, of its ranking's first
 MOST_RANKS = 5000  # of a method's ranking, that an answer keeps: what is further down tells nobody anything
 
@@ -57,6 +58,16 @@ class AttributeSettings:
     def newton(self) -> UnlearnSettings:
         """The Newton step, with the noises that it is taken with."""
         return replace(self.unlearn, seed=drawn_anew(self.unlearn.seed, self.noise_seed))
+
+    @property
+    def foresees(self) -> bool:
+        """Whether scores are means of changes of losses that are measured and that are foreseen."""
+        return self.method == ENSEMBLE
+
+    @property
+    def kind(self) -> ScoreKind:
+        """Of score: the trimmed mean is part of a method that foresees."""
+        return "trimmed" if self.foresees else self.score
 
     @property
     def k(self) -> int:
@@ -133,8 +144,8 @@ class Attribution:
         model_sha256: of the model.
         rows: of the training set, best first: the first MOST_RANKS that have a final score.
         ranked: how many have a final score, or are among those that an approximate search is good for.
-        typical: the median score of TYPICAL training images on TYPICAL_NOISES noises, the same ones for every query
-            and however it is searched; None where it does not unlearn.
+        typical: the median score of some training images by chance on one noise, the same ones for every query, each in
+            the view that is looked at first; None where it does not unlearn.
         evidence: what the query itself tells of whether the model made it; None in runs that are older than that.
         scores: of the first MOST_SCORES of `rows`; a run that an earlier version kept has none.
         step_sizes: alpha of each step, where it was found by its effect; otherwise the settings name it.

@@ -7,8 +7,7 @@ from attribution.index.index import Index
 from attribution.methods import METHODS
 from attribution.methods.accepted import with_search
 from attribution.methods.answer import AttributeSettings
-from attribution.methods.candidates import chosen_predictions, pool_of
-from attribution.methods.unlearning import predicted
+from attribution.methods.unlearning import choosing, predicted
 from attribution.unlearning.race import Pace, RaceSettings
 
 Budget = Literal["quick", "normal", "thorough", "all"]
@@ -46,6 +45,6 @@ def calls(index: Index, settings: AttributeSettings) -> tuple[int, int]:
     """
     method, unlearn = METHODS[settings.method], settings.unlearn.predictions
     if "race" in method.uses:
-        asked = unlearn + (chosen_predictions(index) if pool_of(settings) else 0)
+        asked = unlearn + choosing(index, settings)
         return asked, predicted(index, settings) - asked
     return (unlearn if method.curvature else 0), 0

@@ -54,12 +54,17 @@ class Chosen:
     Attributes:
         rows: the candidates, likely ones first.
         first: a first estimate of the results: those of the first source alone, with its scores.
-        likely: (N,) the view of each in which it is likely to score higher; None where no source tells them apart.
+        foreseen: (N, views) scores of all, in each view; None where no source tells these apart.
     """
 
     rows: list[int]
     first: tuple[Result, ...]
-    likely: NDArray[np.integer] | None
+    foreseen: Floats | None
+
+    @property
+    def likely(self) -> NDArray[np.integer] | None:
+        """(N,) the view of each in which it is likely to score higher, where that is known."""
+        return None if self.foreseen is None else self.foreseen.argmax(1)
 
 
 def choose(
@@ -87,21 +92,21 @@ def choose(
         total: predictions that will be made.
     """
     settings = replace(settings, noise_seed=None)  # at other noises than theirs, stored gradients tell far less
-    given, made, likely, first = list[Floats](), 0, None, tuple[Result, ...]()
+    given, made, foreseen, first = list[Floats](), 0, None, tuple[Result, ...]()
     for source in sources(index):
         if source == SIGNED:
             steps = signed_scores(model, index, asked, settings, stop, clock, total)
         else:
             steps = trak_scores(source, False, model, index, asked, settings, stop, clock, total)
         scores = yield from _after(made, first, steps)
-        likely = scores.argmax(1) if source == SIGNED else likely
+        foreseen = scores if source == SIGNED else foreseen
         given.append(scores.max(1) if source == SIGNED else scores)
         made += trak_predictions(index, source, False)
         if not first:
             first = estimated(index, given[0], settings.k)
             yield _with(first, Progress("gradient", made, total, clock.total()))
     rankings = [best_rows(scores, count) for scores in given]
-    return Chosen(in_turns(rankings, count), first, likely)
+    return Chosen(in_turns(rankings, count), first, foreseen)
 
 
 def estimated(index: Index, scores: Floats, count: int) -> tuple[Result, ...]:
@@ -153,10 +158,15 @@ def best_rows(scores: Floats, count: int) -> list[int]:
     return [int(row) for row in Scores.exact(scores[:, None]).first(count)]
 
 
+def by_chance(images: int, count: int = SAMPLED) -> list[int]:
+    """Training images by chance, the same ones for every query: `count`, or as many as there are."""
+    return [int(row) for row in np.random.default_rng(SAMPLED).permutation(images)[:count]]
+
+
 def beside(images: int, pool: Sequence[int]) -> list[int]:
-    """Training images by chance from outside a pool: SAMPLED, or as many as there are."""
-    inside, shuffled = set(pool), np.random.default_rng(SAMPLED).permutation(images)
-    return list(islice((int(row) for row in shuffled if row not in inside), SAMPLED))
+    """Training images from outside a pool: SAMPLED of them, or as many as there are, the first ones of `by_chance`."""
+    inside = set(pool)
+    return list(islice((row for row in by_chance(images, images) if row not in inside), SAMPLED))
 
 
 def searched(

@@ -1,14 +1,16 @@
-"""How searches of an index go: SEARCH in its folder, which `python -m attribution rehearse` writes."""
+"""How searches of an index go, by method: SEARCH in its folder, which `python -m attribution rehearse` writes."""
 
 import json
 from dataclasses import dataclass
 
+from attribution.diffusion.noise import spread
 from attribution.errors import IndexMismatch
 from attribution.index.index import SEARCH, Index
 from attribution.index.typed import read_as, told_of
 from attribution.unlearning.race import RaceSettings
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+ALIKE = ("unlearning+", "unlearning")  # methods that go by one another's schedule where they have none of their own
 ANEW = "make it anew: python -m attribution rehearse"
 
 
@@ -17,9 +19,6 @@ class Rehearsed:
     """The schedule that suits an index, and what it was chosen by.
 
     Attributes:
-        format_version: of the file.
-        model: hash of the weights that it was measured with.
-        method: that was rehearsed.
         date: on which it was, YYYY-MM-DD.
         pictures: generated ones that it was chosen by.
         seed: of these.
@@ -31,9 +30,6 @@ class Rehearsed:
         race: the schedule.
     """
 
-    format_version: int
-    model: str
-    method: str
     date: str
     pictures: int
     seed: int
@@ -44,13 +40,49 @@ class Rehearsed:
     worst: float
     race: RaceSettings
 
+
+@dataclass(frozen=True)
+class Rehearsals:
+    """What was rehearsed with an index: the file.
+
+    Attributes:
+        format_version: of the file.
+        model: hash of the weights that all was measured with.
+        methods: how each is searched.
+    """
+
+    format_version: int
+    model: str
+    methods: dict[str, Rehearsed]
+
     @property
     def json(self) -> bytes:
-        """As its file has it."""
+        """As the file has it."""
         return (json.dumps(told_of(self), indent=1) + "\n").encode()
 
 
-def read_rehearsed(index: Index) -> Rehearsed | None:
+def rehearsed(index: Index, method: str) -> Rehearsed | None:
+    """How searches by a method go: as one was rehearsed that is searched alike; None where that was not measured.
+
+    Raises:
+        IndexMismatch: what `read_rehearsals` raises.
+    """
+    held = read_rehearsals(index)
+    names = [method, *(ALIKE if method.startswith(ALIKE[-1]) else ())]
+    return next((held.methods[name] for name in names if name in held.methods), None) if held else None
+
+
+def noise_order(index: Index, method: str) -> tuple[int, ...]:
+    """The order in which searches by a method take the columns of the noise bank.
+
+    Raises:
+        IndexMismatch: what `read_rehearsals` raises.
+    """
+    held = rehearsed(index, method)
+    return held.race.columns if held else tuple(spread(index.base_losses.shape[-1]))
+
+
+def read_rehearsals(index: Index) -> Rehearsals | None:
     """How searches of an index go; None where that was not measured.
 
     Raises:
@@ -60,11 +92,11 @@ def read_rehearsed(index: Index) -> Rehearsed | None:
     if not path.is_file():
         return None
     try:
-        held: Rehearsed = read_as(Rehearsed, json.loads(path.read_text(encoding="utf-8")), "search")
+        held: Rehearsals = read_as(Rehearsals, json.loads(path.read_text(encoding="utf-8")), "search")
     except (OSError, ValueError) as error:
         raise IndexMismatch(f"{path} is damaged or of another program; {ANEW}") from error
-    columns = index.base_losses.shape[-1]
-    if held.format_version != FORMAT_VERSION or sorted(held.race.columns) != list(range(columns)):
+    bank = list(range(index.base_losses.shape[-1]))
+    if held.format_version != FORMAT_VERSION or any(sorted(own.race.columns) != bank for own in held.methods.values()):
         raise IndexMismatch(f"{path} is of another version or another noise bank; {ANEW}")
     if held.model != index.manifest.model.sha256:
         raise IndexMismatch(

@@ -1,6 +1,6 @@
 """The paper's method: unlearn the query, then see which training images' losses rose (Eq. 4 to 6)."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Event
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attribution.batches import batches
-from attribution.diffusion.noise import NoiseBank, spread
+from attribution.diffusion.noise import NoiseBank
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import pretrained, unlearned
 from attribution.index.index import Index
@@ -28,18 +28,28 @@ from attribution.methods.answer import (
     check_stop,
     to_results,
 )
-from attribution.methods.candidates import SAMPLED, beside, choose, chosen_predictions, pool_of, searched
+from attribution.methods.candidates import (
+    SAMPLED,
+    beside,
+    by_chance,
+    choose,
+    chosen_predictions,
+    estimated,
+    pool_of,
+    searched,
+)
+from attribution.methods.influence import SIGNED, signed_scores
+from attribution.methods.rehearsed import noise_order
+from attribution.methods.trak import trak_predictions
 from attribution.query.encoded import Encoded
-from attribution.unlearning.race import Measure, Round, evaluations, exhaustive, race, schedule
+from attribution.unlearning.foreseen import Foreseen
+from attribution.unlearning.race import Measure, Round, Standing, evaluations, exhaustive, race, schedule
 from attribution.unlearning.rise import step_to, trial_bank
 from attribution.unlearning.score import (
-    TYPICAL,
-    TYPICAL_NOISES,
     Floats,
     Views,
     cells,
     score,
-    typical_losses,
     views_at,
     width,
 )
@@ -60,14 +70,14 @@ class Entered:
     Attributes:
         rows: of the training set, likely ones first.
         sampled: the last of them, by chance from outside the pool; none where everyone takes part.
-        likely: (N,) the view of each training image in which it is likely to score higher; None where that is unknown.
+        foreseen: (N, views) scores of all training images, which tell the likelier view; None where there are none.
         first: a first estimate of the results, where the rows were chosen by what the index holds.
         predictions: that choosing took.
     """
 
     rows: list[int]
     sampled: list[int]
-    likely: NDArray[np.integer] | None = None
+    foreseen: Floats | None = None
     first: tuple[Result, ...] = ()
     predictions: int = 0
 
@@ -75,6 +85,11 @@ class Entered:
     def estimate(self) -> tuple[int, ...]:
         """Rows of the first estimate, best first."""
         return tuple(result.row for result in self.first)
+
+    @property
+    def likely(self) -> NDArray[np.integer] | None:
+        """(N,) the view of each training image in which it is likely to score higher, where that is known."""
+        return None if self.foreseen is None else self.foreseen.argmax(1)
 
 
 def unlearning(model: Model, index: Index, asked: Encoded, settings: AttributeSettings, stop: Event) -> Answer:
@@ -95,18 +110,15 @@ def unlearning(model: Model, index: Index, asked: Encoded, settings: AttributeSe
 
         done += unlearn.predictions
         measure, base = _losses(model, index, bank, settings, stop)
-        typical, made = yield from _typical(
-            index, settings, measure, base, lambda made: at("scoring", done + each * made)
-        )
-        clock.lap("typical")
-
-        done, begun = done + each * made, not first  # a first estimate stays until all were looked at
+        begun = not first  # a first estimate stays until all were looked at
         rounds, likely = _rounds(index, settings), entered.likely
-        for standing in race(measure, base, rounds, entered.rows, settings.score, settings.k, likely):
+        foreseen = _foreseen(index, settings, entered)
+        for standing in race(measure, base, rounds, entered.rows, settings.kind, settings.k, likely, foreseen):
             begun |= standing.ended
             results = to_results(standing, index, settings.k) if begun else ()
             yield at("scoring", done + each * standing.evaluations, results)
     clock.lap("scoring")
+    typical = _typical(index, settings, base, standing, likely, foreseen)
     made_with, rows = (index.id, model.sha256), standing.rows
     ranks = (rows[:MOST_RANKS], len(rows))
     scores = tuple(standing.scores.value[:MOST_SCORES].tolist())
@@ -119,32 +131,50 @@ def _entered(
     model: Model, index: Index, asked: Encoded, settings: AttributeSettings, stop: Event, clock: Clock, total: int
 ) -> Generator[Progress, None, Entered]:
     """Who takes part: everyone, or those that are chosen, and some by chance."""
-    if not (pool := pool_of(settings)):
+    pool, predictions = pool_of(settings), choosing(index, settings)
+    if not predictions:
         return Entered(likely_first(asked.query.prompt, index.captions), [])
-    chosen = yield from choose(model, index, asked, settings, pool, stop, clock, total)
-    sampled, predictions = beside(len(index), chosen.rows), chosen_predictions(index)
+    if pool:
+        chosen = yield from choose(model, index, asked, settings, pool, stop, clock, total)
+        sampled = beside(len(index), chosen.rows)
+        entered = Entered([*chosen.rows, *sampled], sampled, chosen.foreseen, chosen.first, predictions)
+    else:
+        plain = replace(settings, noise_seed=None)  # as among candidates
+        foreseen = yield from signed_scores(model, index, asked, plain, stop, clock, total)
+        rows = likely_first(asked.query.prompt, index.captions)
+        entered = Entered(rows, [], foreseen, estimated(index, foreseen.max(1), settings.k), predictions)
     clock.lap("candidates")
-    entered = Entered([*chosen.rows, *sampled], sampled, chosen.likely, chosen.first, predictions)
-    yield Progress("unlearning", predictions, total, clock.total(), chosen.first, True, entered.estimate)
+    yield Progress("unlearning", predictions, total, clock.total(), entered.first, True, entered.estimate)
     return entered
 
 
+def first_column(index: Index, settings: AttributeSettings) -> int:
+    """The column of the noise bank on which a search looks at every training image that takes part."""
+    return (settings.race.columns or noise_order(index, settings.method))[0]
+
+
+def _foreseen(index: Index, settings: AttributeSettings, entered: Entered) -> Foreseen | None:
+    """What scores take from what is foreseen; nothing, but for a method that foresees."""
+    if not settings.foresees or entered.foreseen is None:
+        return None
+    return Foreseen(entered.foreseen, first_column(index, settings))
+
+
 def _typical(
-    index: Index, settings: AttributeSettings, measure: Measure, base: Floats, at: Callable[[int], Progress]
-) -> Generator[Progress, None, tuple[float, int]]:
-    """The typical score, and how many losses that took."""
-    rows, columns, made = typical_rows(len(index)), spread(base.shape[-1])[:TYPICAL_NOISES], 0
-    after = np.empty((len(rows), len(index.views), len(columns)), base.dtype)
-    for which, column, losses in measure(rows, columns, index.views):
-        after[which, :, column], made = losses, made + losses.size
-        yield at(made)
-    before = base[rows][..., columns]
-    return float(np.median(score(before, after, settings.score).value)), made
-
-
-def typical_rows(images: int) -> list[int]:
-    """The training images whose median score is the typical one: TYPICAL of them, the same for every query."""
-    return sorted(int(row) for row in np.random.default_rng(TYPICAL).permutation(images)[:TYPICAL])
+    index: Index,
+    settings: AttributeSettings,
+    base: Floats,
+    last: Standing,
+    likely: NDArray[np.integer] | None,
+    foreseen: Foreseen | None,
+) -> float:
+    """The median score of training images by chance, all of which took part, on the noise that is looked at first."""
+    assert last.known is not None
+    rows = by_chance(len(index))
+    views = np.zeros((len(rows), 1), np.intp) if likely is None else likely[rows, None]
+    at = cells(rows, views, [first_column(index, settings)])
+    expected = None if foreseen is None else foreseen.changes(rows, views, base, last.known, settings.kind)
+    return float(np.median(score(base[at], last.known[at], settings.kind, expected).value))
 
 
 def _losses(
@@ -237,10 +267,15 @@ def likely_first(prompt: str, captions: Sequence[str]) -> list[int]:
 
 def predicted(index: Index, settings: AttributeSettings) -> int:
     """Predictions that an answer by unlearning takes."""
-    typical = typical_losses(len(index), len(index.views), index.base_losses.shape[-1])
-    chosen = chosen_predictions(index) if pool_of(settings) else 0
-    raced = evaluations(_rounds(index, settings))
-    return chosen + settings.unlearn.predictions + _measured(settings) * (typical + raced)
+    asked = choosing(index, settings) + settings.unlearn.predictions
+    return asked + _measured(settings) * evaluations(_rounds(index, settings))
+
+
+def choosing(index: Index, settings: AttributeSettings) -> int:
+    """Predictions that choosing candidates takes, and foreseeing."""
+    if pool_of(settings):
+        return chosen_predictions(index)
+    return trak_predictions(index, SIGNED, False) if settings.foresees else 0
 
 
 def _measured(settings: AttributeSettings) -> int:
@@ -250,8 +285,9 @@ def _measured(settings: AttributeSettings) -> int:
 
 def _rounds(index: Index, settings: AttributeSettings) -> list[Round]:
     images, columns = len(index), index.base_losses.shape[-1]  # of the noise bank
+    views = index.views[:1] if settings.foresees else index.views  # the likelier one is all that it scores
     if settings.exhaustive:
-        return exhaustive(images, columns, index.views)
+        return exhaustive(images, columns, views)
     if pool := pool_of(settings):
-        return schedule(pool, columns, settings.race, index.views, min(SAMPLED, images - pool))
-    return schedule(images, columns, settings.race, index.views)
+        return schedule(pool, columns, settings.race, views, min(SAMPLED, images - pool))
+    return schedule(images, columns, settings.race, views)

@@ -64,9 +64,7 @@ def paced(answer: Attribution, index: Index) -> Pace | None:
     took = answer.seconds
     if not of_images:
         return None
-    return Pace(
-        (took.get("candidates", 0.0) + took["unlearning"]) / asked, (took["typical"] + took["scoring"]) / of_images
-    )
+    return Pace((took.get("candidates", 0.0) + took["unlearning"]) / asked, took["scoring"] / of_images)
 
 
 def choices(model: Model, index: Index, top_k: int) -> dict[Budget, AttributeSettings]:

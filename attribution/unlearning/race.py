@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attribution.diffusion.noise import spread
+from attribution.unlearning.foreseen import Foreseen
 from attribution.unlearning.score import VIEWS, Floats, ScoreKind, Scores, Views, cells, score
 
 # (rows, columns, views) -> (which of rows, which of columns, losses after unlearning (chunk, views)), chunk by chunk
@@ -83,6 +84,7 @@ class Standing:
         ended: a round has just ended.
         settled: the last round has ended; the scores are the exhaustive ones.
         losses: (n, 2, S) before and after unlearning, of the view that scored, once settled.
+        known: (N, views, S) losses after unlearning, NaN where not measured: those of all images, once settled.
     """
 
     rows: tuple[int, ...]
@@ -92,6 +94,7 @@ class Standing:
     ended: bool
     settled: bool
     losses: Floats | None = None
+    known: Floats | None = None
 
 
 def schedule(
@@ -138,6 +141,7 @@ def race(
     kind: ScoreKind = "difference",
     leaders: int = 10,
     likely: NDArray[np.integer] | None = None,
+    foreseen: Foreseen | None = None,
 ) -> Iterator[Standing]:
     """Run a schedule; yields a standing after every call of the U-Net, and one at the end of each round.
 
@@ -149,6 +153,7 @@ def race(
         kind: of score.
         leaders: how many images a standing has while its round is under way.
         likely: (N,) the view of each image in which it is likely to score higher; None is the image, not its mirror.
+        foreseen: the losses' changes; half of every score then.
     """
     after = np.full(base_losses.shape, np.nan, base_losses.dtype)
     rows, done, total = list(order), 0, evaluations(rounds)
@@ -163,12 +168,14 @@ def race(
     def standing(of: list[int], this: Round, ended: bool) -> Standing:
         views = seen(of, this.views)
         at = cells(of, views, sorted(this.columns))
-        scores = score(base_losses[at], after[at], kind)
+        expected = None if foreseen is None else foreseen.changes(of, views, base_losses, after, kind)
+        scores = score(base_losses[at], after[at], kind, expected)
         best, settled = scores.best_first(of), ended and this is rounds[-1]
         losses = np.stack([base_losses[at], after[at]], 2)[best, scores.flip[best].astype(int)] if settled else None
         if isinstance(views, np.ndarray):
             scores = replace(scores, flip=views[:, 0] == 1)
-        return Standing(tuple(int(of[i]) for i in best), scores.take(best), done, total, ended, settled, losses)
+        first, known = tuple(int(of[i]) for i in best), after if settled else None
+        return Standing(first, scores.take(best), done, total, ended, settled, losses, known)
 
     latest: Standing | None = None
     for number, this in enumerate(rounds):

@@ -1,8 +1,7 @@
 """How a search should go, found by trying schedules on losses that were measured whole.
 
 For some pictures the change of many candidates' losses is known on all noises. A race can then be run on what is known,
-without the model, and its first images compared with the first on all noises. Of the views of a candidate, the one in
-which it is likely to score higher comes first throughout, where that is known.
+without the model, and its first images compared with the first on all noises.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,13 +10,56 @@ from itertools import product
 
 import numpy as np
 
+from attribution.unlearning.foreseen import Foreseen
 from attribution.unlearning.race import Measure, RaceSettings, evaluations, race, schedule
-from attribution.unlearning.score import VIEWS, Floats, Views, cells
+from attribution.unlearning.score import VIEWS, Floats, ScoreKind, Scores, Views, cells, score
 
-POOLS = (192, 256, 384, 512, 768, 1024)
+POOLS = (64, 96, 128, 192, 256, 384, 512, 768, 1024)
 KEEPS = (0.125, 0.25, 0.375, 0.5)
 GROWTHS = (2.0, 2.5, 3.34)  # to all of ten columns in five rounds, in four and in three
-SURVIVORS = (24, 32, 48, 64)
+SURVIVORS = (12, 16, 20, 24, 32, 48, 64)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a picture's candidates.
+
+    Attributes:
+        changes: (C, views, S) of their losses, likely candidates first; the view in which a candidate is likely to
+            score higher comes first, where that is known.
+        kind: of score.
+        values: (C, views) first-order scores, where the method foresees.
+    """
+
+    changes: Floats
+    kind: ScoreKind = "difference"
+    values: Floats | None = None
+
+    @property
+    def views(self) -> tuple[int, ...]:
+        """Of each candidate."""
+        return VIEWS[: self.changes.shape[1]]
+
+    @property
+    def columns(self) -> int:
+        """S."""
+        return int(self.changes.shape[-1])
+
+    def foreseen(self, column: int) -> Foreseen | None:
+        """What is foreseen, in the unit of a column."""
+        return None if self.values is None else Foreseen(self.values, column)
+
+    def scores(self, columns: Sequence[int], views: Views) -> Scores:
+        """All candidates' scores on some columns in some views; the first column gives the unit."""
+        rows, nothing, foreseen = range(len(self.changes)), np.zeros_like(self.changes), self.foreseen(columns[0])
+        at = cells(rows, views, columns)
+        expected = None if foreseen is None else foreseen.changes(rows, views, nothing, self.changes, self.kind)
+        return score(nothing[at], self.changes[at], self.kind, expected)
+
+    def first(self, count: int, column: int = 0) -> list[int]:
+        """The candidates of the highest scores on all noises; a column gives the unit."""
+        columns = [column, *(each for each in range(self.columns) if each != column)]
+        return [int(row) for row in self.scores(columns, self.views).first(count)]
 
 
 @dataclass(frozen=True)
@@ -45,46 +87,43 @@ class Tried:
         return min(self.shares)
 
 
-def first_rows(changes: Floats, count: int) -> list[int]:
-    """The candidates of the highest scores on all noises: (C, views, S) changes of losses to `count` rows."""
-    return [int(row) for row in np.argsort(-changes.mean(-1).max(1), kind="stable")[:count]]
-
-
-def telling_order(pictures: Sequence[Floats], top_k: int) -> tuple[int, ...]:
+def telling_order(pictures: Sequence[Known], top_k: int) -> tuple[int, ...]:
     """The order of a bank's columns in which their beginnings tell the most about the first images.
 
     Each next column is the one with which those images come nearest to the front, by their places' mean logarithm.
     As in a race, mirrors are not looked at on the first column.
 
     Args:
-        pictures: of each (C, views, S), the changes of its candidates' losses on all noises.
+        pictures: of each, what is known of its candidates.
         top_k: how many images are the first.
     """
     order: list[int] = []
-    wanted = [first_rows(changes, top_k) for changes in pictures]
 
     def place(column: int) -> float:
-        columns = [*order, column]
-        means = [changes[:, : None if order else 1, columns].mean(-1).max(1) for changes in pictures]
-        ranks = (np.argsort(np.argsort(-mean, kind="stable")) for mean in means)
-        return float(np.mean([np.log(rank[rows] + top_k).mean() for rank, rows in zip(ranks, wanted, strict=True)]))
+        columns, places = [*order, column], []
+        for known in pictures:
+            seen = known.scores(columns, known.views if order else known.views[:1])
+            rank = np.argsort(np.argsort(-seen.value, kind="stable"))
+            places.append(np.log(rank[known.first(top_k, columns[0])] + top_k).mean())
+        return float(np.mean(places))
 
-    columns = range(pictures[0].shape[-1])
+    columns = range(pictures[0].columns)
     while len(order) < len(columns):
         order.append(min((column for column in columns if column not in order), key=place))
     return tuple(order)
 
 
-def found(changes: Floats, settings: RaceSettings, top_k: int) -> float:
-    """The share of the first `top_k` candidates, (C, views, S) best likely first, that a race finds among its pool."""
-    images, views, columns = changes.shape
-    pool = settings.pool or images
-    rounds = schedule(pool, columns, settings, VIEWS[:views])
-    *_, last = race(_known(changes), np.zeros_like(changes), rounds, range(pool), leaders=top_k)
-    return len(set(last.rows[:top_k]) & set(first_rows(changes, top_k))) / top_k
+def found(known: Known, settings: RaceSettings, top_k: int) -> float:
+    """The share of the first `top_k` candidates that a race finds among its pool."""
+    pool = settings.pool or len(known.changes)
+    rounds = schedule(pool, known.columns, settings, known.views)
+    column = rounds[0].columns[0]
+    measure, before, foreseen = _measure(known.changes), np.zeros_like(known.changes), known.foreseen(column)
+    *_, last = race(measure, before, rounds, range(pool), known.kind, top_k, foreseen=foreseen)
+    return len(set(last.rows[:top_k]) & set(known.first(top_k, column))) / top_k
 
 
-def _known(changes: Floats) -> Measure:
+def _measure(changes: Floats) -> Measure:
     """Losses that are known, where those before unlearning are taken as nothing."""
 
     def measure(rows: Sequence[int], columns: Sequence[int], views: Views) -> Iterator[tuple[slice, int, Floats]]:
@@ -103,21 +142,19 @@ def schedules(candidates: int, top_k: int) -> list[RaceSettings]:
     ]
 
 
-def try_schedules(pictures: Sequence[Floats], top_k: int) -> Iterator[Tried]:
+def try_schedules(pictures: Sequence[Known], top_k: int) -> Iterator[Tried]:
     """Every schedule, tried on every picture; the columns' order is then that of the other pictures.
 
     Args:
-        pictures: of each (C, views, S), the changes of its candidates' losses, likely ones first; two at least.
+        pictures: of each, what is known of its candidates; two at least.
         top_k: how many images are looked for.
     """
-    count, columns = len(pictures[0]), pictures[0].shape[-1]
-    views = VIEWS[: pictures[0].shape[1]]
+    count, columns, views = len(pictures[0].changes), pictures[0].columns, pictures[0].views
     others = [[*pictures[:number], *pictures[number + 1 :]] for number in range(len(pictures))]
     orders, order = [telling_order(each, top_k) for each in others], telling_order(pictures, top_k)
     for settings in schedules(count, top_k):
         shares = tuple(
-            found(changes, replace(settings, columns=left), top_k)
-            for changes, left in zip(pictures, orders, strict=True)
+            found(known, replace(settings, columns=left), top_k) for known, left in zip(pictures, orders, strict=True)
         )
         taken = evaluations(schedule(settings.pool or count, columns, settings, views))
         yield Tried(replace(settings, columns=order), taken, shares)

@@ -16,7 +16,7 @@ from attribution.diffusion.noise import NoiseBank
 from attribution.diffusion.pipeline import Model
 from attribution.files import let_go
 
-ScoreKind = Literal["difference", "skew"]
+ScoreKind = Literal["difference", "skew", "trimmed"]
 Floats = NDArray[np.floating]
 VIEWS = (0, 1)  # a training image and its mirror
 Views = Sequence[int] | NDArray[np.integer]  # of all rows the same; or (n, v) of each row its own
@@ -25,13 +25,7 @@ Losses = Callable[
     [Model, "EncodedSet", NoiseBank, Sequence[int], Sequence[int], Views, int],
     Iterator[tuple[slice, int, Floats]],
 ]
-TYPICAL = 32  # training images that stand for all in the typical score
-TYPICAL_NOISES = 3  # that they are scored on: whose images these are moves their median more than more noises do
-
-
-def typical_losses(images: int, views: int, columns: int) -> int:
-    """Losses that a typical score takes, of a training set of so many images and a bank of so many columns."""
-    return min(TYPICAL, images) * views * min(TYPICAL_NOISES, columns)
+TRIMMED = 0.2  # share of the noises that a trimmed mean leaves out at either end (Wilcox 2017)
 
 
 @dataclass(frozen=True)
@@ -209,18 +203,48 @@ class Scores:
         return np.lexsort((np.asarray(rows), -self.value))
 
 
-def score(before: Floats, after: Floats, kind: ScoreKind = "difference") -> Scores:
+def changes_of(before: Floats, after: Floats, kind: ScoreKind = "difference") -> Floats:
+    """Losses' changes by unlearning, noise by noise, of any shape: L1 - L0; of `skew` normalised, see `score`."""
+    change = after - before
+    return change / (after + before + 1e-3) if kind == "skew" else change
+
+
+def score(before: Floats, after: Floats, kind: ScoreKind = "difference", foreseen: Floats | None = None) -> Scores:
     """Score images from their losses (n, views, columns) before and after unlearning.
 
     `difference` is Eq. 6, the mean over the bank of L1 - L0; `skew` is the mean of the normalised
-    (L1 - L0) / (L1 + L0 + 1e-3), noise by noise (Serra et al. 2026).
+    (L1 - L0) / (L1 + L0 + 1e-3), noise by noise (Serra et al. 2026); `trimmed` is the mean of L1 - L0 without the
+    highest and the lowest fifth of them, whole noises only.
+
+    Args:
+        before: losses.
+        after: losses.
+        kind: of score.
+        foreseen: (n, views) changes that were foreseen, in the measured ones' unit; the score is then the mean of both.
     """
-    change = after - before
-    if kind == "skew":
-        change = change / (after + before + 1e-3)
-    mean = change.mean(-1)  # (n, views)
+    change = changes_of(before, after, kind)
     columns = change.shape[-1]
-    spread = change.std(-1, ddof=1) / np.sqrt(columns) if columns > 1 else np.full_like(mean, np.inf)
+    cut = int(TRIMMED * columns) if kind == "trimmed" else 0
+    mean = _trimmed(change, cut)  # (n, views)
+    error = _spread(change, cut) / np.sqrt(columns) if columns > 1 else np.full_like(mean, np.inf)
+    if foreseen is not None:
+        mean, error = (mean + foreseen) / 2, error / 2
     best = mean.argmax(1)
     at = (np.arange(len(mean)), best)
-    return Scores(mean[at], mean[at] - 1.96 * spread[at], mean[at] + 1.96 * spread[at], best == 1)
+    return Scores(mean[at], mean[at] - 1.96 * error[at], mean[at] + 1.96 * error[at], best == 1)
+
+
+def _trimmed(values: Floats, cut: int) -> Floats:
+    """The mean over the last axis without the `cut` highest and lowest."""
+    if not cut:
+        return np.asarray(values.mean(-1))
+    return np.asarray(np.sort(values, -1)[..., cut:-cut].mean(-1))
+
+
+def _spread(values: Floats, cut: int) -> Floats:
+    """The standard error of a trimmed mean times the root of how many: of winsorised values (Tukey and McLaughlin)."""
+    if not cut:
+        return np.asarray(values.std(-1, ddof=1))
+    ordered, columns = np.sort(values, -1), values.shape[-1]
+    winsorised = values.clip(ordered[..., cut, None], ordered[..., -cut - 1, None])
+    return np.asarray(winsorised.std(-1, ddof=1) / (1 - 2 * cut / columns))
