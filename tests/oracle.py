@@ -167,14 +167,31 @@ def spread(columns):
     return order
 
 
-def race(before, after, skew, keep, first_columns, growth, survivors):
+def mixed(before, after, likely, values, column):
+    """Score and ends of its interval, of every image in its likelier view: the mean of the loss's change and a value.
+
+    Values are made as large as the changes at a column, root mean squares over all images.
+    """
+    changes = [[float(b) - float(a) for a, b in zip(before[i][v], after[i][v], strict=True)] for i, v in likely]
+    own = [float(values[i][v]) for i, v in likely]
+    unit = math.sqrt(sum(each[column] ** 2 for each in changes) / sum(value**2 for value in own))
+    found = []
+    for each, value in zip(changes, own, strict=True):
+        mean = sum(each) / len(each)
+        half = 1.96 * math.sqrt(sum((one - mean) ** 2 for one in each) / (len(each) - 1) / len(each))
+        found.append(tuple((end + unit * value) / 2 for end in (mean, mean - half, mean + half)))
+    return found, unit
+
+
+def race(before, after, skew, likely, keep, first_columns, growth, survivors):
     """Rows that are left after halving, best first: all columns and views only for those who get so far."""
     count, views, columns = before.shape
     order = spread(columns)
     rows, width, seen = list(range(count)), first_columns, 1
     while True:
-        at = np.ix_(rows, range(seen), order[:width])
-        scores = score(before[at], after[at], skew)
+        sides = [[likely[row]] if seen == 1 else range(seen) for row in rows]
+        at = [np.ix_([row], views_of, order[:width]) for row, views_of in zip(rows, sides, strict=True)]
+        scores = [score(before[one], after[one], skew)[0] for one in at]
         rows = [rows[place] for place in sorted(range(len(rows)), key=lambda place: -scores[place])]
         if (width, seen) == (columns, views):
             return rows

@@ -23,6 +23,7 @@ D_TRAK = "d-trak"
 # Give candidates, of each training image one inner product with the query's vector. Of the ten images that unlearning
 # ranks first among 4,096, the first 256 of both, taken in turns, hold more than the first 512 of either.
 SOURCES = (SIGNED, D_TRAK)
+SEED = 64  # of their order
 SAMPLED = 64  # training images by chance that are looked at beside the pool
 
 
@@ -158,15 +159,15 @@ def best_rows(scores: Floats, count: int) -> list[int]:
     return [int(row) for row in Scores.exact(scores[:, None]).first(count)]
 
 
-def by_chance(images: int, count: int = SAMPLED) -> list[int]:
-    """Training images by chance, the same ones for every query: `count`, or as many as there are."""
-    return [int(row) for row in np.random.default_rng(SAMPLED).permutation(images)[:count]]
+def by_chance(images: int) -> list[int]:
+    """Training images by chance, the same ones for every query: SAMPLED, or as many as there are."""
+    return beside(images, [])
 
 
 def beside(images: int, pool: Sequence[int]) -> list[int]:
-    """Training images from outside a pool: SAMPLED of them, or as many as there are, the first ones of `by_chance`."""
-    inside = set(pool)
-    return list(islice((row for row in by_chance(images, images) if row not in inside), SAMPLED))
+    """Training images by chance from outside a pool: SAMPLED, or as many as there are, first those of `by_chance`."""
+    inside, shuffled = set(pool), np.random.default_rng(SEED).permutation(images)
+    return list(islice((int(row) for row in shuffled if row not in inside), SAMPLED))
 
 
 def searched(

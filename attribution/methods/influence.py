@@ -68,7 +68,7 @@ def signed_scores(
     bits, _ = projected_gradients(index, SIGNED)
 
     def scores(number: int, wanted: Tensor) -> Floats:
-        return agreement(bits[number], wanted)
+        return agreement(bits[number], wanted)[:, : len(index.views)]
 
     given = (SIGNED, scores, index.bank(model, settings.noise_seed), index.signs)
     return (yield from over_checkpoints(*given, model, index, asked, settings, stop, clock, predictions))

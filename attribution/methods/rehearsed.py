@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass
 
-from attribution.diffusion.noise import spread
 from attribution.errors import IndexMismatch
 from attribution.index.index import SEARCH, Index
 from attribution.index.typed import read_as, told_of
@@ -73,13 +72,13 @@ def rehearsed(index: Index, method: str) -> Rehearsed | None:
 
 
 def noise_order(index: Index, method: str) -> tuple[int, ...]:
-    """The order in which searches by a method take the columns of the noise bank.
+    """The order in which searches by a method take the columns of the noise bank; () where it was not measured.
 
     Raises:
         IndexMismatch: what `read_rehearsals` raises.
     """
     held = rehearsed(index, method)
-    return held.race.columns if held else tuple(spread(index.base_losses.shape[-1]))
+    return held.race.columns if held else ()
 
 
 def read_rehearsals(index: Index) -> Rehearsals | None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attribution.batches import batches
-from attribution.diffusion.noise import NoiseBank
+from attribution.diffusion.noise import NoiseBank, spread
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import pretrained, unlearned
 from attribution.index.index import Index
@@ -35,6 +35,7 @@ from attribution.methods.candidates import (
     choose,
     chosen_predictions,
     estimated,
+    holds,
     pool_of,
     searched,
 )
@@ -150,7 +151,8 @@ def _entered(
 
 def first_column(index: Index, settings: AttributeSettings) -> int:
     """The column of the noise bank on which a search looks at every training image that takes part."""
-    return (settings.race.columns or noise_order(index, settings.method))[0]
+    named = settings.race.columns or noise_order(index, settings.method)
+    return (named or spread(index.base_losses.shape[-1]))[0]
 
 
 def _foreseen(index: Index, settings: AttributeSettings, entered: Entered) -> Foreseen | None:
@@ -272,10 +274,10 @@ def predicted(index: Index, settings: AttributeSettings) -> int:
 
 
 def choosing(index: Index, settings: AttributeSettings) -> int:
-    """Predictions that choosing candidates takes, and foreseeing."""
+    """Predictions that choosing candidates takes; where everyone is one, a first estimate by SIGNED, if it is held."""
     if pool_of(settings):
         return chosen_predictions(index)
-    return trak_predictions(index, SIGNED, False) if settings.foresees else 0
+    return trak_predictions(index, SIGNED, False) if holds(index, SIGNED) else 0
 
 
 def _measured(settings: AttributeSettings) -> int:

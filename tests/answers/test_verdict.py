@@ -15,11 +15,11 @@ from attribution.errors import IndexMismatch
 from attribution.index.index import Index
 from attribution.methods import attribute, check_settings
 from attribution.methods.answer import AttributeSettings
-from attribution.methods.unlearning import typical_rows, unlearn_query
+from attribution.methods.unlearning import unlearn_query
 from attribution.query.encoded import encode
 from attribution.query.evidence import Evidence
 from attribution.unlearning.race import RaceSettings
-from attribution.unlearning.score import TYPICAL_NOISES, losses_of
+from attribution.unlearning.score import losses_of
 from attribution.unlearning.step import UnlearnSettings
 
 UNRELATED = tuple(number / 1000 for number in range(199, -1, -1))  # 0.199 to 0
@@ -128,17 +128,15 @@ def test_a_clear_source_is_above_every_unrelated_question():
 
 
 def test_verdict_and_typical_score_are_the_same_by_halving_and_exhaustively(model, index, query):
-    """The typical score is the median of the same training images, here of all eight, on the same few noises."""
+    """The typical score is the median of the same training images, here of all eight, on the same noise."""
     settings = AttributeSettings(top_k=8, exhaustive=True, unlearn=UnlearnSettings(step_size=0.1, timesteps=5))
     *_, everything = attribute(model, index, query, settings)
     halving = replace(settings, top_k=1, exhaustive=False, race=RaceSettings(first_columns=1, survivors=2))
     *_, some = attribute(model, index, query, halving)
     assert some.evidence == everything.evidence is not None
     assert some.typical == everything.typical
-    columns = oracle.spread(8)[:TYPICAL_NOISES]
-    expected = oracle.score(
-        index.base_losses[..., columns], changed(model, index, query, settings)[..., columns], False
-    )
+    at = slice(None), slice(1), oracle.spread(8)[:1]  # nothing tells the likelier view here
+    expected = oracle.score(index.base_losses[at], changed(model, index, query, settings)[at], False)
     assert everything.typical == pytest.approx(median(expected))
 
 
@@ -149,9 +147,3 @@ def changed(model, index, query, settings):
         for _ in unlearn_query(model, index, asked, check_settings(model, index, settings).newton, weights):
             pass
         return losses_of(model, index.encoded, index.bank(model), range(8)).cpu().numpy()
-
-
-def test_the_typical_images_are_few_and_fixed():
-    assert typical_rows(8) == list(range(8))
-    assert len(set(typical_rows(4096))) == 32
-    assert typical_rows(4096) == typical_rows(4096)

@@ -29,7 +29,6 @@ from attribution.query.query import Query
 from attribution.unlearning.fisher import FisherSettings
 from attribution.unlearning.projection import GradientSettings
 from attribution.unlearning.race import RaceSettings
-from attribution.unlearning.score import TYPICAL_NOISES
 from attribution.unlearning.step import UnlearnSettings
 
 SHAPE, LENGTH = (4, 8, 8), 1000  # of latents, and of the schedule
@@ -155,6 +154,36 @@ def test_the_index_holds_the_oracles_pictures_latents_and_losses(world):
         assert_close(tensor, truth.diagonal[name], rtol=1e-9, atol=1e-12 * float(truth.diagonal[name].mean()))
 
 
+# What methods of gradients know
+
+
+def gradients(truth, output):
+    """Of each image and view, averaged over the noises, in the order of the names: (N, views, P)."""
+    rows = [
+        [
+            flat(oracle.query_gradient(truth.pipe, x, oracle.read(truth.pipe, caption), truth.noises, output=output))
+            for x in views
+        ]
+        for views, caption in zip(truth.latents, truth.captions, strict=True)
+    ]
+    return np.array(rows)
+
+
+def flat(by_name):
+    return np.concatenate([by_name[name].numpy().ravel() for name in sorted(by_name)])
+
+
+def filled(rows):
+    """Filled up with zeros to the index's dimension."""
+    return np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, KEPT.dimension - rows.shape[-1])])
+
+
+@pytest.fixture(scope="module")
+def slopes(world):
+    """The oracle's gradients of training images, by what is differentiated."""
+    return {name: gradients(world.truth, output) for name, output in (("loss", oracle.loss), ("norm", oracle.norm))}
+
+
 # Methods that unlearn
 
 EXHAUSTIVE = [
@@ -200,7 +229,7 @@ def direction(truth, method, grads, damping):
 
 
 @pytest.mark.parametrize(("method", "region", "how", "more"), EXHAUSTIVE)
-def test_scores_of_methods_that_unlearn_equal_the_oracles(world, method, region, how, more):
+def test_scores_of_methods_that_unlearn_equal_the_oracles(world, slopes, method, region, how, more):
     settings = replace(UNLEARN, **how)
     found = answer(world, region, method=method, top_k=8, exhaustive=True, unlearn=settings, **more)
     after = unlearn(world.truth, method, region, settings)
@@ -219,10 +248,35 @@ def test_scores_of_methods_that_unlearn_equal_the_oracles(world, method, region,
         assert_close(np.array(result.losses).T, np.stack(pairs), rtol=rtol, atol=0, check_dtype=False)
     assert found.ranked == 8
     gradients, each = settings.steps * settings.timesteps * settings.noises, 8 * world.kind.views
-    columns = oracle.spread(4)[:TYPICAL_NOISES]  # of the typical score, here of all images
-    assert found.evaluations == gradients + each * 4 + each * len(columns)
-    typical = median(oracle.score(world.truth.before[..., columns], after[..., columns], "score" in more))
-    assert found.typical == pytest.approx(typical, rel=rtol, abs=atol)
+    assert found.evaluations == len(world.truth.noises) + gradients + each * 4  # first, what tells the likelier view
+    at = np.arange(8)[:, None], signed(world, slopes, region).argmax(1)[:, None], oracle.spread(4)[:1]
+    typical = median(oracle.score(world.truth.before[at][:, None], after[at][:, None], "score" in more))
+    assert found.typical == pytest.approx(typical, rel=rtol, abs=atol)  # here of all images
+
+
+@pytest.mark.parametrize(
+    ("region", "how"),
+    [("whole", {}), ("box", {"steps": 2, "damping": 0.5}), ("boxes", {"damping": 1.0}), ("word", {"seed": 3})],
+)
+def test_scores_of_the_ensemble_are_means_of_the_oracles_changes_and_of_its_signed_influence(
+    world, slopes, region, how
+):
+    settings, truth = replace(UNLEARN, **how), world.truth
+    found = answer(world, region, method="ensemble", top_k=8, exhaustive=True, unlearn=settings)
+    after, table = unlearn(truth, "unlearning+", region, settings), signed(world, slopes, region)
+    likely = list(enumerate(table.argmax(1).tolist()))
+    first = oracle.spread(4)[0]
+    expected, unit = oracle.mixed(truth.before, after, likely, table, first)
+    largest = max(abs(value) for value, *_ in expected)
+    assert_scores(found, [value for value, *_ in expected], 1e-3, 3e-3 * largest)
+    for result in found.results:
+        assert_close((result.low, result.high), expected[result.row][1:], rtol=1e-2, atol=3e-3 * largest)
+        assert result.flip == likely[result.row][1]
+    predictions = len(truth.noises) + settings.steps * settings.timesteps * settings.noises + 8 * 4
+    assert found.evaluations == predictions  # of each image its likelier view
+    seen = [(float(after[row, view, first] - truth.before[row, view, first]), table[row, view]) for row, view in likely]
+    typical = median((change + unit * value) / 2 for change, value in seen)
+    assert found.typical == pytest.approx(typical, rel=1e-3, abs=3e-3 * largest)
 
 
 @pytest.mark.parametrize(
@@ -234,12 +288,13 @@ def test_scores_of_methods_that_unlearn_equal_the_oracles(world, method, region,
     ],
 )
 def test_who_is_left_after_halving_is_the_oracles_and_has_the_exhaustive_scores(
-    world, survivors, top_k, score, schedule
+    world, slopes, survivors, top_k, score, schedule
 ):
     race = RaceSettings(pool=0, survivors=survivors, **schedule)
     found = answer(world, method="unlearning", top_k=top_k, unlearn=UNLEARN, score=score, race=race)
     before, after, skew = world.truth.before, unlearn(world.truth, "unlearning", "whole", UNLEARN), score == "skew"
-    left = oracle.race(before, after, skew, **schedule, survivors=max(survivors, 2 * top_k))
+    likely = signed(world, slopes, "whole").argmax(1)
+    left = oracle.race(before, after, skew, likely, **schedule, survivors=max(survivors, 2 * top_k))
     assert len(left) == max(survivors, 2 * top_k)
     assert (list(found.rows), found.ranked) == (left, len(left))
     assert [result.row for result in found.results] == left[:top_k]
@@ -250,33 +305,6 @@ def test_who_is_left_after_halving_is_the_oracles_and_has_the_exhaustive_scores(
 
 
 # Methods of gradients
-
-
-def gradients(truth, output):
-    """Of each image and view, averaged over the noises, in the order of the names: (N, views, P)."""
-    rows = [
-        [
-            flat(oracle.query_gradient(truth.pipe, x, oracle.read(truth.pipe, caption), truth.noises, output=output))
-            for x in views
-        ]
-        for views, caption in zip(truth.latents, truth.captions, strict=True)
-    ]
-    return np.array(rows)
-
-
-def flat(by_name):
-    return np.concatenate([by_name[name].numpy().ravel() for name in sorted(by_name)])
-
-
-def filled(rows):
-    """Filled up with zeros to the index's dimension."""
-    return np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, KEPT.dimension - rows.shape[-1])])
-
-
-@pytest.fixture(scope="module")
-def slopes(world):
-    """The oracle's gradients of training images, by what is differentiated."""
-    return {name: gradients(world.truth, output) for name, output in (("loss", oracle.loss), ("norm", oracle.norm))}
 
 
 @pytest.mark.parametrize("region", REGIONS)
@@ -316,18 +344,23 @@ def test_influence_equals_the_oracles_gradients_times_its_newton_step(world, slo
 
 @pytest.mark.parametrize("region", REGIONS)
 def test_signed_influence_equals_the_oracles_sum_over_the_eigenbases_of_its_own_ekfac(world, slopes, region):
-    truth, views = world.truth, world.kind.views
-    x, text, mask = the_query(truth, region)
-    own = oracle.query_gradient(truth.pipe, x, text, truth.noises, mask)
-    wanted = flat(oracle.whitened(own, truth.factors, KEPT.whitening))
-    wanted = wanted / np.abs(wanted).sum()
-    table = np.array([[wanted @ np.sign(numbers) for numbers in both] for both in whitened(truth, slopes["loss"])])
+    truth, views, table = world.truth, world.kind.views, signed(world, slopes, region)
     found = answer(world, region, method="influence+", top_k=8)
     largest = float(np.abs(table).max())
     assert_scores(found, table.max(1).tolist(), rtol=1e-3, atol=2e-3 * largest)  # eigenbases are kept in float32
     assert {result.row: result.flip for result in found.results} == dict(enumerate((table.argmax(1) == 1).tolist()))
     assert found.evaluations == len(truth.noises)
     assert table.shape == (8, views)
+
+
+def signed(world, slopes, region):
+    """The oracle's scores (N, views) by the signs of whitened gradients."""
+    truth = world.truth
+    x, text, mask = the_query(truth, region)
+    own = oracle.query_gradient(truth.pipe, x, text, truth.noises, mask)
+    wanted = flat(oracle.whitened(own, truth.factors, KEPT.whitening))
+    wanted = wanted / np.abs(wanted).sum()
+    return np.array([[wanted @ np.sign(numbers) for numbers in both] for both in whitened(truth, slopes["loss"])])
 
 
 def whitened(truth, rows):
@@ -434,7 +467,7 @@ def test_a_generated_picture_is_the_oracles_at_every_guidance(world, guidance, s
 
 
 def test_every_method_of_the_table_is_known_to_the_oracle():
-    unlearn = {method for method, *_ in EXHAUSTIVE}
+    unlearn = {method for method, *_ in EXHAUSTIVE} | {"ensemble"}
     kin, features = {"trak", "journey-trak", "d-trak"}, {"clip", "clip-text", "dino", "dinov2", "clip-abc", "dino-abc"}
     others = {"influence", "influence+", "pixel", "random", "fast"}  # tests/evaluate/test_distill.py knows the last
     assert METHODS.keys() == unlearn | kin | features | others

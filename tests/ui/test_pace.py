@@ -15,7 +15,6 @@ from attribution.ui import words
 from attribution.ui.asking import Questions
 from attribution.ui.pace import LONG, Pace, budgets, choices, measured, paced
 from attribution.ui.studio import Picture
-from attribution.unlearning.score import TYPICAL_NOISES
 
 
 def seconds_of(html):
@@ -61,7 +60,7 @@ def test_the_page_tells_how_long_each_takes(model32, full_index):
     label, name = words.budgets(budgets(Pace(10, 100), model32, full_index, 2))[-1]
     assert (name, label) == (
         "all",
-        f"Every image · about {words.seconds(10 * 350 + 100 * (16 * TYPICAL_NOISES + 128))}",
+        f"Every image · about {words.seconds(10 * 318 + 100 * 64)}",
     )
 
 

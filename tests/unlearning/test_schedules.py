@@ -4,18 +4,20 @@ import numpy as np
 import pytest
 
 from attribution.unlearning.race import RaceSettings, evaluations, schedule
-from attribution.unlearning.schedules import Tried, cheapest, first_rows, found, schedules, telling_order, try_schedules
+from attribution.unlearning.schedules import Known, Tried, cheapest, found, schedules, telling_order, try_schedules
 
 
 def pictures(count=3, candidates=40, noisy=(0, 1), seed=0):
     """Changes in which some columns tell little of the image's own rise."""
     rng = np.random.default_rng(seed)
     noise = np.where(np.isin(np.arange(10), noisy), 3.0, 0.1)
-    return [rng.normal(size=(candidates, 1, 1)) + noise * rng.normal(size=(candidates, 2, 10)) for _ in range(count)]
+    own, error = (lambda: rng.normal(size=(candidates, 1, 1))), (lambda: noise * rng.normal(size=(candidates, 2, 10)))
+    return [Known(own() + error()) for _ in range(count)]
 
 
-def slow_halving(changes, settings, top_k):
+def slow_halving(known, settings, top_k):
     """The same race, written out."""
+    changes = known.changes
     rows, order = list(range(settings.pool)), settings.columns
     for this in schedule(settings.pool, 10, settings):
         rows = rows[: this.images]
@@ -30,22 +32,22 @@ def slow_halving(changes, settings, top_k):
 def test_the_first_are_those_of_the_highest_mean_over_noises_of_either_view():
     changes = np.zeros((3, 2, 2))
     changes[0, 0], changes[1, 1], changes[2, 0] = (1, 1), (4, 0), (0, 3)
-    assert first_rows(changes, 2) == [1, 2]
+    assert Known(changes).first(2) == [1, 2]
 
 
 def test_columns_that_tell_most_come_first_and_every_column_comes_once():
     order = telling_order(pictures(noisy=(3, 7)), 4)
     assert sorted(order) == list(range(10))
     assert not {3, 7} & set(order[:1])
-    one = [np.eye(4)[:, None, [2, 0, 1]] * [5.0, 1.0, 1.0]]  # image 2 is the first, by the first column alone
+    one = [Known(np.eye(4)[:, None, [2, 0, 1]] * [5.0, 1.0, 1.0])]  # image 2 is the first, by the first column alone
     assert telling_order(one, 1)[0] == 0
 
 
 def test_what_a_race_finds_is_what_a_slow_one_does():
-    changes = pictures(1, seed=4)[0]
+    known = pictures(1, seed=4)[0]
     settings = RaceSettings(30, 0.4, 1, 2.5, 8, (2, 5, 9, 8, 1, 7, 3, 4, 6, 0))
-    expected = set(slow_halving(changes, settings, 5)) & set(first_rows(changes, 5))
-    assert found(changes, settings, 5) == pytest.approx(len(expected) / 5)
+    expected = set(slow_halving(known, settings, 5)) & set(known.first(5))
+    assert found(known, settings, 5) == pytest.approx(len(expected) / 5)
 
 
 def test_a_race_with_everything_finds_all():
