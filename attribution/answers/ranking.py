@@ -12,7 +12,8 @@ from attribution.methods.answer import Attribution, Progress, Result
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
-UNIT = f"Scores are multiples of the typical training image's: at 10{TIMES}, its loss rises ten times as much."
+UNIT = f"Scores are multiples of the typical training image's: at 10{TIMES}, its loss rises ten times as much"
+MIXED = ", by the mean of what is measured and what is foreseen"
 ESTIMATE = "A first estimate by stored gradients, before any training loss is measured."
 SAME = 1e-6  # of a score: two that differ by less are equal
 
@@ -218,7 +219,8 @@ def _ranking(
 def _unit(answer: Attribution | Progress) -> str:
     if isinstance(answer, Progress):
         return ESTIMATE if answer.estimated else _kept_words(answer)
-    return UNIT if typical_of(answer) else ""
+    mixed = isinstance(answer, Attribution) and answer.settings.foresees
+    return f"{UNIT}{MIXED if mixed else ''}." if typical_of(answer) else ""
 
 
 def _found(answer: Attribution | Progress) -> str:

@@ -50,6 +50,7 @@ class Line:
         pictures: how many pictures are generated in the same time.
         overlap: by K, the share of the first K that the default method has too, on all images and noises: a mean.
         correlation: Spearman's, with the same ranking, over the images that both rank: a mean.
+        found: by a search, of the first ten that the same method ranks first of all images on all noises: a mean.
         steadiness: the share of the first ten that stays with other noises: a mean.
         lds: of the method, from the results that come with this program.
     """
@@ -64,6 +65,7 @@ class Line:
     pictures: float | None = None
     overlap: dict[int, float] | None = None
     correlation: float | None = None
+    found: float | None = None
     steadiness: float | None = None
     lds: float | None = None
 
@@ -71,6 +73,7 @@ class Line:
 def summary(
     takes: Takes,
     again: Takes,
+    own: Takes,
     default: str,
     estimate: str,
     lds: Mapping[str, float],
@@ -82,6 +85,7 @@ def summary(
     Args:
         takes: what was measured.
         again: the same queries with other noises.
+        own: the same queries asked of methods that search, of all images on all noises.
         default: the method that is asked where none is named, which all images were ranked by.
         estimate: the method that gives its first estimate; "" where there is none.
         lds: by method.
@@ -106,6 +110,7 @@ def summary(
                 _ratio(spent, picture, clock),
                 {k: each for k, each in overlaps.items() if each is not None},
                 _correlation(held, truth),
+                _overlap(held, own.get(way, {}), min(TOPS[0], images)),
                 _overlap(again.get(way, {}), held, min(TOPS[0], images)),
                 lds.get({EXHAUSTIVE: default, ESTIMATE: estimate}.get(way, way)),
             )
@@ -151,7 +156,7 @@ HEAD = (
     *("way", "queries", "evaluations", "seconds", "CPU seconds"),
     *("times fewer evaluations", "times less time", "pictures in that time"),
     *(f"overlap@{k}" for k in TOPS),
-    *("rank correlation", "steadiness", "LDS"),
+    *("rank correlation", "found", "steadiness", "LDS"),
 )
 
 
@@ -165,7 +170,8 @@ def _cells(line: Line) -> tuple[str, ...]:
     counts = (f"{line.queries}", f"{line.evaluations:,.0f}", *map(_short, (line.seconds, line.cpu_seconds)))
     times = map(_short, (line.fewer, line.faster, line.pictures))
     overlaps = [(line.overlap or {}).get(k) for k in TOPS]
-    shares = ("" if each is None else f"{each:.2f}" for each in (*overlaps, line.correlation, line.steadiness))
+    known = (*overlaps, line.correlation, line.found, line.steadiness)
+    shares = ("" if each is None else f"{each:.2f}" for each in known)
     return (line.way, *counts, *times, *shares, "" if line.lds is None else f"{line.lds:.3f}")
 
 
@@ -189,7 +195,8 @@ def notes(lines: Sequence[Line], default: str, clock: Clock = "seconds") -> list
         sentences.append(
             f"Overlaps and rank correlations are with {default} on all images and all noises, of the queries that were"
             f" asked so; correlations of {' and '.join(raced) or 'a search'} are of the images that were left in the"
-            " end, those of the published recipe of the images that it scored."
+            " end, those of the published recipe of the images that it scored. *Found* is the share that a search finds"
+            " of the first ten that the same method has of all images on all noises."
         )
     sentences.append(
         "Steadiness is the share of the first ten that stays with other noises. LDS is of the world for proofs, with"

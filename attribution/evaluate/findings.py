@@ -32,6 +32,7 @@ class Findings:
         peak: the most that was resident in MB until all methods had answered; the recipe takes larger batches.
         takes: what each took each way.
         again: likewise, with other noises.
+        own: likewise, of all images on all noises, by methods that search otherwise.
         growth: of a search with the training set; None where that was not measured.
     """
 
@@ -47,6 +48,7 @@ class Findings:
     peak: float = 0.0
     takes: Taking = field(default_factory=dict)
     again: Taking = field(default_factory=dict)
+    own: Taking = field(default_factory=dict)
     growth: Growth | None = None
 
     def keep(self, number: int, way: str, taken: Taken) -> None:
@@ -56,7 +58,7 @@ class Findings:
     @property
     def lines(self) -> list[Line]:
         """A line a way."""
-        return summary(self.takes, self.again, self.default, self.estimate, self.lds, self.images, self.clock)
+        return summary(self.takes, self.again, self.own, self.default, self.estimate, self.lds, self.images, self.clock)
 
     @property
     def sentences(self) -> list[str]:
@@ -111,6 +113,7 @@ class Findings:
             "rss_mb": self.memory[number],
             "ways": {way: _told(taken) for way, taken in ways.items()},
             "again": {way: _told(taken) for way, taken in again.items()},
+            "own": {way: _told(held[number]) for way, held in self.own.items() if number in held},
         }
 
 

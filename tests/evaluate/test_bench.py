@@ -106,12 +106,14 @@ def test_a_line_holds_medians_ratios_and_means(estimate, lds):
         EXHAUSTIVE: {0: taken(50.0, 4_000, best)},
     }
     again = {"unlearning+": {1: taken(1.0, 1, [*range(8), 70, 71])}}
+    own = {"unlearning+": {2: taken(1.0, 1, [*range(9), 150])}}
     known = {"unlearning+": 0.3, "d-trak": 0.2, "influence+": 0.25}
-    lines = {line.way: line for line in summary(takes, again, "unlearning+", estimate, known, 200)}
+    lines = {line.way: line for line in summary(takes, again, own, "unlearning+", estimate, known, 200)}
     settled, first = lines["unlearning+"], lines[ESTIMATE]
     assert (settled.queries, settled.evaluations, settled.seconds, settled.cpu_seconds) == (3, 400, 5.0, 10.0)
     assert (settled.fewer, settled.faster, settled.pictures) == (100, 100, 2.5)
     assert (settled.overlap, settled.correlation, settled.steadiness) == ({10: 1.0, 50: 1.0}, pytest.approx(1), 0.8)
+    assert (settled.found, first.found) == (0.9, None)
     assert (settled.lds, first.lds, lines[EXHAUSTIVE].lds, lines[RECIPE].lds) == (0.3, lds, 0.3, None)
     assert (first.overlap, first.correlation, first.steadiness) == ({10: 0.5}, None, None)  # ten are too few
     assert (lines[RECIPE].correlation, lines[RECIPE].overlap) == (pytest.approx(-1), {})  # it ranks a few images
@@ -120,7 +122,7 @@ def test_a_line_holds_medians_ratios_and_means(estimate, lds):
 
 def test_ways_without_an_exhaustive_ranking_or_a_recipe_have_no_comparison():
     only = {GENERATE: {0: taken(2.0, 50)}, "clip": {0: taken(1.0, 0, range(9))}}
-    line = summary(only, {}, "unlearning+", "d-trak", {}, 9)[1]
+    line = summary(only, {}, {}, "unlearning+", "d-trak", {}, 9)[1]
     assert (line.fewer, line.faster, line.overlap, line.correlation, line.lds) == (None, None, {}, None, None)
 
 
@@ -228,7 +230,7 @@ def test_work_apart_has_a_process_of_its_own_and_its_end_is_told():
 @pytest.mark.usefixtures("quick")
 def test_the_command_tells_every_way_and_keeps_earlier_keys(full_folder, tmp_path, capsys):
     out = tmp_path / "bench.json"
-    less = ("--recipe_images", "2", "--recipe_gradients", "3", "--steady", "1", "--methods", "unlearning+", "clip")
+    less = ("--recipe_images", "2", "--recipe_gradients", "3", "--steady", "1", "--methods", "ensemble", "clip")
     assert main(["bench", "--index", str(full_folder), "--queries", "2", "--out", str(out), *less]) == 0
     told, lines = json.loads(out.read_text()), capsys.readouterr().out.splitlines()
     assert set(told) > KEYS
@@ -239,14 +241,14 @@ def test_the_command_tells_every_way_and_keeps_earlier_keys(full_folder, tmp_pat
     )
     ways = told["ways"]
     assert set(ways) == {
-        *("generating the picture", "encoding the query", "first estimate", "unlearning+", "clip"),
+        *("generating the picture", "encoding the query", "first estimate", "ensemble", "clip"),
         *("published recipe", "all images, all noises"),
     }
     assert ways["generating the picture"]["evaluations"] == 50
     assert ways["published recipe"]["fewer"] == ways["generating the picture"]["pictures"] == 1
     assert ways["all images, all noises"]["overlap"] == {"10": 1.0, "50": 1.0}
-    assert ways["unlearning+"]["steadiness"] == 1.0  # of eight images, all are among the first ten
-    assert ways["unlearning+"]["evaluations"] == told["evaluations"] > ways["first estimate"]["evaluations"]
+    assert ways["ensemble"]["steadiness"] == 1.0  # of eight images, all are among the first ten
+    assert ways["ensemble"]["evaluations"] == told["evaluations"] > ways["first estimate"]["evaluations"]
     assert told["peak_memory_mb"] >= max(told["rss_mb"])
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:9]] == list(ways)
 
