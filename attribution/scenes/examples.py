@@ -24,7 +24,7 @@ from attribution.query.query import Query
 from attribution.scenes.world import open_world
 
 UNRELATED = "tomorrow's arithmetic examination is postponed"
-METHODS = ("unlearning+", "influence+", "d-trak", "dino", "clip")
+METHODS = ("ensemble", "influence+", "d-trak", "dino", "clip")
 
 
 @dataclass

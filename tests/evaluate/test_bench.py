@@ -128,8 +128,8 @@ def test_ways_without_an_exhaustive_ranking_or_a_recipe_have_no_comparison():
 
 def test_lds_is_that_of_the_committed_results():
     found = known_lds()
-    assert found["unlearning+"] == max(found.values())
-    assert round(found["unlearning+"], 3) == 0.264
+    assert found["ensemble"] == max(found.values())
+    assert (round(found["ensemble"], 3), round(found["unlearning+"], 3)) == (0.284, 0.264)
 
 
 # Growth

@@ -212,7 +212,7 @@ def test_an_index_with_influence_plus_alone_has_lessons_but_no_quick_ones(model3
 
 def test_a_held_out_ranking_is_the_exhaustive_one(held, model32, full_index):
     query = question(model32, full_index, FEW.seed + 1, 0)
-    *_, found = attribute(model32, full_index, query, AttributeSettings("unlearning+", exhaustive=True))
+    *_, found = attribute(model32, full_index, query, AttributeSettings("ensemble", exhaustive=True))
     assert tuple(held["held"][0].rows.tolist()) == found.rows
 
 
@@ -405,7 +405,7 @@ def test_the_command_teaches_adds_and_answers(copied, tmp_path, capsys):
     assert "left" in told.err
     assert (work / "fast.safetensors").read_bytes() == (copied / "fast.safetensors").read_bytes()
     made = json.loads(Index.open(copied).manifest.steps["features/fast"].made.distilled)
-    assert (made["method"], made["lessons"]["queries"], made["index"]) == ("unlearning+", 2, Index.open(copied).id)
+    assert (made["method"], made["lessons"]["queries"], made["index"]) == ("ensemble", 2, Index.open(copied).id)
     random_picture(99).save(tmp_path / "picture.png")
     asked = ["--prompt", "a key", "--image", str(tmp_path / "picture.png"), "--method", "fast"]
     assert main(["attribute", "--index", str(copied), *asked]) == 0

@@ -124,7 +124,7 @@ def test_an_answer_that_cannot_be_kept_is_given_with_a_sentence(handlers, studio
     assert "data-state='done'" in seen[on.status]
     assert "This answer could not be kept" in seen[on.status]
     assert "No space left on device" in seen[on.status]
-    assert len(cards(seen[on.panels[0]], "unlearning+")) == 2
+    assert len(cards(seen[on.panels[0]], "ensemble")) == 2
     assert "runs/" not in seen[on.panels[0]]  # no link to what is not there
     assert len(seen[on.runs]) == 1  # its images can be opened
 
