@@ -5,7 +5,7 @@ On a ZeroGPU Space (`zero.py`) each job runs in a process that has the GPU; else
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event
 from typing import Any
 
@@ -20,7 +20,8 @@ from attribution.diffusion.pipeline import GenerateSettings, Model
 from attribution.index.index import Index
 from attribution.methods import METHODS, answer
 from attribution.methods.answer import AttributeSettings, Attribution, Progress, check_stop
-from attribution.methods.unlearning import predicted
+from attribution.methods.candidates import sources
+from attribution.methods.unlearning import choosing, predicted
 from attribution.query.detect import Found, find
 from attribution.query.encoded import encode
 from attribution.query.query import Query
@@ -141,18 +142,38 @@ class Tally:
 def attributing(
     model: Model, index: Index, stop: Event, queries: Sequence[Query], settings: Sequence[AttributeSettings]
 ) -> Generator[Answered, None, None]:
-    """Steps of every query's answers; the quick methods first."""
+    """Steps of every query's answers: the quick methods first, and of these the one that gives first estimates."""
     costs = [predicted(index, each) if METHODS[each.method].curvature else 0 for each in settings]
-    quick_first = sorted(zip(costs, settings, strict=True), key=lambda each: each[0])
+    given = next(iter(sources(index)), "")
+    quick_first = sorted(zip(costs, settings, strict=True), key=lambda each: (each[0], each[1].method != given))
+    searching = [each.method for each in settings if choosing(index, each) and "race" in METHODS[each.method].uses]
     tally = Tally(max(1, len(queries) * sum(costs)))
     for place, query in enumerate(queries):
-        asked = encode(model, query, index.center_crop)  # once, for all methods
+        asked, early = encode(model, query, index.center_crop), dict[str, Progress]()  # once, for all methods
         for cost, each in quick_first:
             begun = tally.begun(each.method)
-            yield Answered(place, each.method, begun, begun)
+            yield Answered(place, each.method, _so_far(begun, early.get(each.method)), begun)
             with closing(answer(model, index, asked, each, stop)) as steps:
                 for step in steps:
-                    yield Answered(place, each.method, step, tally.at(step, cost > 0))
+                    whole = tally.at(step, cost > 0)
+                    yield Answered(place, each.method, _so_far(step, early.get(each.method)), whole)
+            if each.method == given and isinstance(step, Attribution):
+                early = dict.fromkeys(searching, estimated_by(step))
+                for method, state in early.items():
+                    yield Answered(place, method, state, whole)
+
+
+def estimated_by(found: Attribution) -> Progress:
+    """The first estimate of methods that search, where the one that gives it has answered already."""
+    rows = tuple(result.row for result in found.results)
+    return Progress("waiting", 0, 1, 0.0, found.results, True, rows)
+
+
+def _so_far(step: Progress | Attribution, early: Progress | None) -> Progress | Attribution:
+    """A step, with the first estimate as long as it has no results of its own."""
+    if early is None or isinstance(step, Attribution) or step.results:
+        return step
+    return replace(step, results=early.results, estimated=True, estimate=early.estimate)
 
 
 def forgetting(

@@ -156,6 +156,24 @@ def test_one_bar_runs_over_all_methods_and_regions(studio):
     ] * 2
 
 
+def test_a_first_estimate_stands_as_soon_as_the_method_that_gives_it_has_answered(studio):
+    main = AttributeSettings("ensemble", top_k=2, unlearn=replace(UNLEARN, step_size=None), batch=6)
+    named = ("ensemble", "clip", "influence+", "unlearning")
+    asked = [check_settings(studio.model, studio.index, fitting(main, name)) for name in named]
+    steps = list(studio.alone(Job(attributing, ([Query("a red bird", random_picture(90))], asked)), Event()))
+    ended = [step.method for step in steps if isinstance(step.state, Attribution)]
+    assert ended[0] == "influence+"
+    given = next(step.state for step in steps if isinstance(step.state, Attribution))
+    for method in ("ensemble", "unlearning"):
+        own = [step.state for step in steps if step.method == method]
+        assert own[0].results == given.results
+        assert own[0].estimated
+        assert all(state.results for state in own)  # it does not go away
+        assert own[-1].settings.method == method
+        first = [step.method for step in steps].index(method)
+        assert [step.method for step in steps][:first].count("clip") == 0
+
+
 def test_a_kept_run_is_opened_again(kept, studio, answers):
     on, run = kept.on, Run(tuple(answers.values()), GenerateSettings(steps=7))
     studio.runs.keep(run, studio.index, studio.model)
