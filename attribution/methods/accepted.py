@@ -11,7 +11,7 @@ from attribution.index.index import Index
 from attribution.methods.answer import AttributeSettings
 from attribution.methods.candidates import require_source, sources
 from attribution.methods.rehearsed import noise_order, rehearsed
-from attribution.unlearning.race import RaceSettings
+from attribution.unlearning.race import RaceSettings, fewest
 from attribution.unlearning.score import ScoreKind
 
 POOL = 512  # candidates, at least
@@ -81,7 +81,7 @@ def with_search(settings: AttributeSettings, index: Index) -> AttributeSettings:
         race = replace(race, columns=noise_order(index, settings.method))
     _check_columns(race.columns, index.base_losses.shape[-1])
     keep, growth, survivors = race.pace
-    return replace(settings, race=replace(race, keep=keep, growth=growth, survivors=max(survivors, 2 * settings.k)))
+    return replace(settings, race=replace(race, keep=keep, growth=growth, survivors=max(survivors, fewest(settings.k))))
 
 
 def _suiting(race: RaceSettings, index: Index, settings: AttributeSettings) -> RaceSettings:

@@ -6,6 +6,7 @@ likely to score higher, where that is known. What the survivors end with is exac
 exhaustive way is a race of one round.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -95,6 +96,11 @@ class Standing:
     settled: bool
     losses: Floats | None = None
     known: Floats | None = None
+
+
+def fewest(top_k: int) -> int:
+    """How many images are left at least, of which so many are looked for."""
+    return math.ceil(1.5 * top_k)
 
 
 def schedule(

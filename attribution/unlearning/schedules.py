@@ -11,13 +11,13 @@ from itertools import product
 import numpy as np
 
 from attribution.unlearning.foreseen import Foreseen
-from attribution.unlearning.race import Measure, RaceSettings, evaluations, race, schedule
+from attribution.unlearning.race import Measure, RaceSettings, evaluations, fewest, race, schedule
 from attribution.unlearning.score import VIEWS, Floats, ScoreKind, Scores, Views, cells, score
 
-POOLS = (64, 96, 128, 192, 256, 384, 512, 768, 1024)
+POOLS = (64, 96, 112, 128, 192, 256, 384, 512, 768, 1024)
 KEEPS = (0.125, 0.25, 0.375, 0.5)
 GROWTHS = (2.0, 2.5, 3.34)  # to all of ten columns in five rounds, in four and in three
-SURVIVORS = (12, 16, 20, 24, 32, 48, 64)
+SURVIVORS = (15, 16, 20, 24, 32, 48, 64)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def schedules(candidates: int, top_k: int) -> list[RaceSettings]:
     """Schedules that are worth trying among so many candidates, without an order of columns."""
     pools = [pool for pool in POOLS if top_k <= pool <= candidates] or [candidates]
     return [
-        RaceSettings(pool, keep, 1, growth, max(survivors, 2 * top_k))
+        RaceSettings(pool, keep, 1, growth, max(survivors, fewest(top_k)))
         for pool, keep, growth, survivors in product(pools, KEEPS, GROWTHS, SURVIVORS)
     ]
 

@@ -294,8 +294,8 @@ def test_who_is_left_after_halving_is_the_oracles_and_has_the_exhaustive_scores(
     found = answer(world, method="unlearning", top_k=top_k, unlearn=UNLEARN, score=score, race=race)
     before, after, skew = world.truth.before, unlearn(world.truth, "unlearning", "whole", UNLEARN), score == "skew"
     likely = signed(world, slopes, "whole").argmax(1)
-    left = oracle.race(before, after, skew, likely, **schedule, survivors=max(survivors, 2 * top_k))
-    assert len(left) == max(survivors, 2 * top_k)
+    left = oracle.race(before, after, skew, likely, **schedule, survivors=max(survivors, -(-3 * top_k // 2)))
+    assert len(left) == max(survivors, -(-3 * top_k // 2))
     assert (list(found.rows), found.ranked) == (left, len(left))
     assert [result.row for result in found.results] == left[:top_k]
     scores = oracle.score(before, after, skew)

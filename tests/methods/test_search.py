@@ -78,15 +78,54 @@ def test_the_first_of_a_search_have_the_exhaustive_scores(model32, sourced, quer
         assert len(result.losses) == CELLS // 2
     assert last.typical == pytest.approx(whole.typical, rel=1e-3, abs=2e-5)
     assert (last.search.how, last.search.pool, last.search.source) == ("candidates", 5, " and ".join(named))
-    assert (last.search.sampled, last.search.outside, last.ranked) == (1, 3, 4)
+    assert (last.search.sampled, last.search.outside, last.ranked) == (1, 3, 3)
     assert Model.sha256.func(model32) == model32.sha256
+
+
+@pytest.mark.usefixtures("one_beside")
+def test_the_first_of_a_search_by_the_ensemble_have_the_exhaustive_scores_in_the_likelier_view(
+    model32, full_index, query, monkeypatch
+):
+    monkeypatch.setattr("attribution.unlearning.foreseen.ANCHORS", 3)  # so many are among the candidates
+    asked = replace(SMALL, method="ensemble", unlearn=replace(QUICK, step_size=None))
+    last = found(model32, full_index, query, asked)
+    halved = found(model32, full_index, query, replace(asked, race=RaceSettings(pool=0, survivors=4)))
+    whole = found(model32, full_index, query, replace(asked, top_k=8, exhaustive=True, race=RaceSettings()))
+    *_, foreseen = attribute(model32, full_index, query, AttributeSettings("influence+", top_k=8))
+    expected, likely = ({each.row: each for each in one.results} for one in (whole, foreseen))
+    for result in (*last.results, *halved.results):
+        theirs = expected[result.row]
+        assert result.score == pytest.approx(theirs.score, rel=1e-3, abs=2e-5)
+        assert result.flip == theirs.flip == likely[result.row].flip
+        assert len(result.losses) == CELLS // 2
+    assert last.typical == pytest.approx(whole.typical, rel=1e-3, abs=2e-5)
+    assert halved.typical == pytest.approx(whole.typical, rel=1e-3, abs=2e-5)
+    for one in (last, halved, whole):
+        assert one.search.how in ("candidates", "halving", "exhaustive")
+        assert one.evaluations < 8 * CELLS  # one view is measured
+
+
+@pytest.mark.usefixtures("one_beside")
+@pytest.mark.parametrize("race", [SMALL.race, RaceSettings(pool=0, survivors=3), None])
+@pytest.mark.parametrize("noise_seed", [None, 7])
+def test_the_ensemble_makes_as_many_predictions_as_are_counted(
+    model32, full_index, query, monkeypatch, noise_seed, race
+):
+    asked = replace(SMALL, method="ensemble", unlearn=replace(QUICK, step_size=None), batch=1, noise_seed=noise_seed)
+    asked = replace(asked, race=race or RaceSettings(), exhaustive=race is None)
+    assert_counted(model32, full_index, query, monkeypatch, asked)
 
 
 @pytest.mark.usefixtures("one_beside")
 @pytest.mark.parametrize("noise_seed", [None, 7])
 def test_as_many_predictions_are_made_as_are_counted(model32, sourced, query, monkeypatch, noise_seed):
     full_index, _ = sourced
-    settings = check_settings(model32, full_index, replace(SMALL, batch=1, noise_seed=noise_seed))
+    assert_counted(model32, full_index, query, monkeypatch, replace(SMALL, batch=1, noise_seed=noise_seed))
+
+
+def assert_counted(model32, full_index, query, monkeypatch, asked):
+    """What an answer says of its predictions is what the model was asked for, and what was foretold."""
+    settings = check_settings(model32, full_index, asked)
     asked, made, predict = encode(model32, query), [], model32.predict
     monkeypatch.setattr(model32, "predict", lambda noisy, *given: (made.append(len(noisy)), predict(noisy, *given))[1])
     *_, last = answer(model32, full_index, asked, settings)
