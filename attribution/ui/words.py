@@ -29,7 +29,8 @@ REGIONS = (
 COMPARED = "Shown beside {}. All but those whose names begin with unlearning are quick."
 BETTER = (
     "In our measurements D-TRAK's top ten hold the boxed object more often (99 % against 95 % for unlearning+), but"
-    " models trained without the images that unlearning+ names forget the picture more (see Proof, below)."
+    " models trained without the images that unlearning+ names forget the picture more (see Proof, below). Ensemble is"
+    " the mean of unlearning+ and influence+."
 )
 NOT_HERE = "is not in this page's index"
 PUBLISHED = "Where its published weights cannot be had, the model's attention to the prompt's words is used instead."
