@@ -22,14 +22,14 @@ from attribution.files import write_whole, writing
 from attribution.index.index import SEARCH, Index
 from attribution.methods import BEST, check_settings, method_named
 from attribution.methods.answer import AttributeSettings, Clock, Progress
-from attribution.methods.candidates import Chosen, choose, chosen_predictions, require_source, sources
+from attribution.methods.candidates import SAMPLED, Chosen, choose, chosen_predictions, require_source, sources
 from attribution.methods.rehearsed import FORMAT_VERSION, Rehearsals, Rehearsed, read_rehearsals
 from attribution.methods.unlearning import unlearn_query
 from attribution.query.encoded import encode
 from attribution.query.prompts import prompt_with
 from attribution.query.query import Box, Query
 from attribution.unlearning.race import RaceSettings
-from attribution.unlearning.schedules import Known, cheapest, try_schedules
+from attribution.unlearning.schedules import Known, Tried, cheapest, try_schedules
 from attribution.unlearning.score import Floats, Views, cells, width
 
 FEWEST = 2
@@ -105,7 +105,9 @@ def rehearse(model: Model, index: Index, settings: RehearsalSettings, method: st
                 queue.keep(name, step)
     if missing := [name for name in names if not queue.done(name)]:
         raise InputError(f"another process is still at work on {len(missing)} pictures; run this again when it is done")
-    rehearsed = _chosen([_known(queue.result(name), asked) for name in names], settings)
+    beside = min(SAMPLED, max(0, len(index) - settings.candidates))
+    tried = try_schedules([_known(queue.result(name), asked) for name in names], settings.top_k, beside, asked.batch)
+    rehearsed = _chosen(list(tried), settings)
     with writing(index.path):
         methods = {**_held(index), method: rehearsed}
         write_whole(index.path / SEARCH, Rehearsals(FORMAT_VERSION, model.sha256, methods).json)
@@ -126,8 +128,8 @@ def _known(result: Mapping[str, Floats], asked: AttributeSettings) -> Known:
     return Known(result["changes"], asked.kind, result.get("values"))
 
 
-def _chosen(pictures: Sequence[Known], settings: RehearsalSettings) -> Rehearsed:
-    best = cheapest(list(try_schedules(pictures, settings.top_k)), settings.mean, settings.worst)
+def _chosen(tried: Sequence[Tried], settings: RehearsalSettings) -> Rehearsed:
+    best = cheapest(tried, settings.mean, settings.worst)
     told = (now()[:10], settings.pictures, settings.seed, settings.candidates, settings.top_k, best.evaluations)
     return Rehearsed(*told, round(best.mean, 4), round(best.worst, 4), best.race)
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attribution.batches import batches
+from attribution.diffusion.loss import precise
 from attribution.diffusion.noise import NoiseBank, spread
 from attribution.diffusion.pipeline import Model
 from attribution.diffusion.weights import pretrained, unlearned
@@ -250,8 +251,9 @@ def unlearn_query(
         if settings.rise is None:
             add_step(weights, step)
             continue
-        wanted, known = before * (1 + settings.rise * number / settings.steps), sizes
-        for size in step_to(weights, step, loss, wanted, 1 / settings.steps):
+        reached, wanted = (before * (1 + settings.rise * at / settings.steps) for at in (number - 1, number))
+        slope, known = sum(float((precise(gradient[name]) * step[name]).sum()) for name in step), sizes
+        for size in step_to(weights, step, loss, reached, wanted, 1 / settings.steps, slope):
             done, sizes = done + len(few), (*known, size)
             yield Unlearning(done, sizes)
 

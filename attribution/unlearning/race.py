@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from attribution.diffusion.noise import spread
 from attribution.unlearning.foreseen import Foreseen
-from attribution.unlearning.score import VIEWS, Floats, ScoreKind, Scores, Views, cells, score
+from attribution.unlearning.score import VIEWS, Floats, ScoreKind, Scores, Views, cells, columns_at_once, score
 
 # (rows, columns, views) -> (which of rows, which of columns, losses after unlearning (chunk, views)), chunk by chunk
 Measure = Callable[[Sequence[int], Sequence[int], Views], Iterator[tuple[slice, int, Floats]]]
@@ -136,6 +136,20 @@ def evaluations(rounds: list[Round]) -> int:
         known = len(before.columns) * len(before.views)
         total += this.images * (len(this.columns) * len(this.views) - known)
         before = this
+    return total
+
+
+def made(rounds: list[Round], batch: int) -> int:
+    """Predictions that a schedule really makes, in calls of the U-Net that are filled up; see `losses_by_call`."""
+    total = 0
+    for before, this in zip([None, *rounds], rounds, strict=False):
+        for views, columns in _missing(before, this):
+            at_once = max(1, batch // len(views))
+            chunks, rest = divmod(this.images, at_once)
+            calls = chunks * len(columns)
+            if rest:
+                calls += math.ceil(len(columns) / columns_at_once(rest, at_once))
+            total += calls * at_once * len(views)
     return total
 
 

@@ -11,7 +11,7 @@ from itertools import product
 import numpy as np
 
 from attribution.unlearning.foreseen import Foreseen
-from attribution.unlearning.race import Measure, RaceSettings, evaluations, fewest, race, schedule
+from attribution.unlearning.race import Measure, RaceSettings, evaluations, fewest, made, race, schedule
 from attribution.unlearning.score import VIEWS, Floats, ScoreKind, Scores, Views, cells, score
 
 POOLS = (64, 96, 112, 128, 192, 256, 384, 512, 768, 1024)
@@ -69,11 +69,13 @@ class Tried:
     Attributes:
         race: the schedule, with its columns' order.
         evaluations: predictions that its race takes.
+        made: that are made for it, with images beside the pool, in calls of the U-Net that are filled up.
         shares: of each picture, the share of the first images that it found.
     """
 
     race: RaceSettings
     evaluations: int
+    made: int
     shares: tuple[float, ...]
 
     @property
@@ -142,12 +144,14 @@ def schedules(candidates: int, top_k: int) -> list[RaceSettings]:
     ]
 
 
-def try_schedules(pictures: Sequence[Known], top_k: int) -> Iterator[Tried]:
+def try_schedules(pictures: Sequence[Known], top_k: int, beside: int, batch: int) -> Iterator[Tried]:
     """Every schedule, tried on every picture; the columns' order is then that of the other pictures.
 
     Args:
         pictures: of each, what is known of its candidates; two at least.
         top_k: how many images are looked for.
+        beside: the pool, images that are looked at once.
+        batch: predictions in one call of the U-Net.
     """
     count, columns, views = len(pictures[0].changes), pictures[0].columns, pictures[0].views
     others = [[*pictures[:number], *pictures[number + 1 :]] for number in range(len(pictures))]
@@ -156,12 +160,16 @@ def try_schedules(pictures: Sequence[Known], top_k: int) -> Iterator[Tried]:
         shares = tuple(
             found(known, replace(settings, columns=left), top_k) for known, left in zip(pictures, orders, strict=True)
         )
-        taken = evaluations(schedule(settings.pool or count, columns, settings, views))
-        yield Tried(replace(settings, columns=order), taken, shares)
+        pool = settings.pool or count
+        taken = evaluations(schedule(pool, columns, settings, views))
+        calls = made(schedule(pool, columns, settings, views, beside), batch)
+        yield Tried(replace(settings, columns=order), taken, calls, shares)
 
 
 def cheapest(tried: Sequence[Tried], mean: float, worst: float) -> Tried:
-    """The schedule of the fewest predictions that finds shares as high as wanted; where none does, the best mean.
+    """The one of those that find shares as high as wanted for which the fewest predictions are made.
+
+    Where none finds them, it is the one of the best mean.
 
     Args:
         tried: schedules.
@@ -170,5 +178,5 @@ def cheapest(tried: Sequence[Tried], mean: float, worst: float) -> Tried:
     """
     good = [each for each in tried if each.mean >= mean and each.worst >= worst]
     if good:
-        return min(good, key=lambda each: (each.evaluations, -each.mean))
-    return max(tried, key=lambda each: (each.mean, -each.evaluations))
+        return min(good, key=lambda each: (each.made, -each.mean, -each.evaluations))
+    return max(tried, key=lambda each: (each.mean, -each.made))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -10,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attribution.batches import in_batches
-from attribution.diffusion.loss import denoising_loss
+from attribution.batches import batches, in_batches
+from attribution.diffusion.loss import paired_loss
 from attribution.diffusion.noise import NoiseBank
 from attribution.diffusion.pipeline import Model
 from attribution.files import let_go
@@ -91,7 +92,7 @@ def losses_by_column(
     """Like `losses_of`, a column of the bank at a time, by one call of the U-Net each: (n, views)."""
     encoded = _encoded(model, training, rows, views)
     for column in range(len(bank)):
-        yield _losses_at(model, *encoded, bank, column)
+        yield _losses_at(model, *encoded, bank, [column], len(rows))[0]
 
 
 def _encoded(model: Model, training: EncodedSet, rows: Sequence[int], views: Views) -> tuple[Tensor, Tensor]:
@@ -99,12 +100,20 @@ def _encoded(model: Model, training: EncodedSet, rows: Sequence[int], views: Vie
     return training.view(rows, views), training.text(model, rows)
 
 
-def _losses_at(model: Model, latents: Tensor, text: Tensor, bank: NoiseBank, column: int) -> Tensor:
-    """Losses of encoded images at one column of a bank, by one call of the U-Net: (n, views)."""
-    views = latents.shape[1]
+def _losses_at(
+    model: Model, latents: Tensor, text: Tensor, bank: NoiseBank, columns: Sequence[int], at_once: int
+) -> Tensor:
+    """Losses of n encoded images at some columns of a bank, by one call of the U-Net: (columns, n, views).
+
+    The call holds as many images `at_once`, each at one column, filled up by repetition.
+    """
+    images, views = latents.shape[:2]
+    places = [place % images for place in range(at_once)]
+    noises = [columns[place // images % len(columns)] for place in range(at_once) for _ in range(views)]
+    x, caption = latents[places].flatten(0, 1), text[places].repeat_interleave(views, 0)
     with torch.inference_mode():
-        losses = denoising_loss(model, latents.flatten(0, 1), text.repeat_interleave(views, 0), bank.select([column]))
-    return losses.reshape(-1, views)
+        losses = paired_loss(model, x, caption, bank.select(noises))
+    return losses[: len(columns) * images * views].reshape(len(columns), images, views)
 
 
 def training_losses(
@@ -140,26 +149,33 @@ def losses_by_call(
 ) -> Iterator[tuple[slice, int, Floats]]:
     """Losses of training images, one call of the U-Net at a time: a chunk of images at each column in turn.
 
-    Every call of the U-Net holds as many predictions (the last is filled up by repetition): an image's loss depends
-    on the subset that it is measured in by no more than its place in a batch changes the rounding of a product.
+    Every call of the U-Net holds as many predictions: of few images at several columns, filled up by repetition. So an
+    image's loss depends on the subset that it is measured in by no more than its place in a batch changes the rounding
+    of a product.
 
     Yields:
         (which of `rows`, which of `columns`, losses of shape (chunk, views)).
     """
-    bank = bank.select(list(columns))
+    bank, at_once = bank.select(list(columns)), max(1, batch // width(views))
 
-    def begin(which: range) -> tuple[tuple[Tensor, Tensor], Tensor]:  # with a call, to learn whether so many fit
-        places = [i % len(rows) for i in which]
-        encoded = _encoded(model, training, [rows[place] for place in places], views_at(views, places))
-        return encoded, _losses_at(model, *encoded, bank, 0)
+    def begin(which: range) -> tuple[Callable[[range], Tensor], Tensor]:  # with a call, to learn whether so many fit
+        some = [place % len(rows) for place in range(which.start, max(which.start + 1, min(which.stop, len(rows))))]
+        encoded = _encoded(model, training, [rows[place] for place in some], views_at(views, some))
+        call = partial(_losses_at, model, *encoded, bank, at_once=len(which))
+        return call, call(range(columns_at_once(len(some), len(which)))[: len(bank)])
 
-    at_once = max(1, batch // width(views))
-    for which, (encoded, first) in in_batches(math.ceil(len(rows) / at_once) * at_once, at_once, begin):
+    for which, (call, first) in in_batches(math.ceil(len(rows) / at_once) * at_once, at_once, begin):
         here = slice(which.start, min(which.stop, len(rows)))
-        count = here.stop - here.start
-        for column in range(len(bank) if count > 0 else 0):  # not of repetitions alone, the last of smaller batches
-            losses = _losses_at(model, *encoded, bank, column) if column else first
-            yield here, column, losses[:count].cpu().numpy()
+        if here.start < here.stop:  # not of repetitions alone, the last of smaller batches
+            for together in batches(len(bank), len(first)):
+                losses = call(together) if together.start else first
+                for column, each in zip(together, losses.cpu().numpy(), strict=True):
+                    yield here, column, each
+
+
+def columns_at_once(images: int, at_once: int) -> int:
+    """At how many columns so many images are in one call of the U-Net, which holds so many at once."""
+    return max(1, at_once // images)
 
 
 @dataclass(frozen=True)

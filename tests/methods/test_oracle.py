@@ -18,7 +18,6 @@ from attribution.methods.answer import AttributeSettings, Attribution
 from attribution.methods.unlearning import unlearn_query
 from attribution.query.encoded import encode
 from attribution.query.regions import box_mask
-from attribution.unlearning import rise
 from attribution.unlearning.fisher import Samples
 from attribution.unlearning.score import training_losses
 from attribution.unlearning.step import UnlearnSettings, query_gradient
@@ -153,8 +152,7 @@ def searched(truth, query, mask, rise, steps):
 
 
 @pytest.mark.parametrize(("boxed", "steps"), [(False, 1), (True, 2)])
-def test_a_step_size_found_by_its_effect_is_the_oracles(model, index, query, truth, boxed, steps, monkeypatch):
-    monkeypatch.setattr(rise, "TRIALS", 14)  # which find it to 0.1 %
+def test_a_step_size_found_by_its_effect_is_the_oracles(model, index, query, truth, boxed, steps):
     query = replace(query, boxes=(BOX,)) if boxed else query
     expected, pipe = searched(truth, query, rectangle() if boxed else None, RISE, steps)
     settings = replace(UNLEARN, step_size=None, rise=RISE, steps=steps)

@@ -276,7 +276,7 @@ def test_scores_of_the_ensemble_are_means_of_the_oracles_changes_and_of_its_sign
     assert found.evaluations == predictions  # of each image its likelier view
     seen = [(float(after[row, view, first] - truth.before[row, view, first]), table[row, view]) for row, view in likely]
     typical = median((change + unit * value) / 2 for change, value in seen)
-    assert found.typical == pytest.approx(typical, rel=1e-3, abs=3e-3 * largest)
+    assert found.typical == pytest.approx(typical, rel=1e-2, abs=3e-3 * largest)
 
 
 @pytest.mark.parametrize(

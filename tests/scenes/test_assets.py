@@ -115,6 +115,6 @@ def test_the_examples_are_of_this_index_and_open(embedded):
     for path in paths:
         run = read_zip(path)
         assert path.stem == run.id
-        assert (run.answers[0].index_id, run.answers[0].settings.method) == (index.id, "unlearning+")
+        assert (run.answers[0].index_id, run.answers[0].settings.method) == (index.id, "ensemble")
         grades.append(verdict_of(run.answers[0], index).grade)
     assert sorted(grades) == ["clear source", "no source found", "uncertain"]

@@ -13,7 +13,7 @@ from attribution.methods.answer import AttributeSettings
 from attribution.methods.unlearning import unlearn_query
 from attribution.query.encoded import encode
 from attribution.unlearning import race as race_module
-from attribution.unlearning.race import RaceSettings, evaluations, exhaustive, race, schedule
+from attribution.unlearning.race import RaceSettings, Round, evaluations, exhaustive, made, race, schedule
 from attribution.unlearning.score import losses_by_call, training_losses
 from attribution.unlearning.step import UnlearnSettings
 
@@ -119,6 +119,21 @@ def test_every_call_of_the_unet_holds_a_whole_batch(model32, index32, monkeypatc
     monkeypatch.setattr(model32, "predict", record)
     list(training_losses(model32, index32.encoded, index32.bank(model32), range(count), [2, 5], views, batch=6))
     assert sizes == {(6, 6, 6)}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 8])
+@pytest.mark.parametrize("batch", [6, 16, 64])
+def test_few_images_are_measured_at_several_noises_in_a_call(model, index, monkeypatch, count, batch):
+    bank, calls, predict = index.bank(model), [], model.predict
+    whole = np.concatenate([t for _, t in training_losses(model, index.encoded, bank, range(8), range(8), batch=6)])
+    monkeypatch.setattr(model, "predict", lambda *given: (calls.append(len(given[0])), predict(*given))[1])
+    rows, columns = [6, 0, 3, 1, 7, 2, 5, 4][:count], [3, 7, 0, 5, 1]
+    parts = list(training_losses(model, index.encoded, bank, rows, columns, batch=batch))
+    assert_close(np.concatenate([t for _, t in parts]), whole[rows][..., columns], rtol=1e-11, atol=0)
+    assert set(calls) == {batch}
+    assert sum(calls) == made([Round(count, tuple(columns), (0, 1))], batch)
+    chunks, rest = divmod(count, batch // 2)
+    assert len(calls) == 5 * chunks + (-(-5 // (batch // 2 // rest)) if rest else 0)
 
 
 def test_chunks_say_which_rows_they_hold(model, index):

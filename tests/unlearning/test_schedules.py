@@ -66,18 +66,18 @@ def test_an_order_that_was_measured_finds_more_than_one_that_begins_with_noise()
 
 def test_every_schedule_is_tried_on_pictures_that_its_order_was_not_made_of():
     known = pictures(3, 300)
-    tried = list(try_schedules(known, 10))
+    tried = list(try_schedules(known, 10, 64, 64))
     assert [each.race.pool for each in tried] == [each.pool for each in schedules(300, 10)]
     assert {each.race.columns for each in tried} == {telling_order(known, 10)}
     first = tried[0]
     left = RaceSettings(**{**vars(first.race), "columns": telling_order(known[1:], 10)})
     assert first.shares[0] == found(known[0], left, 10)
     assert first.evaluations == evaluations(schedule(first.race.pool, 10, first.race))
-    assert len(list(try_schedules(pictures(2, 50), 10))) == len(schedules(50, 10)) > 0
+    assert len(list(try_schedules(pictures(2, 50), 10, 0, 64))) == len(schedules(50, 10)) > 0
 
 
 def tried(evaluations, *shares):
-    return Tried(RaceSettings(), evaluations, shares)
+    return Tried(RaceSettings(), 0, evaluations, shares)
 
 
 def test_the_cheapest_that_finds_enough_is_taken_else_the_one_that_finds_most():
