@@ -95,7 +95,10 @@ class Entered:
 
 
 def unlearning(model: Model, index: Index, asked: Encoded, settings: AttributeSettings, stop: Event) -> Answer:
-    """Answer with the loss change of training images after a Newton step that unlearns the query."""
+    """Answer with the loss change of training images after a Newton step that unlearns the query.
+
+    Of a method that foresees it is the mean of that and of what was foreseen.
+    """
     clock, unlearn, bank = Clock(), settings.newton, index.bank(model, settings.noise_seed)
     total, each = predicted(index, settings), _measured(settings)
     entered = yield from _entered(model, index, asked, settings, stop, clock, total)
