@@ -235,6 +235,8 @@ def _kept_words(answer: Attribution | Progress) -> str:
     if not estimate or not shown:
         return ""
     kept = sum(result.row in estimate for result in answer.results)
+    if kept == shown:
+        return f"The first estimate had named all {shown}."
     return f"Of these {shown}, the first estimate had named {kept}; the others are marked as new."
 
 

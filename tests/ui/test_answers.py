@@ -74,7 +74,9 @@ def test_images_that_a_first_estimate_did_not_name_are_marked(answers, full_inde
         assert f"Of these {len(rows)}, the first estimate had named 2; the others are marked as new." in html
     for named in (tuple(rows), ()):  # all of them; or none is known, as of earlier runs
         known = replace(answer, search=replace(answer.search, estimate=named))
-        assert "class='came'" not in panel(*ASKED, {"unlearning": known}, full_index, 4, False)
+        html = panel(*ASKED, {"unlearning": known}, full_index, 4, False)
+        assert "class='came'" not in html
+        assert (f"The first estimate had named all {len(rows)}." in html) == bool(named)
 
 
 def test_a_panel_tells_how_its_images_were_found(answers, full_index):
