@@ -60,7 +60,7 @@ def test_the_page_tells_how_long_each_takes(model32, full_index):
     label, name = words.budgets(budgets(Pace(10, 100), model32, full_index, 2))[-1]
     assert (name, label) == (
         "all",
-        f"Every image · about {words.seconds(10 * 318 + 100 * 64)}",
+        f"Every image · about {words.seconds(10 * 268 + 100 * 64)}",
     )
 
 

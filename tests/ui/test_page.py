@@ -87,7 +87,7 @@ def test_the_whole_way(page: Page, chromium: Browser, address: str) -> None:
     page.locator(".large:visible .card[data-row] button").nth(1).click()
     opened = page.locator(".opened")
     expect(opened).to_contain_text(f"row {shown[1]} of 4,096")
-    expect(opened).to_contain_text("2 of 24")
+    expect(opened).to_contain_text("2 of 16")
     assert opened.locator("svg g").count() == 10
     for other in visit(chromium, f"{address}/?run={run_id}"):
         other.wait_for_selector(f".kept[data-run='{run_id}']")  # at first there is an example
