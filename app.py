@@ -58,6 +58,7 @@ def serve(
         server_name=host,
         server_port=port,
         share=share,
+        allowed_paths=[str(studio.runs.folder.resolve())],  # /report gives files from there, which links give, too
         max_file_size="20mb",  # uploads over 10 MB are refused with a sentence of our own
         state_session_capacity=100,
         run_history=False,

@@ -83,6 +83,8 @@ def served(log: Path, temporary: Path, index: Path | None = None, ask_above: flo
     command = [sys.executable, "app.py", "--index", str(index or index_folder()), "--port", str(port)]
     command += ["--ask_above", str(ask_above)]
     environment = {**os.environ, "GRADIO_TEMP_DIR": str(temporary), "PYTHONUNBUFFERED": "1"}
+    temporary.mkdir(parents=True, exist_ok=True)
+    environment["TMPDIR"] = str(temporary)  # Gradio gives files from there, where finished runs usually are not
     address = f"http://127.0.0.1:{port}"
     with log.open("w") as output:
         server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
