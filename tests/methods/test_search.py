@@ -105,6 +105,15 @@ def test_the_first_of_a_search_by_the_ensemble_have_the_exhaustive_scores_in_the
         assert one.evaluations < 8 * CELLS  # one view is measured
 
 
+@pytest.mark.parametrize("race", [SMALL.race, RaceSettings(pool=0, survivors=3), None])
+def test_what_is_foreseen_has_the_indexs_own_noises_however_it_is_searched(model32, full_index, query, race):
+    asked = replace(SMALL, method="ensemble", unlearn=replace(QUICK, step_size=None), noise_seed=7)
+    asked = replace(asked, race=race or RaceSettings(), exhaustive=race is None)
+    shown = next(step.results for step in attribute(model32, full_index, query, asked) if step.results)
+    *_, alone = attribute(model32, full_index, query, AttributeSettings("influence+", top_k=2))
+    assert [(each.row, each.score) for each in shown] == [(each.row, each.score) for each in alone.results]
+
+
 @pytest.mark.usefixtures("one_beside")
 @pytest.mark.parametrize("race", [SMALL.race, RaceSettings(pool=0, survivors=3), None])
 @pytest.mark.parametrize("noise_seed", [None, 7])
