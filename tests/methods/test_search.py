@@ -8,6 +8,7 @@ from threading import Event
 
 import numpy as np
 import pytest
+from scipy.stats import trim_mean
 
 from attribution.answers.report import _settings, to_json
 from attribution.answers.run import Run, _asked
@@ -103,6 +104,19 @@ def test_the_first_of_a_search_by_the_ensemble_have_the_exhaustive_scores_in_the
     for one in (last, halved, whole):
         assert one.search.how in ("candidates", "halving", "exhaustive")
         assert one.evaluations < 8 * CELLS  # one view is measured
+
+
+def test_the_ensemble_adds_one_multiple_of_influence_to_trimmed_means(model32, full_index, query):
+    asked = replace(SMALL, method="ensemble", unlearn=replace(QUICK, step_size=None), top_k=8)
+    whole = found(model32, full_index, query, replace(asked, exhaustive=True, race=RaceSettings()))
+    *_, alone = attribute(model32, full_index, query, AttributeSettings("influence+", top_k=8))
+    foreseen = {each.row: each.score for each in alone.results}
+    units = []
+    for result in whole.results:
+        before, after = np.array(result.losses).T
+        units.append((2 * result.score - trim_mean(after - before, 0.2)) / foreseen[result.row])
+    assert units == pytest.approx([units[0]] * 8, rel=1e-4)
+    assert units[0] > 0
 
 
 @pytest.mark.parametrize("race", [SMALL.race, RaceSettings(pool=0, survivors=3), None])

@@ -86,3 +86,26 @@ def test_the_cheapest_that_finds_enough_is_taken_else_the_one_that_finds_most():
     assert cheapest([most, more, few], 0.8, 0.6) is few
     assert cheapest([most, more, few], 0.8, 0.7) is more
     assert cheapest([most, more, few], 0.99, 0.7) is most
+
+
+def test_what_is_foreseen_takes_part_in_scores_and_in_races():
+    rng, order = np.random.default_rng(6), (2, 5, 9, 8, 1, 7, 3, 4, 6, 0)
+    known = Known(rng.normal(size=(40, 1, 10)), "trimmed", rng.normal(size=(40, 1)))
+    first = sorted(range(40), key=lambda row: -known.values[row, 0])[:32]  # their losses give the unit
+    unit = np.linalg.norm(known.changes[first, 0, 2]) / np.linalg.norm(known.values[first, 0])
+
+    def scores(columns):
+        cut = len(columns) // 5
+        means = [np.mean(sorted(each)[cut : len(each) - cut]) for each in known.changes[:, 0, list(columns)]]
+        return (np.array(means) + unit * known.values[:, 0]) / 2
+
+    assert known.scores(order, (0,)).value == pytest.approx(scores(order))
+    assert known.first(5, 2) == list(np.argsort(-scores(order))[:5])
+    settings, rows = RaceSettings(30, 0.4, 1, 2.5, 8, order), list(range(30))
+    unit = np.linalg.norm(known.changes[first, 0, 2][np.array(first) < 30]) / np.linalg.norm(
+        known.values[first, 0][np.array(first) < 30]
+    )  # of those that take part
+    for this in schedule(30, 10, settings, (0,)):
+        value = scores(this.columns)
+        rows = sorted(rows[: this.images], key=lambda row: -value[row])
+    assert found(known, settings, 5) == pytest.approx(len(set(rows[:5]) & set(known.first(5, 2))) / 5)
