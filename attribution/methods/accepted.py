@@ -10,7 +10,7 @@ from attribution.errors import InputError
 from attribution.index.index import Index
 from attribution.methods.answer import AttributeSettings
 from attribution.methods.candidates import require_source, sources
-from attribution.methods.rehearsed import noise_order, rehearsed
+from attribution.methods.rehearsed import rehearsed
 from attribution.unlearning.race import RaceSettings, fewest
 from attribution.unlearning.score import ScoreKind
 
@@ -76,19 +76,18 @@ def with_search(settings: AttributeSettings, index: Index) -> AttributeSettings:
     if race.pool:
         require_source(index)
     everyone = race.pool == 0 or not sources(index)
-    race = replace(race, pool=0) if everyone else _suiting(race, index, settings)
-    if not race.columns:
-        race = replace(race, columns=noise_order(index, settings.method))
+    held = None if everyone and race.columns else rehearsed(index, settings.method)  # nothing is open then
+    suits = held.race if held else RaceSettings(POOL)
+    race = replace(race, pool=0) if everyone else _suiting(race, suits, len(index), settings.k)
+    race = replace(race, columns=race.columns or suits.columns)
     _check_columns(race.columns, index.base_losses.shape[-1])
     keep, growth, survivors = race.pace
     return replace(settings, race=replace(race, keep=keep, growth=growth, survivors=max(survivors, fewest(settings.k))))
 
 
-def _suiting(race: RaceSettings, index: Index, settings: AttributeSettings) -> RaceSettings:
+def _suiting(race: RaceSettings, suits: RaceSettings, images: int, top_k: int) -> RaceSettings:
     """A race among candidates, with what it leaves open as it was found to suit the index."""
-    held = rehearsed(index, settings.method)
-    suits = held.race if held else RaceSettings(POOL)
-    wanted = min(len(index), max(suits.pool or POOL, POOL_EACH * settings.k))
+    wanted = min(images, max(suits.pool or POOL, POOL_EACH * top_k))
     return RaceSettings(
         wanted if race.pool is None else race.pool,
         race.keep or suits.keep,

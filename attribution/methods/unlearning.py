@@ -49,6 +49,7 @@ from attribution.unlearning.race import Measure, Round, Standing, evaluations, e
 from attribution.unlearning.rise import step_to, trial_bank
 from attribution.unlearning.score import (
     Floats,
+    ScoreKind,
     Views,
     cells,
     score,
@@ -117,13 +118,14 @@ def unlearning(model: Model, index: Index, asked: Encoded, settings: AttributeSe
         measure, base = _losses(model, index, bank, settings, stop)
         begun = not first  # a first estimate stays until all were looked at
         rounds, likely = _rounds(index, settings), entered.likely
-        foreseen = _foreseen(index, settings, entered)
+        column = first_column(index, settings)
+        foreseen = None if not settings.foresees or entered.foreseen is None else Foreseen(entered.foreseen, column)
         for standing in race(measure, base, rounds, entered.rows, settings.kind, settings.k, likely, foreseen):
             begun |= standing.ended
             results = to_results(standing, index, settings.k) if begun else ()
             yield at("scoring", done + each * standing.evaluations, results)
     clock.lap("scoring")
-    typical = _typical(index, settings, base, standing, likely, foreseen)
+    typical = _typical(settings.kind, base, standing, column, likely, foreseen)
     made_with, rows = (index.id, model.sha256), standing.rows
     ranks = (rows[:MOST_RANKS], len(rows))
     scores = tuple(standing.scores.value[:MOST_SCORES].tolist())
@@ -159,28 +161,21 @@ def first_column(index: Index, settings: AttributeSettings) -> int:
     return (named or spread(index.base_losses.shape[-1]))[0]
 
 
-def _foreseen(index: Index, settings: AttributeSettings, entered: Entered) -> Foreseen | None:
-    """What scores take from what is foreseen; nothing, but for a method that foresees."""
-    if not settings.foresees or entered.foreseen is None:
-        return None
-    return Foreseen(entered.foreseen, first_column(index, settings))
-
-
 def _typical(
-    index: Index,
-    settings: AttributeSettings,
+    kind: ScoreKind,
     base: Floats,
     last: Standing,
+    column: int,
     likely: NDArray[np.integer] | None,
     foreseen: Foreseen | None,
 ) -> float:
     """The median score of training images by chance, all of which took part, on the noise that is looked at first."""
     assert last.known is not None
-    rows = by_chance(len(index))
+    rows = by_chance(len(base))
     views = np.zeros((len(rows), 1), np.intp) if likely is None else likely[rows, None]
-    at = cells(rows, views, [first_column(index, settings)])
-    expected = None if foreseen is None else foreseen.changes(rows, views, base, last.known, settings.kind)
-    return float(np.median(score(base[at], last.known[at], settings.kind, expected).value))
+    at = cells(rows, views, [column])
+    expected = None if foreseen is None else foreseen.changes(rows, views, base, last.known, kind)
+    return float(np.median(score(base[at], last.known[at], kind, expected).value))
 
 
 def _losses(
